@@ -1,0 +1,1 @@
+//! Files: safetensors, checkpoints, hashes, atomic writes and run records.

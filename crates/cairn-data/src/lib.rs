@@ -1,0 +1,1 @@
+//! Text to batches: tokenizers, corpora, shards and the resumable loader.

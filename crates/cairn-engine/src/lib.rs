@@ -1,0 +1,1 @@
+//! Serving one model: the KV cache, the sampler and generation.

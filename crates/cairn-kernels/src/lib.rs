@@ -1,0 +1,1 @@
+//! Kernels, the registry that names them, the thread pool, the arena and the tuner.

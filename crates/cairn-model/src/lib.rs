@@ -1,0 +1,1 @@
+//! From a model spec to its program, its tensor names and its initial weights.

@@ -1,0 +1,1 @@
+//! The virtual instruction set: programs, verification, differentiation, planning, accounting, execution.
