@@ -1,0 +1,123 @@
+//! How many parameters a spec describes.
+
+use super::{AttentionForm, Gqa, Mla, Mlp, ModelFields, NormKind, Position, QkNorm};
+use serde::Serialize;
+
+/// Parameters of a model, by part. Tied weights count once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ParameterCount {
+    /// Token, position and token-type embeddings and their norm.
+    pub embedding: u64,
+    /// Attention of one block.
+    pub attention: u64,
+    /// Feed-forward part of one block.
+    pub mlp: u64,
+    /// Norms of one block over the residual stream.
+    pub block_norms: u64,
+    /// Number of blocks.
+    pub num_hidden_layers: u64,
+    /// The norm after the last block.
+    pub final_norm: u64,
+    /// The head, where it is not the embedding.
+    pub head: u64,
+}
+
+impl ParameterCount {
+    /// One block.
+    pub const fn block(&self) -> u64 {
+        self.attention + self.mlp + self.block_norms
+    }
+
+    /// The whole model.
+    pub const fn total(&self) -> u64 {
+        self.embedding + self.num_hidden_layers * self.block() + self.final_norm + self.head
+    }
+}
+
+impl ModelFields {
+    /// Counts the parameters, by part. The limits of [`ModelSpec`](super::ModelSpec) keep every
+    /// product inside u64.
+    pub fn parameter_count(&self) -> ParameterCount {
+        let d = wide(self.hidden_size);
+        let v = wide(self.vocab_size);
+        let norm = self.norm_parameters();
+        let mut embedding = v * d;
+        if matches!(self.position, Position::Learned) {
+            embedding += wide(self.max_position_embeddings) * d;
+        }
+        embedding += self.embedding.type_vocab_size.map_or(0, |rows| wide(rows) * d);
+        embedding += if self.embedding.norm { norm } else { 0 };
+        let mut head = if self.tie_word_embeddings { 0 } else { v * d };
+        head += if self.head.bias { v } else { 0 };
+        head += if self.head.transform.is_some() { d * d + d + norm } else { 0 };
+        ParameterCount {
+            embedding,
+            attention: match &self.attention.form {
+                AttentionForm::Gqa(gqa) => grouped(gqa, d),
+                AttentionForm::Mla(mla) => latent(mla, d),
+            },
+            mlp: feed_forward(&self.mlp, d),
+            block_norms: wide(self.block.norms_per_block()) * norm,
+            num_hidden_layers: wide(self.num_hidden_layers),
+            final_norm: if self.block.final_norm() { norm } else { 0 },
+            head,
+        }
+    }
+
+    /// Parameters of one norm over the residual stream.
+    fn norm_parameters(&self) -> u64 {
+        let d = wide(self.hidden_size);
+        match (self.norm.kind, self.norm.bias) {
+            (NormKind::Rms | NormKind::Layer, true) => 2 * d,
+            (NormKind::Rms | NormKind::Layer, false) => d,
+        }
+    }
+}
+
+fn grouped(gqa: &Gqa, d: u64) -> u64 {
+    let k = wide(gqa.head_dim);
+    let q_rows = wide(gqa.num_attention_heads) * k;
+    let kv_rows = wide(gqa.num_key_value_heads) * k;
+    let qkv_rows = q_rows + 2 * kv_rows;
+    let biases = if gqa.qkv_bias { qkv_rows } else { 0 } + if gqa.o_bias { d } else { 0 };
+    let norms = match gqa.qk_norm {
+        None => 0,
+        Some(QkNorm::PerHead) => 2 * k,
+        Some(QkNorm::AllHeads) => q_rows + kv_rows,
+    };
+    d * qkv_rows + q_rows * d + biases + norms
+}
+
+/// As in DeepSeek-V2 and V3: biases, where there are any, on the projections down and out.
+fn latent(mla: &Mla, d: u64) -> u64 {
+    let h = wide(mla.num_attention_heads);
+    let key = wide(mla.qk_nope_head_dim + mla.qk_rope_head_dim);
+    let latent = wide(mla.kv_lora_rank);
+    let latent_and_rope = latent + wide(mla.qk_rope_head_dim);
+    let value = wide(mla.v_head_dim);
+    let queries = match mla.q_lora_rank.map(wide) {
+        Some(rank) => d * rank + rank + rank * h * key,
+        None => d * h * key,
+    };
+    let down_biases = mla.q_lora_rank.map_or(0, wide) + latent_and_rope;
+    let biases = if mla.bias { down_biases + d } else { 0 };
+    let expand = latent * h * (wide(mla.qk_nope_head_dim) + value);
+    queries + d * latent_and_rope + latent + expand + h * value * d + biases
+}
+
+fn feed_forward(mlp: &Mlp, d: u64) -> u64 {
+    match mlp {
+        Mlp::Glu { intermediate_size, bias, .. } => {
+            let f = wide(*intermediate_size);
+            3 * d * f + if *bias { 2 * f + d } else { 0 }
+        }
+        Mlp::Plain { intermediate_size, bias, .. } => {
+            let f = wide(*intermediate_size);
+            2 * d * f + if *bias { f + d } else { 0 }
+        }
+    }
+}
+
+fn wide(size: usize) -> u64 {
+    u64::try_from(size).expect("usize is at most 64 bits")
+}

@@ -1,0 +1,153 @@
+//! `config.json` of a Hugging Face folder: read into a [`ModelSpec`] and written back.
+//!
+//! Both styles are read: the newer (`rope_parameters`, `dtype`) and the older (`rope_theta`,
+//! `rope_scaling`, `torch_dtype`); where a file has both, they must agree. A field that
+//! transformers has a default for may be absent, a size may not. A field that changes the numbers
+//! is honored or refused by name; a field that the family's own transformers class ignores and
+//! that changes no number in any family is ignored.
+//!
+//! Checked against transformers 5.23 (`configuration_llama.py`, `configuration_gpt2.py`,
+//! `modeling_rope_utils.py`).
+
+mod fields;
+mod foreign;
+mod gpt2;
+mod llama;
+mod rope_fields;
+
+use super::{Family, ModelSpec, SpecError, SpecialTokens};
+use crate::DType;
+use fields::Fields;
+use serde_json::{Map, Value};
+
+impl ModelSpec {
+    /// Reads the text of a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`] naming the field that is missing, malformed, contradictory or not supported.
+    pub fn from_hf_json(text: &str) -> Result<Self, SpecError> {
+        let config: Value = serde_json::from_str(text)
+            .map_err(|error| SpecError::NotJson { reason: error.to_string() })?;
+        Self::from_hf_config(&config)
+    }
+
+    /// Reads a parsed `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`] naming the field that is missing, malformed, contradictory or not supported.
+    pub fn from_hf_config(config: &Value) -> Result<Self, SpecError> {
+        let Value::Object(map) = config else {
+            return Err(SpecError::NotAnObject { actual: fields::kind(config) });
+        };
+        let config = Fields::new(map);
+        let model_type = config.required_text("model_type")?;
+        let family = Family::from_model_type(&model_type)
+            .ok_or(SpecError::UnsupportedFamily { model_type })?;
+        refuse_other_architecture(&config, family)?;
+        foreign::refuse(&config, family)?;
+        Self::new(match family {
+            Family::Llama => llama::read(&config)?,
+            Family::Gpt2 => gpt2::read(&config)?,
+        })
+    }
+
+    /// Writes the `config.json` that transformers 4 and 5 load unmodified: both styles side by
+    /// side, keys in alphabetical order.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError::NotRepresentable`] if the spec holds what a `config.json` of its family cannot
+    /// say, such as a query norm in a LLaMA model.
+    pub fn to_hf_config(&self) -> Result<Value, SpecError> {
+        let mut map = match self.family {
+            Family::Llama => llama::write(self),
+            Family::Gpt2 => gpt2::write(self),
+        };
+        write_shared(self, &mut map);
+        map.sort_keys();
+        let config = Value::Object(map);
+        // Reading back is the one complete check that nothing was lost.
+        match Self::from_hf_config(&config) {
+            Ok(read) if read == *self => Ok(config),
+            _ => Err(SpecError::NotRepresentable { family: self.family }),
+        }
+    }
+
+    /// The `generation_config.json` that goes beside the weights.
+    pub fn to_hf_generation_config(&self) -> Value {
+        let mut map = Map::new();
+        map.insert("_from_model_config".to_owned(), Value::Bool(true));
+        write_tokens(&self.tokens, &mut map);
+        Value::Object(map)
+    }
+}
+
+/// A model with another head or another body computes something else from the same fields.
+fn refuse_other_architecture(config: &Fields<'_>, family: Family) -> Result<(), SpecError> {
+    let names = config.texts("architectures")?;
+    if names.is_empty() || names.iter().any(|name| name == family.architecture()) {
+        return Ok(());
+    }
+    Err(SpecError::Unsupported {
+        field: "architectures".to_owned(),
+        value: names.join(", "),
+        family,
+    })
+}
+
+/// The element type, from whichever of the two names is present.
+fn read_dtype(config: &Fields<'_>, family: Family) -> Result<DType, SpecError> {
+    let name = match (config.text("dtype")?, config.text("torch_dtype")?) {
+        (Some(new), Some(old)) if new != old => {
+            return Err(SpecError::Contradiction {
+                first: "dtype".to_owned(),
+                first_value: new,
+                second: "torch_dtype".to_owned(),
+                second_value: old,
+            });
+        }
+        (Some(name), _) | (None, Some(name)) => name,
+        // PyTorch's default type is what transformers loads into when the file does not say.
+        (None, None) => return Ok(DType::F32),
+    };
+    match DType::from_hf_name(&name) {
+        Some(dtype) if dtype.is_float() => Ok(dtype),
+        _ => Err(SpecError::Unsupported { field: "dtype".to_owned(), value: name, family }),
+    }
+}
+
+fn read_tokens(config: &Fields<'_>, defaults: &SpecialTokens) -> Result<SpecialTokens, SpecError> {
+    let bos = config.token_ids("bos_token_id")?;
+    let pad = config.token_ids("pad_token_id")?;
+    Ok(SpecialTokens {
+        bos: bos.map_or(defaults.bos, |ids| ids.first().copied()),
+        eos: config.token_ids("eos_token_id")?.unwrap_or_else(|| defaults.eos.clone()),
+        pad: pad.map_or(defaults.pad, |ids| ids.first().copied()),
+    })
+}
+
+fn write_shared(spec: &ModelSpec, map: &mut Map<String, Value>) {
+    map.insert("model_type".to_owned(), spec.family.model_type().into());
+    map.insert("architectures".to_owned(), vec![spec.family.architecture()].into());
+    map.insert("vocab_size".to_owned(), spec.vocab_size.into());
+    map.insert("tie_word_embeddings".to_owned(), spec.tie_word_embeddings.into());
+    map.insert("initializer_range".to_owned(), spec.initializer_range.into());
+    map.insert("use_cache".to_owned(), true.into());
+    // `dtype` since transformers 4.56, `torch_dtype` before.
+    map.insert("dtype".to_owned(), spec.dtype.hf_name().into());
+    map.insert("torch_dtype".to_owned(), spec.dtype.hf_name().into());
+    write_tokens(&spec.tokens, map);
+}
+
+fn write_tokens(tokens: &SpecialTokens, map: &mut Map<String, Value>) {
+    map.insert("bos_token_id".to_owned(), tokens.bos.into());
+    let eos = match tokens.eos.as_slice() {
+        [] => Value::Null,
+        [id] => (*id).into(),
+        ids => ids.into(),
+    };
+    map.insert("eos_token_id".to_owned(), eos);
+    map.insert("pad_token_id".to_owned(), tokens.pad.into());
+}

@@ -1,0 +1,172 @@
+//! The rotation in a `config.json`, in its newer (`rope_parameters`) and older (`rope_theta`,
+//! `rope_scaling`) style.
+
+use super::fields::Fields;
+use super::foreign::unsupported;
+use crate::model::{Family, Llama3Scaling, Rope, RopeScaling, SpecError, YarnScaling};
+use serde_json::{Map, Value, json};
+
+/// transformers' base where the file does not say (LLaMA 1 files do not).
+const DEFAULT_THETA: f64 = 10_000.0;
+
+/// Names that a rotation object may hold. A rule reads those it knows and, like transformers,
+/// leaves the others alone.
+const KNOWN: [&str; 13] = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "low_freq_factor",
+    "high_freq_factor",
+];
+
+/// What a rotation needs to know about the rest of the file.
+#[derive(Clone, Copy)]
+pub(super) struct Around {
+    pub(super) family: Family,
+    pub(super) head_dim: usize,
+    pub(super) max_position_embeddings: usize,
+}
+
+/// Reads the rotation of a family that rotates whole heads, halves paired.
+pub(super) fn read(config: &Fields<'_>, around: Around) -> Result<Rope, SpecError> {
+    let newer = config.object("rope_parameters")?;
+    let older = config.object("rope_scaling")?;
+    let newer = newer.map(|object| read_object(config, &object, around)).transpose()?;
+    let older = older.map(|object| read_object(config, &object, around)).transpose()?;
+    match (newer, older) {
+        (Some(newer), Some(older)) if newer != older => Err(SpecError::Contradiction {
+            first: "rope_parameters".to_owned(),
+            first_value: format!("{newer:?}"),
+            second: "rope_scaling".to_owned(),
+            second_value: format!("{older:?}"),
+        }),
+        (Some(rope), _) | (None, Some(rope)) => Ok(rope),
+        (None, None) => {
+            let theta = config.real("rope_theta")?.unwrap_or(DEFAULT_THETA);
+            Ok(Rope::new(theta, around.head_dim))
+        }
+    }
+}
+
+fn read_object(
+    config: &Fields<'_>,
+    object: &Fields<'_>,
+    around: Around,
+) -> Result<Rope, SpecError> {
+    for key in object.keys() {
+        let value = object.value(key);
+        let whole_head = key == "partial_rotary_factor" && value.is_none_or(|v| v == &json!(1.0));
+        if let (Some(value), false) = (value, whole_head || KNOWN.contains(&key.as_str())) {
+            return Err(unsupported(object, key, value, around.family));
+        }
+    }
+    Ok(Rope {
+        theta: read_theta(config, object)?,
+        rotary_dim: around.head_dim,
+        interleaved: false,
+        scaling: read_scaling(object, around)?,
+    })
+}
+
+fn read_theta(config: &Fields<'_>, object: &Fields<'_>) -> Result<f64, SpecError> {
+    match (object.real("rope_theta")?, config.real("rope_theta")?) {
+        (Some(inner), Some(outer)) if inner.total_cmp(&outer).is_ne() => {
+            Err(SpecError::Contradiction {
+                first: object.name("rope_theta"),
+                first_value: inner.to_string(),
+                second: "rope_theta".to_owned(),
+                second_value: outer.to_string(),
+            })
+        }
+        (inner, outer) => Ok(inner.or(outer).unwrap_or(DEFAULT_THETA)),
+    }
+}
+
+fn read_scaling(object: &Fields<'_>, around: Around) -> Result<RopeScaling, SpecError> {
+    let rope_type = match (object.text("rope_type")?, object.text("type")?) {
+        (Some(new), Some(old)) if new != old => {
+            return Err(SpecError::Contradiction {
+                first: object.name("rope_type"),
+                first_value: new,
+                second: object.name("type"),
+                second_value: old,
+            });
+        }
+        (new, old) => new.or(old).unwrap_or_else(|| "default".to_owned()),
+    };
+    match rope_type.as_str() {
+        "default" => Ok(RopeScaling::Default),
+        "linear" => Ok(RopeScaling::Linear { factor: object.required_real("factor")? }),
+        "llama3" => Ok(RopeScaling::Llama3(Llama3Scaling {
+            factor: object.required_real("factor")?,
+            low_freq_factor: object.required_real("low_freq_factor")?,
+            high_freq_factor: object.required_real("high_freq_factor")?,
+            original_max_position_embeddings: original_length(object, around)?,
+        })),
+        "yarn" => read_yarn(object, around),
+        // "dynamic" too: its frequencies depend on the length of the text, so cached keys would
+        // be rotated by other angles than fresh ones.
+        _ => Err(unsupported(object, "rope_type", &rope_type.into(), around.family)),
+    }
+}
+
+fn read_yarn(object: &Fields<'_>, around: Around) -> Result<RopeScaling, SpecError> {
+    let original = original_length(object, around)?;
+    // As in transformers: a factor that is null is the ratio of the lengths, and zero counts as
+    // absent for the two bounds.
+    #[expect(clippy::cast_precision_loss, reason = "lengths above 2^24 are refused later")]
+    let ratio = around.max_position_embeddings as f64 / original as f64;
+    let nonzero = |value: Option<f64>| value.filter(|value| *value != 0.0);
+    Ok(RopeScaling::Yarn(YarnScaling {
+        factor: object.real("factor")?.unwrap_or(ratio),
+        original_max_position_embeddings: original,
+        beta_fast: nonzero(object.real("beta_fast")?).unwrap_or(32.0),
+        beta_slow: nonzero(object.real("beta_slow")?).unwrap_or(1.0),
+        attention_factor: object.real("attention_factor")?,
+        mscale: object.real("mscale")?,
+        mscale_all_dim: object.real("mscale_all_dim")?,
+        truncate: object.flag("truncate", true)?,
+    }))
+}
+
+fn original_length(object: &Fields<'_>, around: Around) -> Result<usize, SpecError> {
+    let original = object.size("original_max_position_embeddings")?;
+    Ok(original.unwrap_or(around.max_position_embeddings))
+}
+
+/// Writes the rotation in both styles.
+pub(super) fn write(rope: &Rope, map: &mut Map<String, Value>) {
+    let (rope_type, scaling) = match &rope.scaling {
+        RopeScaling::Default => ("default", Map::new()),
+        RopeScaling::Linear { factor } => ("linear", object(json!({ "factor": factor }))),
+        RopeScaling::Dynamic { factor } => ("dynamic", object(json!({ "factor": factor }))),
+        RopeScaling::Llama3(llama3) => ("llama3", object(json!(llama3))),
+        RopeScaling::Yarn(yarn) => ("yarn", object(json!(yarn))),
+    };
+    let mut parameters: Map<String, Value> =
+        scaling.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    parameters.insert("rope_type".to_owned(), rope_type.into());
+    let older = match rope.scaling {
+        RopeScaling::Default => Value::Null,
+        _ => Value::Object(parameters.clone()),
+    };
+    parameters.insert("rope_theta".to_owned(), rope.theta.into());
+    map.insert("rope_parameters".to_owned(), Value::Object(parameters));
+    map.insert("rope_scaling".to_owned(), older);
+    map.insert("rope_theta".to_owned(), rope.theta.into());
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("a struct serializes to an object"),
+    }
+}

@@ -1,0 +1,163 @@
+//! The checks behind [`ModelSpec::new`](super::ModelSpec::new).
+
+use super::{
+    Attention, AttentionForm, Gqa, HEAD_DIM_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX,
+    MAX_POSITION_EMBEDDINGS_MAX, Mla, ModelFields, NUM_ATTENTION_HEADS_MAX, NUM_HIDDEN_LAYERS_MAX,
+    Position, Rope, RopeScaling, SpecError, VOCAB_SIZE_MAX, WindowedLayers,
+};
+
+/// Largest accepted factor, base or bound of a rotation: above every file seen, and its square is
+/// finite in f32.
+const REAL_MAX: f64 = 1e18;
+
+pub(super) fn validate(fields: &ModelFields) -> Result<(), SpecError> {
+    size("vocab_size", fields.vocab_size, VOCAB_SIZE_MAX)?;
+    size("hidden_size", fields.hidden_size, HIDDEN_SIZE_MAX)?;
+    size("num_hidden_layers", fields.num_hidden_layers, NUM_HIDDEN_LAYERS_MAX)?;
+    size("max_position_embeddings", fields.max_position_embeddings, MAX_POSITION_EMBEDDINGS_MAX)?;
+    size("intermediate_size", fields.mlp.intermediate_size(), INTERMEDIATE_SIZE_MAX)?;
+    if let Some(rows) = fields.embedding.type_vocab_size {
+        size("type_vocab_size", rows, VOCAB_SIZE_MAX)?;
+    }
+    optional_real("embedding scale", fields.embedding.scale, REAL_MAX)?;
+    optional_real("final_logit_softcapping", fields.head.softcap, REAL_MAX)?;
+    real("norm eps", fields.norm.eps, 0.0, 1.0)?;
+    real("initializer_range", fields.initializer_range, 0.0, 1.0)?;
+    for (name, rate) in [
+        ("embedding dropout", fields.dropout.embd),
+        ("attention dropout", fields.dropout.attn),
+        ("residual dropout", fields.dropout.resid),
+    ] {
+        real(name, rate, 0.0, 0.999)?;
+    }
+    attention(&fields.attention, fields.num_hidden_layers)?;
+    if let Position::Rope(rope) = &fields.position {
+        rotation(rope, rotated_dims(&fields.attention.form))?;
+    }
+    // Token ids outside the vocabulary are common in files (GPT-2's 50256 in a model cut down to
+    // 320 tokens) and change no number, so they are not refused.
+    Ok(())
+}
+
+fn attention(attention: &Attention, num_hidden_layers: usize) -> Result<(), SpecError> {
+    match &attention.form {
+        AttentionForm::Gqa(gqa) => grouped(gqa)?,
+        AttentionForm::Mla(mla) => latent(mla)?,
+    }
+    optional_real("attn_logit_softcapping", attention.logit_softcap, REAL_MAX)?;
+    optional_real("attention scale", attention.scale, REAL_MAX)?;
+    let Some(window) = &attention.sliding_window else { return Ok(()) };
+    size("sliding_window", window.size, MAX_POSITION_EMBEDDINGS_MAX)?;
+    if let WindowedLayers::Listed(layers) = &window.layers
+        && layers.len() != num_hidden_layers
+    {
+        return Err(SpecError::LayerCount {
+            field: "layer_types",
+            actual: layers.len(),
+            num_hidden_layers,
+        });
+    }
+    match &window.rope {
+        Some(rope) => rotation(rope, rotated_dims(&attention.form)),
+        None => Ok(()),
+    }
+}
+
+fn grouped(gqa: &Gqa) -> Result<(), SpecError> {
+    size("num_attention_heads", gqa.num_attention_heads, NUM_ATTENTION_HEADS_MAX)?;
+    size("num_key_value_heads", gqa.num_key_value_heads, NUM_ATTENTION_HEADS_MAX)?;
+    size("head_dim", gqa.head_dim, HEAD_DIM_MAX)?;
+    if !gqa.num_attention_heads.is_multiple_of(gqa.num_key_value_heads) {
+        return Err(SpecError::UnevenHeads {
+            num_attention_heads: gqa.num_attention_heads,
+            num_key_value_heads: gqa.num_key_value_heads,
+        });
+    }
+    Ok(())
+}
+
+fn latent(mla: &Mla) -> Result<(), SpecError> {
+    size("num_attention_heads", mla.num_attention_heads, NUM_ATTENTION_HEADS_MAX)?;
+    if let Some(rank) = mla.q_lora_rank {
+        size("q_lora_rank", rank, HIDDEN_SIZE_MAX)?;
+    }
+    size("kv_lora_rank", mla.kv_lora_rank, HIDDEN_SIZE_MAX)?;
+    size("qk_nope_head_dim", mla.qk_nope_head_dim, HEAD_DIM_MAX)?;
+    size("qk_rope_head_dim", mla.qk_rope_head_dim, HEAD_DIM_MAX)?;
+    size("v_head_dim", mla.v_head_dim, HEAD_DIM_MAX)
+}
+
+/// Dimensions of a key that a rotation may reach.
+fn rotated_dims(form: &AttentionForm) -> usize {
+    match form {
+        AttentionForm::Gqa(gqa) => gqa.head_dim,
+        AttentionForm::Mla(mla) => mla.qk_rope_head_dim,
+    }
+}
+
+fn rotation(rope: &Rope, key_dim: usize) -> Result<(), SpecError> {
+    // Above 1, so that the logarithm YaRN divides by is positive.
+    real("rope_theta", rope.theta, 1.000_001, REAL_MAX)?;
+    size("rotary dimension", rope.rotary_dim, HEAD_DIM_MAX)?;
+    if !rope.rotary_dim.is_multiple_of(2) || rope.rotary_dim > key_dim {
+        return Err(SpecError::RotaryDim { rotary_dim: rope.rotary_dim, key_dim });
+    }
+    match &rope.scaling {
+        RopeScaling::Default => Ok(()),
+        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor } => {
+            real("rope factor", *factor, 1.0, REAL_MAX)
+        }
+        RopeScaling::Llama3(llama3) => {
+            let original = llama3.original_max_position_embeddings;
+            size("original_max_position_embeddings", original, MAX_POSITION_EMBEDDINGS_MAX)?;
+            real("rope factor", llama3.factor, 1.0, REAL_MAX)?;
+            real("low_freq_factor", llama3.low_freq_factor, 1e-6, 1e6)?;
+            // Equal factors would divide by zero; transformers warns and computes NaN.
+            real("high_freq_factor", llama3.high_freq_factor, llama3.low_freq_factor + 1e-6, 1e6)
+        }
+        RopeScaling::Yarn(yarn) => {
+            let original = yarn.original_max_position_embeddings;
+            size("original_max_position_embeddings", original, MAX_POSITION_EMBEDDINGS_MAX)?;
+            real("rope factor", yarn.factor, 1.0, REAL_MAX)?;
+            real("beta_slow", yarn.beta_slow, 1e-6, 1e6)?;
+            real("beta_fast", yarn.beta_fast, yarn.beta_slow, 1e6)?;
+            optional_real("attention_factor", yarn.attention_factor, 1e6)?;
+            optional_nonnegative("mscale", yarn.mscale)?;
+            optional_nonnegative("mscale_all_dim", yarn.mscale_all_dim)
+        }
+    }
+}
+
+fn size(field: &str, value: usize, max: usize) -> Result<(), SpecError> {
+    if (1..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(SpecError::OutOfRange {
+        field: field.to_owned(),
+        actual: value.to_string(),
+        min: "1".to_owned(),
+        max: max.to_string(),
+    })
+}
+
+fn real(field: &str, value: f64, min: f64, max: f64) -> Result<(), SpecError> {
+    // Written so that NaN, which is in no range, is refused.
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(SpecError::OutOfRange {
+        field: field.to_owned(),
+        actual: value.to_string(),
+        min: min.to_string(),
+        max: max.to_string(),
+    })
+}
+
+/// Absent, or a positive number.
+fn optional_real(field: &str, value: Option<f64>, max: f64) -> Result<(), SpecError> {
+    value.map_or(Ok(()), |value| real(field, value, f64::MIN_POSITIVE, max))
+}
+
+fn optional_nonnegative(field: &str, value: Option<f64>) -> Result<(), SpecError> {
+    value.map_or(Ok(()), |value| real(field, value, 0.0, 1e6))
+}
