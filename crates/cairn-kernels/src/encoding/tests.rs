@@ -1,0 +1,77 @@
+//! Round trips, error bounds and layout conversion of every encoding.
+
+use super::*;
+
+fn values(n: usize, k: usize) -> Vec<f32> {
+    (0..n * k).map(|i| ((i * 7919 % 1013) as f32 - 500.0) * 0.013).collect()
+}
+
+fn stored(form: (Encoding, Layout), (n, k): (usize, usize), values_nk: &[f32]) -> Vec<f32> {
+    // f32 storage keeps the bytes aligned.
+    let bytes = Weight::stored_bytes(form.0, form.1, n, k);
+    let mut storage = vec![0.0_f32; bytes.div_ceil(4)];
+    let all = crate::memory::bytes_of_mut(&mut storage);
+    encode(form, (n, k), values_nk, &mut all[..bytes]);
+    storage
+}
+
+fn weight<'a>(
+    (encoding, layout): (Encoding, Layout),
+    (n, k): (usize, usize),
+    storage: &'a [f32],
+) -> Weight<'a> {
+    let bytes = Weight::stored_bytes(encoding, layout, n, k);
+    Weight { encoding, layout, n, k, bytes: &crate::memory::bytes_of(storage)[..bytes] }
+}
+
+#[test]
+fn decoding_gives_what_was_encoded() {
+    for (n, k) in [(1, 1), (16, 32), (17, 33), (5, 100), (0, 4), (4, 0)] {
+        let values_nk = values(n, k);
+        for encoding in Encoding::ALL {
+            let mut by_layout = Vec::new();
+            for layout in Layout::ALL {
+                let storage = stored((encoding, layout), (n, k), &values_nk);
+                let mut decoded = vec![0.0; n * k];
+                weight((encoding, layout), (n, k), &storage).decode(&mut decoded);
+                for (&value, &found) in values_nk.iter().zip(&decoded) {
+                    let bound = match encoding {
+                        Encoding::F32 => 0.0,
+                        Encoding::Bf16 => value.abs() / 256.0,
+                        // Half a step of the largest value a block can have.
+                        Encoding::Q8 => 6.7 / 127.0 / 2.0,
+                    };
+                    assert!((value - found).abs() <= bound, "{encoding} {value} {found}");
+                }
+                by_layout.push(decoded);
+            }
+            assert_eq!(by_layout[0], by_layout[1], "layouts hold the same values");
+        }
+    }
+}
+
+#[test]
+fn layouts_convert_without_loss() {
+    for (n, k) in [(1, 1), (16, 32), (19, 70)] {
+        let values_nk = values(n, k);
+        for encoding in Encoding::ALL {
+            for (from, to) in [(Layout::RowMajor, Layout::Panel), (Layout::Panel, Layout::RowMajor)]
+            {
+                let source = stored((encoding, from), (n, k), &values_nk);
+                let expected = stored((encoding, to), (n, k), &values_nk);
+                let bytes = Weight::stored_bytes(encoding, to, n, k);
+                let mut converted = vec![1_u8; bytes];
+                convert_layout(weight((encoding, from), (n, k), &source), to, &mut converted);
+                assert_eq!(converted, crate::memory::bytes_of(&expected)[..bytes]);
+            }
+        }
+    }
+}
+
+#[test]
+fn zero_blocks_stay_zero() {
+    let storage = stored((Encoding::Q8, Layout::RowMajor), (2, 40), &[0.0; 80]);
+    let mut decoded = vec![1.0; 80];
+    weight((Encoding::Q8, Layout::RowMajor), (2, 40), &storage).decode(&mut decoded);
+    assert_eq!(decoded, [0.0; 80]);
+}

@@ -1,0 +1,162 @@
+//! Every implementation of the lanes against the portable one, bit for bit.
+
+use super::*;
+use crate::isa::{Isa, Simd};
+
+type Lanes = [f32; LANES];
+
+/// Values where implementations could differ: signs of zero, ties, extremes, subnormals.
+fn samples() -> Vec<Lanes> {
+    let special = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        2.5,
+        -2.5,
+        0.499_999_97,
+        1e-40,
+        -1e-40,
+        3.4e38,
+        -3.4e38,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        8_388_609.0,
+        -0.75,
+    ];
+    let mut state = 1_u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f32::from_bits((state >> 2) & 0x3fff_ffff | state & 0x8000_0000)
+    };
+    let mut rows = vec![special];
+    for shift in 1..LANES {
+        let mut row = special;
+        row.rotate_left(shift);
+        rows.push(row);
+    }
+    rows.extend((0..64).map(|_| std::array::from_fn(|_| random())));
+    rows
+}
+
+/// Bits, with every NaN made the same: payloads are not part of the contract.
+fn bits(value: f32) -> u32 {
+    if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }
+}
+
+kernel! {
+    fn floats<V>(a: &Lanes, b: &Lanes, c: &Lanes) -> Vec<u32> {
+        let (a, b, c) = (V::load(a), V::load(b), V::load(c));
+        let small = a.max(V::splat(-7.0)).min(V::splat(7.0));
+        let mut out = Vec::new();
+        let results = [
+            a + b, a - b, a * b, a / b, -a, a.mul_add(b, c), a.min(b), a.max(b), a.sqrt(),
+            a.abs(), a.round(), a.floor(), V::select(a.lt(b), a, c), V::select(a.le(b), a, c),
+            V::select(a.eq(b), a, c), V::select(a.gt(b).not(), a, c),
+            V::select(a.ge(b).and(b.lt(c)), a, c), V::select(a.ge(b).or(b.lt(c)), a, c),
+            V::select(V::Mask::first(5), a, b), small.to_int().to_float(),
+            V::load_partial(&a.to_array()[..11], 3.0),
+        ];
+        for result in results {
+            out.extend(result.to_array().map(bits));
+        }
+        for row in V::transpose([a, b, c, a + b, a - b, small, a, b, c, c, b, a, a * c, a, b, c]) {
+            out.extend(row.to_array().map(bits));
+        }
+        out.extend([bits(small.sum()), bits(small.max_lane())]);
+        out.push(u32::from(a.lt(b).bits()));
+        let mut words = [0; LANES];
+        a.to_bf16(&mut words);
+        out.extend(words.map(u32::from));
+        out.extend(V::from_bf16(&words).to_array().map(bits));
+        let mut tail = [9.0; 7];
+        a.store_partial(&mut tail[2..]);
+        out.extend(tail.map(bits));
+        out
+    }
+}
+
+kernel! {
+    fn ints<V>(a: &[i32; LANES], b: &[i32; LANES]) -> Vec<i32> {
+        let (a, b) = (V::Int::load(a), V::Int::load(b));
+        let pick = |mask| V::select(mask, V::splat(1.0), V::zero()).to_int();
+        let results = [
+            a + b, a - b, a.and(b), a.or(b), a.xor(b), a.shl(5), a.shr(23), a.mul_low(b),
+            pick(a.eq(b)), pick(a.gt(b)), a.to_float().bits(), a.and(V::Int::splat(77)),
+        ];
+        results.into_iter().flat_map(V::Int::to_array).collect()
+    }
+}
+
+#[test]
+fn float_operations_agree() {
+    let rows = samples();
+    for isa in Isa::supported() {
+        for window in rows.windows(3) {
+            let expected = floats(Simd::new(Isa::Scalar), &window[0], &window[1], &window[2]);
+            let found = floats(Simd::new(isa), &window[0], &window[1], &window[2]);
+            let first = found.iter().zip(&expected).position(|(a, b)| a != b);
+            assert_eq!(first, None, "{isa} {window:?}");
+        }
+    }
+}
+
+#[test]
+fn integer_operations_agree() {
+    let rows: Vec<[i32; LANES]> =
+        samples().iter().map(|row| row.map(|x| x.to_bits().cast_signed())).collect();
+    for isa in Isa::supported() {
+        for pair in rows.windows(2) {
+            let mut second = pair[1];
+            second[3] = pair[0][3];
+            let expected = ints(Simd::new(Isa::Scalar), &pair[0], &second);
+            assert_eq!(ints(Simd::new(isa), &pair[0], &second), expected, "{isa}");
+        }
+    }
+}
+
+#[test]
+fn bytes_widen() {
+    kernel! {
+        fn widen<V>(bytes: &[i8; LANES]) -> Lanes {
+            V::from_i8(bytes).to_array()
+        }
+    }
+    let bytes: [i8; LANES] = [-128, 127, 0, 1, -1, 5, 6, 7, 8, 9, 10, 11, -12, 13, 14, 15];
+    for isa in Isa::supported() {
+        let found = widen(Simd::new(isa), &bytes).map(f32::to_bits);
+        assert_eq!(found, bytes.map(|byte| f32::from(byte).to_bits()), "{isa}");
+    }
+}
+
+#[test]
+fn sums_use_the_fixed_tree() {
+    kernel! {
+        fn sum<V>(lanes: &Lanes) -> f32 {
+            V::load(lanes).sum()
+        }
+    }
+    let lanes: Lanes = std::array::from_fn(|j| 1.0 / (j as f32 + 3.0));
+    let mut tree = lanes.to_vec();
+    while tree.len() > 1 {
+        let half = tree.len() / 2;
+        tree = (0..half).map(|j| tree[j] + tree[j + half]).collect();
+    }
+    for isa in Isa::supported() {
+        assert_eq!(sum(Simd::new(isa), &lanes).to_bits(), tree[0].to_bits(), "{isa}");
+    }
+}
+
+#[test]
+fn bf16_rounds_to_nearest_even() {
+    let check = |value: u32, expected: u16| {
+        assert_eq!(bf16_from_f32(f32::from_bits(value)), expected, "{value:#x}");
+    };
+    check(0x3f80_8000, 0x3f80);
+    check(0x3f80_8001, 0x3f81);
+    check(0x3f81_8000, 0x3f82);
+    check(0x7f7f_ffff, 0x7f80);
+    check(0x7f80_0001, 0x7fc0);
+    check(0x8000_0000, 0x8000);
+}
