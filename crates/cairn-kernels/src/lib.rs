@@ -10,24 +10,59 @@
 //! weights are stored), [`matmul`] (the three products), the other operators, then [`registry`],
 //! [`tuner`], [`bandwidth`] and [`peak`] (what exists, what is chosen, what the machine can do).
 
+pub mod activation;
+pub mod attention;
 pub mod cpu;
+pub mod dropout;
+pub mod embed;
 pub mod encoding;
 pub mod isa;
+mod lanes;
+pub mod layer_norm;
+mod math;
 pub mod matmul;
 pub mod memory;
+pub mod optimizer;
+pub mod pointwise;
 pub mod pool;
 pub mod registry;
+pub mod rms_norm;
+pub mod rope;
+pub mod rows;
 mod simd;
+pub mod token_logprob;
 
+pub use activation::{
+    Act, Activation, ActivationGrad, Glu, GluGrad, activation, activation_grad, glu, glu_grad,
+};
+pub use attention::{
+    Attention, AttentionGrad, AttentionSpec, CacheSpec, CacheType, Keys, KvWrite, Mask,
+    RaggedBatch, SeqSlot, attention, attention_grad, kv_write,
+};
 pub use cpu::{Cpu, SharedSlice};
+pub use dropout::{Dropout, DropoutAssign, DropoutMask, dropout, dropout_assign};
+pub use embed::{Embed, EmbedGrad, PositionEmbed, embed, embed_grad, position_embed};
 pub use encoding::{Encoding, Layout, Weight};
 pub use isa::Isa;
+pub use layer_norm::{LayerNorm, LayerNormGrad, layer_norm, layer_norm_grad};
 pub use matmul::{
     BiasGrad, HeadMatmul, HeadMatmulDw, HeadMatmulDx, Matmul, MatmulDw, MatmulDx, bias_grad,
     head_matmul, head_matmul_dw, head_matmul_dx, matmul, matmul_dw, matmul_dx,
 };
 pub use memory::{Bytes, BytesMut, Memory, MemoryError, Span};
+pub use optimizer::{AdamW, AdamWStep, Ema, SumSquares, adamw, ema, sum_squares};
+pub use pointwise::{
+    Add, AddAssign, Fill, Scale, ScaleAssign, Softcap, SoftcapGrad, add, add_assign, fill, scale,
+    scale_assign, softcap, softcap_grad,
+};
 pub use pool::Scratch;
+pub use rms_norm::{RmsNorm, RmsNormGrad, rms_norm, rms_norm_grad};
+pub use rope::{Rope, RopePairing, rope};
+pub use rows::{Concat, GatherRows, ScatterRows, Split, concat, gather_rows, scatter_rows, split};
+pub use token_logprob::{
+    CrossEntropy, Head, HeadGrads, TokenLogprob, TokenLogprobGrad, cross_entropy, head_scratch_len,
+    token_logprob, token_logprob_grad,
+};
 
 /// Tokens whose weight-gradient products form one chain; blocks are folded in order.
 pub const TOKEN_BLOCK: usize = 256;

@@ -1,0 +1,170 @@
+//! Attention over ragged batches: dense, from the paged cache, and backward.
+//!
+//! Dimensions: `t` query tokens, `s` keys, `h` query heads, `g` key/value heads (h a multiple of
+//! g: query head i reads key/value head i / (h/g)), `k` key dim, `v` value dim.
+//!
+//! **Order of sums** (what the reference in `attention/reference.rs` computes and every kernel
+//! reproduces bit for bit). Keys come in tiles of [`KEY_TILE`] aligned to the sequence's own position 0.
+//! A score is one chain over the key dim, times the scale, soft-capped if asked, −∞ where the mask
+//! hides the key. A tile has its maximum m, its weights `e^(score − m)`, their 16-lane sum l and
+//! their product o with the values, one chain over the tile's keys. Tiles combine in a binary tree
+//! over the tile *index* (2i with 2i + 1, then pairs of pairs); a tile without visible keys is the
+//! identity. So a query's result depends neither on the chunk it was prefilled in, nor on the
+//! other sequences, nor on where its keys are stored, given equal keys and values.
+//!
+//! The backward pass recomputes weights as `e^(score − lse)`; `dq` is one chain over the keys,
+//! `dk` and `dv` one chain over the group's query heads and, inside, the queries, ascending.
+//!
+//! A key that is not a number reaches the queries that see it, and may reach others of its own
+//! sequence and tile; it never reaches another sequence.
+//!
+//! Sources: Dao et al. 2022 and 2023 (FlashAttention), Milakov and Gimelshein 2018 (online softmax).
+
+mod cache;
+mod mask;
+mod reference;
+
+pub use cache::{CacheSpec, CacheType, KvWrite, PAGE_TOKENS, kv_write, kv_write_reference};
+pub use mask::Mask;
+pub use reference::{attention_grad_reference, attention_reference};
+
+use crate::cpu::Cpu;
+
+/// Shapes and rules of one attention layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads, a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Width of a query and a key.
+    pub key_dim: usize,
+    /// Width of a value and of a head's output.
+    pub value_dim: usize,
+    /// Whether a value is the first `value_dim` columns of its key (MLA's latent): no values are
+    /// passed, and their gradient is added to those columns of the keys' gradient.
+    pub values_in_keys: bool,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    /// Factor on the scores, usually 1/√key_dim.
+    pub scale: f32,
+    /// Bounds scores to ±cap by `cap · tanh(score / cap)` after the scale.
+    pub softcap: Option<f32>,
+}
+
+impl AttentionSpec {
+    /// Query heads that share a key/value head.
+    pub fn group(&self) -> usize {
+        assert!(
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "{} query heads do not divide among {} key/value heads",
+            self.heads,
+            self.kv_heads
+        );
+        assert!(!self.values_in_keys || self.value_dim <= self.key_dim, "a value leaves its key");
+        self.heads / self.kv_heads
+    }
+}
+
+/// Sequences laid end to end.
+#[derive(Debug, Clone, Copy)]
+pub struct RaggedBatch<'a> {
+    /// The sequences, in any order; their rows do not overlap.
+    pub sequences: &'a [SeqSlot<'a>],
+}
+
+/// One sequence of a [`RaggedBatch`].
+#[derive(Debug, Clone, Copy)]
+pub struct SeqSlot<'a> {
+    /// Its first row among the tokens of the run.
+    pub start: usize,
+    /// Its tokens in this run.
+    pub len: usize,
+    /// Keys that the cache held before this run: the position of the first of its tokens. 0 with
+    /// dense keys.
+    pub cached: usize,
+    /// Its pages, in order of position; empty with dense keys.
+    pub blocks: &'a [u32],
+}
+
+impl SeqSlot<'_> {
+    /// Keys there are: cached and new.
+    pub fn keys(&self) -> usize {
+        self.cached + self.len
+    }
+}
+
+/// Where keys and values are read.
+#[derive(Debug, Clone, Copy)]
+pub enum Keys<'a> {
+    /// The tokens of this run, in the batch's layout.
+    Dense {
+        /// Keys, `[t, g, k]`.
+        k_tgk: &'a [f32],
+        /// Values, `[t, g, v]`; empty if they are in the keys.
+        v_tgv: &'a [f32],
+    },
+    /// A paged cache, to which [`kv_write`] has added the tokens of this run.
+    Paged {
+        /// All pages.
+        pages: &'a [u8],
+        /// Their layout.
+        cache: CacheSpec,
+    },
+}
+
+/// Attention of the tokens of a run.
+#[derive(Debug)]
+pub struct Attention<'a> {
+    /// Queries, `[t, h, k]`.
+    pub q_thk: &'a [f32],
+    /// Keys and values.
+    pub keys: Keys<'a>,
+    /// Outputs, `[t, h, v]`, overwritten in the rows of the batch's sequences; 0 for a query that
+    /// sees nothing.
+    pub out_thv: &'a mut [f32],
+    /// Log-sum-exp of each query's scores, `[t, h]`, for the backward pass; −∞ for a query that
+    /// sees nothing.
+    pub lse_th: Option<&'a mut [f32]>,
+    /// The sequences.
+    pub batch: RaggedBatch<'a>,
+    /// Shapes and rules.
+    pub spec: AttentionSpec,
+}
+
+/// The gradients of [`Attention`] with dense keys.
+#[derive(Debug)]
+pub struct AttentionGrad<'a> {
+    /// Gradient of the output, `[t, h, v]`.
+    pub dout_thv: &'a [f32],
+    /// Queries of the forward call, `[t, h, k]`.
+    pub q_thk: &'a [f32],
+    /// Keys of the forward call, `[t, g, k]`.
+    pub k_tgk: &'a [f32],
+    /// Values of the forward call, `[t, g, v]`; empty if they are in the keys.
+    pub v_tgv: &'a [f32],
+    /// Outputs of the forward call, `[t, h, v]`.
+    pub out_thv: &'a [f32],
+    /// Log-sum-exp of the forward call, `[t, h]`.
+    pub lse_th: &'a [f32],
+    /// Gradient of the queries, overwritten in the rows of the batch's sequences.
+    pub dq_thk: &'a mut [f32],
+    /// Gradient of the keys, likewise.
+    pub dk_tgk: &'a mut [f32],
+    /// Gradient of the values, likewise; empty if they are in the keys.
+    pub dv_tgv: &'a mut [f32],
+    /// The sequences; nothing may be cached.
+    pub batch: RaggedBatch<'a>,
+    /// Shapes and rules.
+    pub spec: AttentionSpec,
+}
+
+/// Attends.
+pub fn attention(_cpu: &Cpu, args: Attention<'_>) {
+    attention_reference(args);
+}
+
+/// The gradients of [`attention`].
+pub fn attention_grad(_cpu: &Cpu, args: AttentionGrad<'_>) {
+    attention_grad_reference(args);
+}

@@ -1,0 +1,124 @@
+//! Dropout whose mask is a function of where an element is, not of when it is drawn.
+//!
+//! An element's 32 random bits hash (seed, step, site) and its (token, column): the same mask
+//! comes out on every ISA and thread, in any batch, again in the backward pass and in a recomputed
+//! one, and nothing is stored. The row key is two rounds of splitmix64 (Steele et al. 2014); a
+//! column is mixed into it by two rounds of murmur3's 32-bit finalizer, one per half of the key.
+
+use crate::cpu::Cpu;
+
+/// `y = x / (1 − p)` where the element is kept, else 0. Its adjoint is the same call on `dy`.
+///
+/// Shapes: `x_td`, `y_td` are `[t, d]`; row i is token `first_token + i`.
+#[derive(Debug)]
+pub struct Dropout<'a> {
+    /// Inputs.
+    pub x_td: &'a [f32],
+    /// Outputs, overwritten.
+    pub y_td: &'a mut [f32],
+    /// Where the mask comes from.
+    pub mask: DropoutMask,
+}
+
+/// [`Dropout`] in place.
+#[derive(Debug)]
+pub struct DropoutAssign<'a> {
+    /// Inputs and outputs.
+    pub y_td: &'a mut [f32],
+    /// Where the mask comes from.
+    pub mask: DropoutMask,
+}
+
+/// What fixes a dropout mask.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DropoutMask {
+    /// Probability that an element becomes 0, in `[0, 1)`.
+    pub p: f32,
+    /// The run's seed.
+    pub seed: u64,
+    /// The training step.
+    pub step: u64,
+    /// Which dropout of the program this is.
+    pub site: u32,
+    /// The number of the first row's token within the step.
+    pub first_token: u64,
+    /// Width of a row.
+    pub d: usize,
+}
+
+impl DropoutMask {
+    /// Kept elements have random bits at or above this.
+    fn threshold(&self) -> u32 {
+        assert!((0.0..1.0).contains(&self.p), "dropout probability outside [0, 1)");
+        #[expect(clippy::cast_possible_truncation, reason = "p < 1 keeps the product below 2^32")]
+        #[expect(clippy::cast_sign_loss, reason = "p is not negative")]
+        let threshold = (f64::from(self.p) * 4_294_967_296.0) as u32;
+        threshold
+    }
+
+    /// What kept elements are multiplied by.
+    fn scale(&self) -> f32 {
+        1.0 / (1.0 - self.p)
+    }
+
+    /// The key of row `row`.
+    fn row_key(&self, row: usize) -> u64 {
+        let stream = splitmix(self.seed ^ splitmix(self.step ^ (u64::from(self.site) << 40)));
+        splitmix(stream.wrapping_add(splitmix(self.first_token.wrapping_add(row as u64))))
+    }
+}
+
+/// The output function of splitmix64, after one step of its counter.
+fn splitmix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// The finalizer of murmur3.
+#[inline(always)]
+fn mix(x: u32) -> u32 {
+    let x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
+    let x = (x ^ (x >> 13)).wrapping_mul(0xc2b2_ae35);
+    x ^ (x >> 16)
+}
+
+/// The random bits of a column under a row's key.
+#[inline(always)]
+fn random_bits(key: u64, column: u32) -> u32 {
+    let (low, high) = (key as u32, (key >> 32) as u32);
+    mix(mix(column.wrapping_mul(0x9e37_79b9).wrapping_add(low)) ^ high)
+}
+
+/// Zeroes elements at random.
+pub fn dropout(_cpu: &Cpu, args: Dropout<'_>) {
+    dropout_reference(args);
+}
+
+/// [`dropout`] in plain loops.
+pub fn dropout_reference(args: Dropout<'_>) {
+    let Dropout { x_td, y_td, mask } = args;
+    assert_eq!(x_td.len(), y_td.len(), "dropout: x and y differ in length");
+    y_td.copy_from_slice(x_td);
+    dropout_assign_reference(DropoutAssign { y_td, mask });
+}
+
+/// Zeroes elements at random, in place.
+pub fn dropout_assign(_cpu: &Cpu, args: DropoutAssign<'_>) {
+    dropout_assign_reference(args);
+}
+
+/// [`dropout_assign`] in plain loops.
+pub fn dropout_assign_reference(args: DropoutAssign<'_>) {
+    let DropoutAssign { y_td, mask } = args;
+    let (threshold, scale) = (mask.threshold(), mask.scale());
+    assert_eq!(y_td.len() % mask.d, 0, "dropout: not a whole number of rows");
+    for (row, y_d) in y_td.chunks_exact_mut(mask.d).enumerate() {
+        let key = mask.row_key(row);
+        for (column, y) in y_d.iter_mut().enumerate() {
+            let kept = random_bits(key, column as u32) >= threshold;
+            *y = if kept { *y * scale } else { 0.0 };
+        }
+    }
+}

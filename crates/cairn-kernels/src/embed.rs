@@ -1,0 +1,97 @@
+//! Embeddings: rows of a weight, picked by token id or by position, and their gradient.
+//!
+//! Dimensions: `t` tokens, `v` rows of the table, `d` width of a row.
+
+use crate::cpu::Cpu;
+use crate::encoding::Weight;
+
+/// `y[t] = weight[ids[t]]`, whatever the encoding and the layout of the weight: a tied head is
+/// stored once, in the form its products want.
+#[derive(Debug)]
+pub struct Embed<'a> {
+    /// Row numbers, `[t]`, below the weight's `n`.
+    pub ids_t: &'a [u32],
+    /// The table: `n` rows of width `k`.
+    pub weight: Weight<'a>,
+    /// Outputs, `[t, d]`, overwritten.
+    pub y_td: &'a mut [f32],
+}
+
+/// `dw[ids[t]] += dy[t]` in ascending t.
+#[derive(Debug)]
+pub struct EmbedGrad<'a> {
+    /// Row numbers of the forward call, `[t]`.
+    pub ids_t: &'a [u32],
+    /// Gradient of the output, `[t, d]`.
+    pub dy_td: &'a [f32],
+    /// Width of a row.
+    pub d: usize,
+    /// Gradient of the table, `[v, d]`.
+    pub dw_vd: &'a mut [f32],
+    /// False starts from zeros everywhere, true from what is there.
+    pub accumulate: bool,
+}
+
+/// `y[t] = x[t] + weight[positions[t]]`.
+#[derive(Debug)]
+pub struct PositionEmbed<'a> {
+    /// Row numbers, `[t]`, below the weight's `n`.
+    pub positions_t: &'a [u32],
+    /// What the embedding is added to, `[t, d]`.
+    pub x_td: &'a [f32],
+    /// The table: `n` rows of width `k`.
+    pub weight: Weight<'a>,
+    /// Outputs, `[t, d]`, overwritten.
+    pub y_td: &'a mut [f32],
+}
+
+/// Picks rows of a table.
+pub fn embed(_cpu: &Cpu, args: Embed<'_>) {
+    embed_reference(args);
+}
+
+/// [`embed`] in plain loops.
+pub fn embed_reference(args: Embed<'_>) {
+    let Embed { ids_t, weight, y_td } = args;
+    let d = weight.k;
+    assert_eq!(y_td.len(), ids_t.len() * d, "embed: y");
+    for (y_d, &id) in y_td.chunks_exact_mut(d).zip(ids_t) {
+        for (column, y) in y_d.iter_mut().enumerate() {
+            *y = weight.value(id as usize, column);
+        }
+    }
+}
+
+/// The gradient of [`embed`]; also of [`position_embed`] with its positions as ids.
+pub fn embed_grad(_cpu: &Cpu, args: EmbedGrad<'_>) {
+    embed_grad_reference(args);
+}
+
+/// [`embed_grad`] in plain loops.
+pub fn embed_grad_reference(args: EmbedGrad<'_>) {
+    let EmbedGrad { ids_t, dy_td, d, dw_vd, accumulate } = args;
+    assert_eq!(dy_td.len(), ids_t.len() * d, "embed_grad: dy");
+    if !accumulate {
+        dw_vd.fill(0.0);
+    }
+    for (dy_d, &id) in dy_td.chunks_exact(d).zip(ids_t) {
+        for (dw, dy) in dw_vd[id as usize * d..][..d].iter_mut().zip(dy_d) {
+            *dw += dy;
+        }
+    }
+}
+
+/// Adds rows of a table.
+pub fn position_embed(_cpu: &Cpu, args: PositionEmbed<'_>) {
+    position_embed_reference(args);
+}
+
+/// [`position_embed`] in plain loops.
+pub fn position_embed_reference(args: PositionEmbed<'_>) {
+    let PositionEmbed { positions_t, x_td, weight, y_td } = args;
+    assert_eq!(x_td.len(), y_td.len(), "position_embed: x");
+    embed_reference(Embed { ids_t: positions_t, weight, y_td });
+    for (y, x) in y_td.iter_mut().zip(x_td) {
+        *y += x;
+    }
+}

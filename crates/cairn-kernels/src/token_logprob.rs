@@ -1,0 +1,353 @@
+//! The chunked output head: log-probabilities of given tokens, and cross entropy with its gradients.
+//!
+//! Dimensions: `o` output rows, `d` model width, `v` vocabulary.
+//!
+//! Logits exist for at most [`HEAD_CHUNK`] rows at a time, in memory the caller gives
+//! ([`head_scratch_len`]). Per row: logits are the head's product, soft-capped if asked; m their
+//! maximum, `lse = m + ln Σ e^(logit − m)` with a 16-lane sum; the log-probability is
+//! `logit[target] − lse`; probabilities are `e^(logit − lse)`. Gradients of the rows go through the head's
+//! two gradient products in the same order of sums as any other matrix product's, so the chunking
+//! is invisible.
+
+use crate::cpu::Cpu;
+use crate::encoding::Weight;
+use crate::matmul::{Matmul, MatmulDw, MatmulDx, matmul, matmul_dw, matmul_dx};
+use crate::matmul::{matmul_dw_reference, matmul_dx_reference, matmul_reference};
+use crate::{HEAD_CHUNK, TOKEN_BLOCK, lanes, math};
+
+/// The output head: a weight and the bound on what comes out.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// `v` outputs of `d` inputs; often the embedding.
+    pub weight: Weight<'a>,
+    /// Bounds logits to ±cap by `cap · tanh(logit / cap)`.
+    pub softcap: Option<f32>,
+}
+
+/// Log-probabilities of one token per row.
+#[derive(Debug)]
+pub struct TokenLogprob<'a> {
+    /// Final hidden states, `[o, d]`.
+    pub x_od: &'a [f32],
+    /// The head.
+    pub head: Head<'a>,
+    /// The token asked for in each row, `[o]`, below v.
+    pub targets_o: &'a [u32],
+    /// At least [`head_scratch_len`] floats; overwritten.
+    pub scratch: &'a mut [f32],
+    /// Log-probabilities, `[o]`, overwritten.
+    pub logprob_o: &'a mut [f32],
+    /// Log-sum-exp of the logits, `[o]`, overwritten.
+    pub lse_o: &'a mut [f32],
+    /// Entropy of the distribution in nats, `[o]`, overwritten.
+    pub entropy_o: Option<&'a mut [f32]>,
+}
+
+/// The gradients of [`TokenLogprob`], recomputing the logits.
+#[derive(Debug)]
+pub struct TokenLogprobGrad<'a> {
+    /// Final hidden states, `[o, d]`.
+    pub x_od: &'a [f32],
+    /// The head.
+    pub head: Head<'a>,
+    /// The token asked for in each row, `[o]`; not read where all gradients of a row are 0.
+    pub targets_o: &'a [u32],
+    /// Gradient of the log-probabilities, `[o]`.
+    pub dlogprob_o: &'a [f32],
+    /// Gradient of the log-sum-exps, `[o]`.
+    pub dlse_o: Option<&'a [f32]>,
+    /// Gradient of the entropies, `[o]`.
+    pub dentropy_o: Option<&'a [f32]>,
+    /// At least [`head_scratch_len`] floats; overwritten.
+    pub scratch: &'a mut [f32],
+    /// Where the gradients go.
+    pub grads: HeadGrads<'a>,
+}
+
+/// Where the gradients of a head go.
+#[derive(Debug)]
+pub struct HeadGrads<'a> {
+    /// Gradient of the hidden states, `[o, d]`, overwritten.
+    pub dx_od: &'a mut [f32],
+    /// Gradient of the head's weight, `[v, d]`; `None` where it is frozen.
+    pub dw_vd: Option<&'a mut [f32]>,
+    /// Whether the weight's gradient is added to what is there.
+    pub accumulate_dw: bool,
+    /// Rows of `o` that come from one batch row.
+    pub row_tokens: usize,
+}
+
+/// Cross entropy with known weights per token: log-probabilities and gradients in one pass.
+///
+/// The loss is `−Σ weight · logprob`.
+#[derive(Debug)]
+pub struct CrossEntropy<'a> {
+    /// Final hidden states, `[o, d]`.
+    pub x_od: &'a [f32],
+    /// The head.
+    pub head: Head<'a>,
+    /// The right token of each row, `[o]`; not read where the weight is 0.
+    pub targets_o: &'a [u32],
+    /// What each row's loss is multiplied by, `[o]`. Rows of weight 0 have log-probability 0 and
+    /// contribute exact zeros to the gradients.
+    pub weights_o: &'a [f32],
+    /// At least [`head_scratch_len`] floats; overwritten.
+    pub scratch: &'a mut [f32],
+    /// Log-probabilities, `[o]`, overwritten.
+    pub logprob_o: &'a mut [f32],
+    /// Where the gradients go.
+    pub grads: HeadGrads<'a>,
+}
+
+/// Floats of scratch that a head over `vocab` tokens needs for `rows` rows.
+pub fn head_scratch_len(rows: usize, vocab: usize) -> usize {
+    rows.min(HEAD_CHUNK) * vocab
+}
+
+/// Log-probabilities of one token per row.
+pub fn token_logprob(cpu: &Cpu, args: TokenLogprob<'_>) {
+    run_logprob(&Products { cpu: Some(cpu) }, args);
+}
+
+/// [`token_logprob`] in plain loops.
+pub fn token_logprob_reference(args: TokenLogprob<'_>) {
+    run_logprob(&Products { cpu: None }, args);
+}
+
+/// The gradients of [`token_logprob`].
+pub fn token_logprob_grad(cpu: &Cpu, args: TokenLogprobGrad<'_>) {
+    run_logprob_grad(&Products { cpu: Some(cpu) }, args);
+}
+
+/// [`token_logprob_grad`] in plain loops.
+pub fn token_logprob_grad_reference(args: TokenLogprobGrad<'_>) {
+    run_logprob_grad(&Products { cpu: None }, args);
+}
+
+/// Cross entropy: log-probabilities and gradients in one pass.
+pub fn cross_entropy(cpu: &Cpu, args: CrossEntropy<'_>) {
+    run_cross_entropy(&Products { cpu: Some(cpu) }, args);
+}
+
+/// [`cross_entropy`] in plain loops.
+pub fn cross_entropy_reference(args: CrossEntropy<'_>) {
+    run_cross_entropy(&Products { cpu: None }, args);
+}
+
+/// What one row of logits gives.
+#[derive(Debug, Clone, Copy, Default)]
+struct RowResult {
+    logprob: f32,
+    lse: f32,
+    entropy: f32,
+}
+
+/// What one row of logits is turned into: nothing, or its gradient.
+#[derive(Debug, Clone, Copy, Default)]
+struct RowGrads {
+    logprob: f32,
+    lse: f32,
+    entropy: f32,
+}
+
+impl RowGrads {
+    fn is_zero(&self) -> bool {
+        self.logprob == 0.0 && self.lse == 0.0 && self.entropy == 0.0
+    }
+}
+
+/// Caps a row of logits and reads it.
+fn row_result(logits_v: &mut [f32], softcap: Option<f32>, target: u32) -> RowResult {
+    if let Some(cap) = softcap {
+        for x in logits_v.iter_mut() {
+            *x = cap * math::tanh(*x * (1.0 / cap));
+        }
+    }
+    let max = lanes::max(logits_v.iter().copied());
+    let lse = max + math::ln(lanes::sum(logits_v.iter().map(|&x| math::exp(x - max))));
+    let entropy = lanes::dot(logits_v.iter().map(|&x| (math::exp(x - lse), lse - x)));
+    RowResult { logprob: logits_v[target as usize] - lse, lse, entropy }
+}
+
+/// Turns a row of capped logits into its gradient.
+fn row_gradient(
+    logits_v: &mut [f32],
+    softcap: Option<f32>,
+    target: u32,
+    result: RowResult,
+    grads: RowGrads,
+) {
+    let base = grads.lse - grads.logprob;
+    for (column, x) in logits_v.iter_mut().enumerate() {
+        let z = *x - result.lse;
+        let factor = (-grads.entropy).mul_add(z + result.entropy, base);
+        let p = math::exp(z);
+        let own = if column == target as usize { grads.logprob } else { 0.0 };
+        let gradient = p.mul_add(factor, own);
+        *x = match softcap {
+            Some(cap) => {
+                let t = *x * (1.0 / cap);
+                gradient * (-t).mul_add(t, 1.0)
+            }
+            None => gradient,
+        };
+    }
+}
+
+/// Calls `f` with ranges of rows whose gradients may be folded one range after the other: whole
+/// token blocks, at most [`HEAD_CHUNK`] rows, and the `row_tokens` that align blocks inside.
+fn for_chunks(rows: usize, row_tokens: usize, mut f: impl FnMut(std::ops::Range<usize>, usize)) {
+    const { assert!(HEAD_CHUNK.is_multiple_of(TOKEN_BLOCK)) };
+    assert!(row_tokens > 0 || rows == 0, "row_tokens of a head");
+    let mut start = 0;
+    while start < rows {
+        let into_row = start % row_tokens;
+        let (len, align) = if row_tokens >= HEAD_CHUNK {
+            (HEAD_CHUNK.min(row_tokens - into_row), HEAD_CHUNK)
+        } else {
+            (HEAD_CHUNK / row_tokens * row_tokens, row_tokens)
+        };
+        let end = rows.min(start + len);
+        f(start..end, align);
+        start = end;
+    }
+}
+
+/// The products a head is made of: the kernels with a `Cpu`, their references without.
+struct Products<'c> {
+    cpu: Option<&'c Cpu>,
+}
+
+impl Products<'_> {
+    /// Logits of some rows, not yet capped.
+    fn logits(&self, head: &Head<'_>, x_od: &[f32], logits_ov: &mut [f32]) {
+        let args = Matmul {
+            x_tk: x_od,
+            weight: head.weight,
+            bias_n: None,
+            t: x_od.len() / head.weight.k,
+            y_tn: logits_ov,
+            accumulate: false,
+        };
+        match self.cpu {
+            Some(cpu) => matmul(cpu, args),
+            None => matmul_reference(args),
+        }
+    }
+
+    /// The gradients behind the logits' gradient of some rows.
+    fn backward(
+        &self,
+        head: &Head<'_>,
+        (x_od, dlogits_ov): (&[f32], &[f32]),
+        dx_od: &mut [f32],
+        dw: Option<(&mut [f32], usize, bool)>,
+    ) {
+        let Weight { n, k, .. } = head.weight;
+        let t = x_od.len() / k;
+        let weight = head.weight;
+        let args = MatmulDx { dy_tn: dlogits_ov, weight, dx_tk: dx_od, t, accumulate: false };
+        match self.cpu {
+            Some(cpu) => matmul_dx(cpu, args),
+            None => matmul_dx_reference(args),
+        }
+        let Some((dw_nk, row_tokens, accumulate)) = dw else { return };
+        let args =
+            MatmulDw { dy_tn: dlogits_ov, x_tk: x_od, dw_nk, n, k, t, row_tokens, accumulate };
+        match self.cpu {
+            Some(cpu) => matmul_dw(cpu, args),
+            None => matmul_dw_reference(args),
+        }
+    }
+}
+
+fn run_logprob(products: &Products<'_>, args: TokenLogprob<'_>) {
+    let TokenLogprob { x_od, head, targets_o, scratch, logprob_o, lse_o, mut entropy_o } = args;
+    let (d, v) = (head.weight.k, head.weight.n);
+    let rows = targets_o.len();
+    assert_eq!((x_od.len(), logprob_o.len(), lse_o.len()), (rows * d, rows, rows), "token_logprob");
+    for start in (0..rows).step_by(HEAD_CHUNK) {
+        let end = rows.min(start + HEAD_CHUNK);
+        let logits_ov = &mut scratch[..(end - start) * v];
+        products.logits(&head, &x_od[start * d..end * d], logits_ov);
+        for (o, logits_v) in (start..end).zip(logits_ov.chunks_exact_mut(v)) {
+            let result = row_result(logits_v, head.softcap, targets_o[o]);
+            logprob_o[o] = result.logprob;
+            lse_o[o] = result.lse;
+            if let Some(entropy_o) = &mut entropy_o {
+                entropy_o[o] = result.entropy;
+            }
+        }
+    }
+}
+
+fn run_logprob_grad(products: &Products<'_>, args: TokenLogprobGrad<'_>) {
+    let TokenLogprobGrad { x_od, head, targets_o, dlogprob_o, dlse_o, dentropy_o, .. } = args;
+    let at = |grads: Option<&[f32]>, o: usize| grads.map_or(0.0, |grads| grads[o]);
+    let row_grads = |o: usize| RowGrads {
+        logprob: dlogprob_o[o],
+        lse: at(dlse_o, o),
+        entropy: at(dentropy_o, o),
+    };
+    let pass = HeadPass { products, x_od, head, targets_o };
+    pass.run(args.scratch, args.grads, row_grads, |_, _| {});
+}
+
+fn run_cross_entropy(products: &Products<'_>, args: CrossEntropy<'_>) {
+    let CrossEntropy { x_od, head, targets_o, weights_o, scratch, logprob_o, grads } = args;
+    assert_eq!(weights_o.len(), targets_o.len(), "cross_entropy: weights");
+    let row_grads = |o: usize| RowGrads { logprob: -weights_o[o], ..RowGrads::default() };
+    let pass = HeadPass { products, x_od, head, targets_o };
+    pass.run(scratch, grads, row_grads, |o, logprob| logprob_o[o] = logprob);
+}
+
+/// One pass over the rows of a head that ends in gradients.
+struct HeadPass<'a> {
+    products: &'a Products<'a>,
+    x_od: &'a [f32],
+    head: Head<'a>,
+    targets_o: &'a [u32],
+}
+
+impl HeadPass<'_> {
+    fn run(
+        &self,
+        scratch: &mut [f32],
+        grads: HeadGrads<'_>,
+        row_grads: impl Fn(usize) -> RowGrads,
+        mut write: impl FnMut(usize, f32),
+    ) {
+        let HeadGrads { dx_od, mut dw_vd, mut accumulate_dw, row_tokens } = grads;
+        let (d, v) = (self.head.weight.k, self.head.weight.n);
+        let rows = self.targets_o.len();
+        assert_eq!((self.x_od.len(), dx_od.len()), (rows * d, rows * d), "head: x and dx");
+        if let (0, Some(dw_vd), false) = (rows, &mut dw_vd, accumulate_dw) {
+            dw_vd.fill(0.0);
+        }
+        for_chunks(rows, row_tokens, |chunk, align| {
+            let logits_ov = &mut scratch[..chunk.len() * v];
+            let x_od = &self.x_od[chunk.start * d..chunk.end * d];
+            self.products.logits(&self.head, x_od, logits_ov);
+            for (o, logits_v) in chunk.clone().zip(logits_ov.chunks_exact_mut(v)) {
+                write(o, self.row(logits_v, o, row_grads(o)));
+            }
+            let dx_od = &mut dx_od[chunk.start * d..chunk.end * d];
+            let dw = dw_vd.as_deref_mut().map(|dw_vd| (dw_vd, align, accumulate_dw));
+            self.products.backward(&self.head, (x_od, logits_ov), dx_od, dw);
+            accumulate_dw = true;
+        });
+    }
+
+    /// Turns one row of logits into its gradient and gives its log-probability, 0 for a row
+    /// without gradient.
+    fn row(&self, logits_v: &mut [f32], o: usize, grads: RowGrads) -> f32 {
+        if grads.is_zero() {
+            logits_v.fill(0.0);
+            return 0.0;
+        }
+        let target = self.targets_o[o];
+        let result = row_result(logits_v, self.head.softcap, target);
+        row_gradient(logits_v, self.head.softcap, target, result, grads);
+        result.logprob
+    }
+}
