@@ -1,1 +1,22 @@
 //! Files: safetensors, checkpoints, hashes, atomic writes and run records.
+//!
+//! - [`atomic`]: a file or a folder appears under its name complete or not at all.
+//! - [`hash`]: blake3 of bytes, files and whatever is being written.
+//! - [`mmap`]: read-only mappings of files; the only unsafe code here.
+//! - [`safetensors`]: tensor files, single or sharded.
+//! - [`file_error`]: an operating system's error with the path it is about.
+//!
+//! **Invariants:** nothing here knows what a tensor means; nothing is ever changed in place, so a
+//! mapped file keeps its contents; every reader of foreign bytes has limits with names.
+
+#![deny(unsafe_code)]
+
+pub mod atomic;
+pub mod file_error;
+pub mod hash;
+pub mod mmap;
+pub mod safetensors;
+
+pub use file_error::FileError;
+pub use hash::Hash;
+pub use mmap::MappedFile;

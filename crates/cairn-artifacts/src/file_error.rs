@@ -1,0 +1,41 @@
+//! An operating system's error, with the file it is about and what was being done to it.
+
+use cairn_spec::Hint;
+use std::io;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// A failed operation on a file or folder.
+#[derive(Debug, Error)]
+#[error("cannot {action} {}", path.display())]
+pub struct FileError {
+    /// What was being done: `read`, `create`, `rename` …
+    pub action: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What the operating system said.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Makes a closure for `map_err`.
+    pub fn on<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| Self { action, path: path.to_owned(), source }
+    }
+}
+
+impl Hint for FileError {
+    fn hints(&self) -> Vec<String> {
+        let hint = match self.source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free some space, or choose a folder on another disk; what was there before is \
+                 unchanged"
+            }
+            io::ErrorKind::NotFound => "check the path",
+            io::ErrorKind::PermissionDenied => "check who owns the file and its permissions",
+            _ => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}

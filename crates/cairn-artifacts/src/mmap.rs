@@ -1,0 +1,97 @@
+//! Read-only mappings of whole files; the only unsafe code of this crate.
+//!
+//! A mapped file is read straight from the page cache, without a copy and without counting as the
+//! process's own memory. The price: the bytes are only as stable as the file.
+//!
+//! - Cairn never changes a file in place. Everything it writes goes to a temporary file that is
+//!   renamed over the old name ([`crate::atomic`]), so a mapping keeps showing the old contents.
+//! - Another program may still overwrite the file; the values read would change under us. They
+//!   are only ever read as plain numbers and bytes, for which every bit pattern is a value, and
+//!   whatever needs to be trusted is hashed first.
+//! - Another program may truncate the file. The kernel then answers a read past the new end with
+//!   `SIGBUS`, which ends the process at once. No data is lost by that, since writes are atomic.
+
+#![expect(unsafe_code, reason = "mapping a file has no safe interface")]
+
+use crate::FileError;
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A file whose contents are in the address space, for reading. Cloning shares the mapping.
+#[derive(Clone, Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    map: Arc<memmap2::Mmap>,
+}
+
+impl MappedFile {
+    /// Maps the whole of a regular file; an empty file maps to no bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] if the file cannot be opened, is not a regular file or cannot be mapped.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        let file = File::open(path).map_err(FileError::on("open", path))?;
+        let metadata = file.metadata().map_err(FileError::on("read the size of", path))?;
+        if !metadata.is_file() {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+            return Err(FileError { action: "map", path: path.to_owned(), source });
+        }
+        // SAFETY: the mapping is read-only and private to the readers of `Deref`, who see plain
+        // bytes. That the file is neither changed nor truncated while mapped is up to the system's
+        // users; the module's documentation says why Cairn itself does neither, and what happens.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(FileError::on("map", path))?;
+        Ok(Self { path: path.to_owned(), map: Arc::new(map) })
+    }
+
+    /// Where the file was found.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The mapping itself, for an arena that keeps it alive.
+    pub fn mapping(&self) -> Arc<memmap2::Mmap> {
+        Arc::clone(&self.map)
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_keeps_its_bytes_when_the_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stones");
+        crate::atomic::write_bytes(&path, b"one").unwrap();
+        let mapped = MappedFile::open(&path).unwrap();
+        crate::atomic::write_bytes(&path, b"two, longer").unwrap();
+        assert_eq!(
+            (&*mapped, &*MappedFile::open(&path).unwrap()),
+            (&b"one"[..], &b"two, longer"[..])
+        );
+    }
+
+    #[test]
+    fn empty_files_map_and_folders_and_devices_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("empty");
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(MappedFile::open(&path).unwrap().len(), 0);
+        for other in [folder.path(), Path::new("/dev/zero"), Path::new("/no/such/file")] {
+            let error = MappedFile::open(other).unwrap_err();
+            assert!(error.to_string().ends_with(&other.display().to_string()), "{error}");
+        }
+    }
+}
