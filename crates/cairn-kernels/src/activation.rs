@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::math::{self, Real};
 
 /// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(serde::Serialize, serde::Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Act {
     /// `x · sigmoid(x)`.
     Silu,

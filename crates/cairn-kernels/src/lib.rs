@@ -36,6 +36,7 @@ pub use activation::{
     Act, Activation, ActivationGrad, Glu, GluGrad, activation, activation_grad, glu, glu_grad,
 };
 pub use attention::{
+    PAGE_TOKENS,
     Attention, AttentionGrad, AttentionSpec, CacheSpec, CacheType, Keys, KvWrite, Mask,
     RaggedBatch, SeqSlot, attention, attention_grad, kv_write,
 };

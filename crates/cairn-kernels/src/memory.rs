@@ -234,6 +234,7 @@ trait Plain: Copy {}
 impl Plain for f32 {}
 impl Plain for u16 {}
 impl Plain for u32 {}
+impl Plain for f64 {}
 impl Plain for i8 {}
 
 fn view<T: Plain>(bytes: &[u8]) -> &[T] {
@@ -279,6 +280,11 @@ impl<'a> Bytes<'a> {
         view(self.0)
     }
 
+    /// As 64-bit floats.
+    pub fn f64s(self) -> &'a [f64] {
+        view(self.0)
+    }
+
     /// As 16-bit words, for instance bf16 bits.
     pub fn u16s(self) -> &'a [u16] {
         view(self.0)
@@ -315,7 +321,12 @@ impl<'a> BytesMut<'a> {
         view_mut(self.0)
     }
 
-    /// As 16-bit words.
+    /// As 64-bit floats.
+    pub fn f64s(self) -> &'a mut [f64] {
+        view_mut(self.0)
+    }
+
+    /// As 16-bit words, for instance bf16 bits.
     pub fn u16s(self) -> &'a mut [u16] {
         view_mut(self.0)
     }

@@ -1,1 +1,21 @@
 //! From a model spec to its program, its tensor names and its initial weights.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `build` | spec → forward program: the only forward pass there is |
+//! | `names` | the program's weights ↔ a family's tensors |
+//! | `load` | tensors → the weights of a session, and back |
+//! | `init` | fresh weights from a seed |
+//!
+//! This crate never opens a file: tensors come through [`TensorSource`].
+#![forbid(unsafe_code)]
+
+mod build;
+mod init;
+mod load;
+mod names;
+
+pub use build::{BuildError, BuildOptions, Head, build_program};
+pub use init::init_weights;
+pub use load::{LoadError, TensorSource, load_weights, tensor_f32, tensors};
+pub use names::{Placement, TensorMap, TensorSlice};

@@ -13,7 +13,7 @@ use crate::simd::bf16_from_f32;
 pub const PAGE_TOKENS: usize = 16;
 
 /// How cached numbers are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(serde::Serialize, serde::Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CacheType {
     /// As they are.
     F32,
@@ -32,7 +32,7 @@ impl CacheType {
 }
 
 /// Layout of the pages of one layer's cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(serde::Serialize, serde::Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CacheSpec {
     /// How numbers are stored.
     pub dtype: CacheType,

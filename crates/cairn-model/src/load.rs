@@ -1,0 +1,230 @@
+//! Tensors of a family's files → the weights of a session, and back.
+//!
+//! Weights are read piece by piece, so that loading needs the model's own bytes and one piece, never
+//! a second copy of a tensor.
+
+use std::ops::Range;
+
+use cairn_kernels::encoding::encode;
+use cairn_kernels::{Encoding, Layout, Weight};
+use cairn_program::{Class, Session, ValueType};
+use cairn_spec::ModelSpec;
+
+use crate::names::{Placement, TensorMap, TensorSlice};
+
+/// Rows encoded at a time; a multiple of every panel height.
+const ROWS_AT_A_TIME: usize = 256;
+
+/// A set of named tensors: a file, several shards, or memory.
+pub trait TensorSource {
+    /// Names of all tensors, in any order.
+    fn names(&self) -> Vec<String>;
+
+    /// The shape of a tensor; `None` if there is none of this name.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// Reads elements of a tensor, row-major, converted to `f32` without loss.
+    ///
+    /// # Errors
+    ///
+    /// A text that says why the tensor cannot be read as floats.
+    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String>;
+}
+
+/// Why tensors do not make a model's weights.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The tensors are not those of the spec.
+    #[error("the tensors do not fit the configuration: {}", .problems.join("; "))]
+    Mismatch {
+        /// Every missing, extra and misshaped tensor.
+        problems: Vec<String>,
+    },
+    /// A tensor cannot be read.
+    #[error("tensor {name}: {problem}")]
+    Unreadable {
+        /// Its name.
+        name: String,
+        /// Why.
+        problem: String,
+    },
+    /// A weight of the program has no tensor in the family's map: a bug in the map.
+    #[error("weight {name} has no place in the family's tensors")]
+    Unmapped {
+        /// The weight.
+        name: String,
+    },
+}
+
+/// Fills the weights of a session from a family's tensors, encoding each as the session stores it.
+///
+/// # Errors
+///
+/// [`LoadError::Mismatch`] lists every missing, extra and misshaped tensor; nothing is loaded then.
+pub fn load_weights(
+    session: &mut Session,
+    spec: &ModelSpec,
+    source: &dyn TensorSource,
+) -> Result<(), LoadError> {
+    let map = TensorMap::new(spec);
+    let spelled = check_tensors(spec, &map, source)?;
+    let weights: Vec<(String, ValueType)> = session
+        .persistent()
+        .filter(|(_, class, ..)| *class == Class::Weight)
+        .map(|(name, _, value_type, _)| (name.to_owned(), value_type))
+        .collect();
+    for (name, value_type) in weights {
+        let slice = map.get(&name).ok_or_else(|| LoadError::Unmapped { name: name.clone() })?;
+        let tensor = spelled(&slice.tensor);
+        let stored = session.stored_mut(&name).expect("listed by the session");
+        load_weight(slice, value_type, stored, &|range, out| {
+            source
+                .read_f32(&tensor, range, out)
+                .map_err(|problem| LoadError::Unreadable { name: tensor.clone(), problem })
+        })?;
+    }
+    Ok(())
+}
+
+/// Compares the tensors at hand with those the spec needs; returns how each is spelled.
+fn check_tensors(
+    spec: &ModelSpec,
+    map: &TensorMap,
+    source: &dyn TensorSource,
+) -> Result<impl Fn(&str) -> String + use<>, LoadError> {
+    let mut problems = Vec::new();
+    let mut spellings = std::collections::BTreeMap::new();
+    for (name, expected) in map.tensors() {
+        let found = TensorMap::spellings(spec.family, name)
+            .into_iter()
+            .find_map(|spelling| source.shape(spelling).map(|shape| (spelling, shape)));
+        match found {
+            None => problems.push(format!("{name} {expected:?} is missing")),
+            Some((_, shape)) if shape != expected => {
+                problems.push(format!("{name} is {shape:?}, expected {expected:?}"));
+            }
+            Some((spelling, _)) => {
+                spellings.insert(name.to_owned(), spelling.to_owned());
+            }
+        }
+    }
+    let known: std::collections::BTreeSet<&String> = spellings.values().collect();
+    let mut extra: Vec<String> = source.names();
+    extra.retain(|name| !known.contains(name) && !TensorMap::is_ignorable(spec, name));
+    if problems.is_empty() {
+        // With tensors missing, the extra ones are most likely the same under other names.
+        problems.extend(extra.into_iter().map(|name| format!("{name} has no place in the model")));
+    } else {
+        problems.extend(extra.into_iter().map(|name| format!("{name} is there instead")));
+    }
+    if problems.is_empty() {
+        Ok(move |name: &str| spellings[name].clone())
+    } else {
+        Err(LoadError::Mismatch { problems })
+    }
+}
+
+type Read<'a> = dyn Fn(Range<usize>, &mut [f32]) -> Result<(), LoadError> + 'a;
+
+fn load_weight(
+    slice: &TensorSlice,
+    value_type: ValueType,
+    stored: &mut [u8],
+    read: &Read<'_>,
+) -> Result<(), LoadError> {
+    let (rows, columns) = (slice.rows, slice.columns);
+    let encoding = value_type.encoding().expect("a weight has an encoding");
+    let layout = value_type.layout();
+    let mut piece = vec![0.0; ROWS_AT_A_TIME.min(rows) * columns];
+    for first in (0..rows).step_by(ROWS_AT_A_TIME) {
+        let count = ROWS_AT_A_TIME.min(rows - first);
+        let values = &mut piece[..count * columns];
+        read_rows(slice, first, count, values, read)?;
+        let bytes = encoded_rows(encoding, layout, (rows, columns), first, count);
+        encode((encoding, layout), (count, columns), values, &mut stored[bytes]);
+    }
+    Ok(())
+}
+
+/// Where rows `first .. first + count` of a weight lie in its bytes.
+fn encoded_rows(
+    encoding: Encoding,
+    layout: Layout,
+    (rows, columns): (usize, usize),
+    first: usize,
+    count: usize,
+) -> Range<usize> {
+    assert!(
+        encoding != Encoding::Q8 || (first == 0 && count == rows),
+        "values and scales of a q8 weight lie apart, so it is encoded whole"
+    );
+    let start = Weight::stored_bytes(encoding, layout, first, columns);
+    start..start + Weight::stored_bytes(encoding, layout, count, columns)
+}
+
+/// Reads rows of a weight out of the tensor that holds them.
+fn read_rows(
+    slice: &TensorSlice,
+    first: usize,
+    count: usize,
+    values: &mut [f32],
+    read: &Read<'_>,
+) -> Result<(), LoadError> {
+    let columns = slice.columns;
+    match slice.placement {
+        Placement::Whole => read(first * columns..(first + count) * columns, values),
+        Placement::Elements { start } => read(start + first..start + first + count, values),
+        Placement::TransposedColumns { start } => {
+            let width = slice.shape[1];
+            let mut outputs = vec![0.0; count];
+            for input in 0..columns {
+                let at = input * width + start + first;
+                read(at..at + count, &mut outputs)?;
+                for (row, &value) in outputs.iter().enumerate() {
+                    values[row * columns + input] = value;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// One tensor of the family's files, gathered from a lookup of the weights' `f32` values: the
+/// weights themselves, their gradients or their moments.
+///
+/// # Panics
+///
+/// Panics if `tensor` is not in the map or `value` lacks one of its weights.
+pub fn tensor_f32<'a>(
+    map: &TensorMap,
+    tensor: &str,
+    value: &dyn Fn(&str) -> Option<&'a [f32]>,
+) -> (Vec<usize>, Vec<f32>) {
+    let slices: Vec<&TensorSlice> =
+        map.slices.iter().filter(|slice| slice.tensor == tensor).collect();
+    let shape = slices.first().expect("the tensor is in the map").shape.clone();
+    let mut out = vec![0.0; shape.iter().product()];
+    for slice in slices {
+        let values = value(&slice.weight).expect("every weight of the tensor has values");
+        match slice.placement {
+            Placement::Whole => out.copy_from_slice(values),
+            Placement::Elements { start } => out[start..start + slice.rows].copy_from_slice(values),
+            Placement::TransposedColumns { start } => {
+                let width = slice.shape[1];
+                for (row, inputs) in values.chunks_exact(slice.columns).enumerate() {
+                    for (input, &value) in inputs.iter().enumerate() {
+                        out[input * width + start + row] = value;
+                    }
+                }
+            }
+        }
+    }
+    (shape, out)
+}
+
+/// The names of a model's tensors, as saved.
+pub fn tensors(spec: &ModelSpec) -> Vec<(String, Vec<usize>)> {
+    let map = TensorMap::new(spec);
+    map.tensors().into_iter().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect()
+}

@@ -1,0 +1,119 @@
+//! Accounting: the arithmetic and the traffic of each instruction, from its shapes alone.
+//!
+//! FLOPs count one multiply-add as two. Attention counts the (query, key) pairs that the mask lets
+//! through, not the full square. Bytes count every operand read and every result written once, the
+//! least that any kernel must move.
+
+use serde::Serialize;
+
+use crate::dim::Sizes;
+use crate::op::Op;
+use crate::program::{Instr, Program};
+
+/// The size of a run, for accounting.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// Dynamic sizes.
+    pub sizes: Sizes,
+    /// Visible (query, key) pairs, all sequences together.
+    pub pairs: usize,
+}
+
+impl Workload {
+    /// A training batch of `rows` causal sequences of `seq_len` tokens each.
+    pub fn causal(rows: usize, seq_len: usize) -> Self {
+        let pairs = rows * seq_len * (seq_len + 1) / 2;
+        Self { sizes: Sizes::dense(rows * seq_len, rows), pairs }
+    }
+}
+
+/// What one instruction costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Cost {
+    /// Floating-point operations, a multiply-add counted as two.
+    pub flops: f64,
+    /// Bytes read and written at least.
+    pub bytes: f64,
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+    }
+}
+
+impl Program {
+    /// The cost of each instruction, in order.
+    pub fn account(&self, workload: &Workload) -> Vec<Cost> {
+        self.instrs.iter().map(|instr| self.cost(instr, workload)).collect()
+    }
+
+    /// The cost of the whole program.
+    pub fn total_cost(&self, workload: &Workload) -> Cost {
+        let mut total = Cost::default();
+        for cost in self.account(workload) {
+            total += cost;
+        }
+        total
+    }
+
+    fn cost(&self, instr: &Instr, workload: &Workload) -> Cost {
+        let operands = instr.reads().chain(instr.writes());
+        let bytes = operands.map(|id| self.value(id).bytes(&workload.sizes) as f64).sum();
+        Cost { flops: self.flops(instr, workload), bytes }
+    }
+
+    fn elements(&self, instr: &Instr, slot: usize, sizes: &Sizes) -> f64 {
+        let value = instr.inputs.get(slot).copied().flatten();
+        value.map_or(0.0, |id| self.value(id).shape.elements(sizes) as f64)
+    }
+
+    fn flops(&self, instr: &Instr, workload: &Workload) -> f64 {
+        let sizes = &workload.sizes;
+        let elements = |slot| self.elements(instr, slot, sizes);
+        let last = |slot: usize| -> f64 {
+            let id = instr.inputs.get(slot).copied().flatten();
+            id.map_or(1.0, |id| self.value(id).shape.last() as f64)
+        };
+        let row = |slot: usize| -> f64 {
+            let id = instr.inputs.get(slot).copied().flatten();
+            id.map_or(1.0, |id| self.value(id).shape.row_elements() as f64)
+        };
+        let heads = |slot: usize| -> f64 {
+            let id = instr.inputs.get(slot).copied().flatten();
+            id.and_then(|id| self.value(id).shape.0.get(1).and_then(|dim| dim.size))
+                .map_or(1.0, |size| size as f64)
+        };
+        let pairs = workload.pairs as f64;
+        match &instr.op {
+            // Rows times the whole weight matrix, two operations each.
+            Op::Matmul => 2.0 * elements(0) / row(0) * row(1),
+            Op::MatmulDx => 2.0 * elements(0) / row(0) * row(1),
+            Op::MatmulDw => 2.0 * elements(0) * row(1),
+            Op::HeadMatmul | Op::HeadMatmulDx => 2.0 * elements(0) / row(0) * row(1),
+            Op::HeadMatmulDw => 2.0 * elements(0) * last(1),
+            Op::TokenLogprob => 2.0 * elements(0) / row(0) * row(1),
+            Op::CrossEntropy | Op::TokenLogprobGrad => {
+                let first = usize::from(matches!(instr.op, Op::TokenLogprobGrad));
+                let products = 1 + instr.outputs.iter().flatten().count()
+                    - usize::from(matches!(instr.op, Op::CrossEntropy));
+                let one = 2.0 * elements(first) / row(first) * row(first + 1);
+                one * products as f64
+            }
+            Op::Attention(a) => 2.0 * pairs * heads(0) * (last(0) + a.value_dim as f64),
+            Op::AttentionGrad(a) => {
+                // Scores again, dP, dQ, dK and dV.
+                2.0 * pairs * heads(1) * (3.0 * last(1) + 2.0 * a.value_dim as f64)
+            }
+            Op::RmsNorm(_) | Op::LayerNorm(_) => 4.0 * elements(0),
+            Op::RmsNormGrad(_) | Op::LayerNormGrad(_) => 8.0 * elements(0),
+            Op::Rope(_) | Op::RopeGrad(_) => 3.0 * elements(0),
+            Op::AdamW(_) => 12.0 * elements(0),
+            Op::GlobalNorm => 2.0 * (0..instr.inputs.len()).map(elements).sum::<f64>(),
+            Op::KvWrite { .. } | Op::Embed | Op::GatherRows | Op::ScatterRows => 0.0,
+            Op::Concat(_) | Op::Split(..) => 0.0,
+            _ => elements(0),
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! Sessions: the memory of programs that share weights and states, and their runs.
+//!
+//! A training step is two programs (forward and backward; update), a server's step is one of
+//! several plans for different token counts: they share persistent values by name and take turns
+//! with one arena. [`MemoryPlan`] lays everything out and knows every byte before anything is
+//! allocated; [`Session`] allocates it once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use cairn_kernels::{CacheSpec, Cpu, Memory, MemoryError, SeqSlot, Span};
+use serde::{Deserialize, Serialize};
+
+use crate::dim::Sizes;
+use crate::execute;
+use crate::op::Op;
+use crate::plan::{ArenaPlan, KvPlacement, aligned};
+use crate::program::Program;
+use crate::value::{Class, Value, ValueId, ValueType};
+
+/// Region of persistent values in a session's memory.
+const STORE: u16 = 0;
+/// Region of the arena.
+const ARENA: u16 = 1;
+
+/// Index of a program in its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProgramId(pub usize);
+
+/// A program and the largest run it is planned for.
+#[derive(Clone, Debug)]
+pub struct SessionProgram {
+    /// What it does.
+    pub program: Program,
+    /// Bounds of the dynamic axes.
+    pub sizes: Sizes,
+    /// Where its keys and values live.
+    pub kv: KvPlacement,
+}
+
+/// The KV cache that the paged programs of a session share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheOptions {
+    /// Element type of cached keys and values.
+    pub dtype: cairn_kernels::CacheType,
+    /// Blocks for all sequences together; a block holds [`cairn_kernels::PAGE_TOKENS`] tokens.
+    pub num_blocks: usize,
+}
+
+/// Why a session cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// Two programs declare one persistent value differently.
+    #[error("{name} is {first} in one program and {second} in another")]
+    Disagreement {
+        /// The value.
+        name: String,
+        /// Its declaration in the first program.
+        first: String,
+        /// Its declaration in the second.
+        second: String,
+    },
+    /// A program reads a paged cache, and the session has none.
+    #[error("the program caches keys, but the session has no cache options")]
+    NoCache,
+    /// The operating system refused the memory.
+    #[error("could not reserve the planned memory")]
+    Memory(#[from] MemoryError),
+}
+
+/// Why a run is refused. Nothing has been computed when one is returned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A size is over its bound.
+    #[error("{what}: {actual} exceeds the plan's bound of {bound}")]
+    Bound {
+        /// Which axis.
+        what: &'static str,
+        /// The run's size.
+        actual: usize,
+        /// The plan's size.
+        bound: usize,
+    },
+    /// An input of the program was not fed.
+    #[error("input {name} was not fed")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// An input has the wrong length or type.
+    #[error("input {name}: expected {expected} elements of {value_type}, found {found}")]
+    Feed {
+        /// Its name.
+        name: String,
+        /// Elements the run's sizes demand.
+        expected: usize,
+        /// Declared type.
+        value_type: String,
+        /// What was fed.
+        found: String,
+    },
+    /// A token id, target or row index is out of range.
+    #[error("input {name}: {found} at position {position} is not below {bound}")]
+    Range {
+        /// The input.
+        name: String,
+        /// Where in it.
+        position: usize,
+        /// The offending index.
+        found: u32,
+        /// Number of rows it indexes.
+        bound: usize,
+    },
+    /// Sequences do not tile the tokens, or a block id is out of range.
+    #[error("sequence {sequence}: {problem}")]
+    Sequence {
+        /// Index in the batch.
+        sequence: usize,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// One named input of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Feed<'a> {
+    /// The input's name in the program.
+    pub name: &'a str,
+    /// Its elements.
+    pub data: FeedData<'a>,
+}
+
+/// Elements of an input.
+#[derive(Clone, Copy, Debug)]
+pub enum FeedData<'a> {
+    /// Ids, positions, row indices.
+    U32(&'a [u32]),
+    /// Floats.
+    F32(&'a [f32]),
+    /// Scalars that must not be rounded (the learning rate).
+    F64(&'a [f64]),
+}
+
+impl<'a> Feed<'a> {
+    /// Feeds indices.
+    pub fn u32(name: &'a str, data: &'a [u32]) -> Self {
+        Self { name, data: FeedData::U32(data) }
+    }
+
+    /// Feeds doubles.
+    pub fn f64(name: &'a str, data: &'a [f64]) -> Self {
+        Self { name, data: FeedData::F64(data) }
+    }
+
+    /// Feeds floats.
+    pub fn f32(name: &'a str, data: &'a [f32]) -> Self {
+        Self { name, data: FeedData::F32(data) }
+    }
+}
+
+/// One run of a program: its inputs, the sequences laid end to end in them, and what keys its
+/// randomness.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// Every input of the program.
+    pub feeds: &'a [Feed<'a>],
+    /// The ragged batch. Training rows hold one sequence per document piece.
+    pub sequences: &'a [SeqSlot<'a>],
+    /// Output rows; equal to the tokens where the program gathers none.
+    pub outputs: usize,
+    /// Tokens per batch row: the unit to which sums over tokens are aligned.
+    pub row_tokens: usize,
+    /// Adds to the gradients instead of starting them: false in a step's first micro-batch.
+    pub accumulate: bool,
+    /// Keys dropout.
+    pub seed: u64,
+    /// Keys dropout.
+    pub step: u64,
+    /// Number of the first token within the step, over all micro-batches; keys dropout.
+    pub first_token: u64,
+}
+
+impl<'a> Run<'a> {
+    /// A run without gradients or randomness in which every token is an output.
+    pub fn forward(feeds: &'a [Feed<'a>], sequences: &'a [SeqSlot<'a>]) -> Self {
+        let tokens = sequences.iter().map(|sequence| sequence.len).sum();
+        Self {
+            feeds,
+            sequences,
+            outputs: tokens,
+            row_tokens: tokens,
+            accumulate: false,
+            seed: 0,
+            step: 0,
+            first_token: 0,
+        }
+    }
+
+    pub(crate) fn sizes(&self) -> Sizes {
+        Sizes {
+            tokens: self.sequences.iter().map(|sequence| sequence.len).sum(),
+            sequences: self.sequences.len(),
+            outputs: self.outputs,
+            cached: self.sequences.iter().map(|sequence| sequence.cached).sum(),
+        }
+    }
+}
+
+/// A persistent value and where it lies.
+#[derive(Clone, Debug)]
+struct Persistent {
+    class: Class,
+    value_type: ValueType,
+    shape: crate::Shape,
+    span: Span,
+}
+
+/// A program with every operand resolved to memory.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) program: Program,
+    pub(crate) arena: ArenaPlan,
+    persistent: Vec<Option<Span>>,
+    /// Cache geometry and pages of each `kv_write` site.
+    pub(crate) caches: BTreeMap<u32, (CacheSpec, Span)>,
+    /// The site whose cache a cached key or value stands for.
+    pub(crate) cache_of: Vec<Option<u32>>,
+}
+
+impl Prepared {
+    /// Where a value lies at the sizes of a run; empty for cached keys, which lie in pages.
+    pub(crate) fn span(&self, id: ValueId, sizes: &Sizes) -> Span {
+        if let Some(span) = self.persistent[id.index()] {
+            return span;
+        }
+        let bytes = self.program.value(id).bytes(sizes);
+        match self.arena.slot(id) {
+            Some(slot) => Span { region: ARENA, offset: slot.offset, bytes },
+            None => Span { region: ARENA, offset: 0, bytes: 0 },
+        }
+    }
+
+    pub(crate) fn scratch(&self, instr: usize) -> Span {
+        match self.arena.scratch(instr) {
+            Some(slot) => Span { region: ARENA, offset: slot.offset, bytes: slot.bytes },
+            None => Span { region: ARENA, offset: 0, bytes: 0 },
+        }
+    }
+}
+
+/// Bytes of a session by class, known before it exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PlannedBytes {
+    /// Parameters.
+    pub weights: usize,
+    /// Their gradients.
+    pub gradients: usize,
+    /// Moments, masters, averages.
+    pub states: usize,
+    /// Pages of the KV cache.
+    pub cache: usize,
+    /// The arena: activations, inputs, working memory of single instructions.
+    pub arena: usize,
+}
+
+impl PlannedBytes {
+    /// Everything together.
+    pub fn total(&self) -> usize {
+        self.weights + self.gradients + self.states + self.cache + self.arena
+    }
+}
+
+impl fmt::Display for PlannedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "weights {:.1} MiB, gradients {:.1} MiB, states {:.1} MiB, cache {:.1} MiB, arena {:.1} MiB",
+            mib(self.weights),
+            mib(self.gradients),
+            mib(self.states),
+            mib(self.cache),
+            mib(self.arena)
+        )
+    }
+}
+
+/// Where every byte of a session will lie.
+#[derive(Debug)]
+pub struct MemoryPlan {
+    programs: Vec<Prepared>,
+    store: BTreeMap<String, Persistent>,
+    store_bytes: usize,
+    arena_bytes: usize,
+    bytes: PlannedBytes,
+}
+
+impl MemoryPlan {
+    /// Lays out programs that share persistent values by name.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Disagreement`] when two programs declare one name differently,
+    /// [`SessionError::NoCache`] when a program wants a paged cache and `cache` is `None`.
+    pub fn new(
+        programs: Vec<SessionProgram>,
+        cache: Option<CacheOptions>,
+    ) -> Result<Self, SessionError> {
+        let mut plan = Self {
+            programs: Vec::new(),
+            store: BTreeMap::new(),
+            store_bytes: 0,
+            arena_bytes: 0,
+            bytes: PlannedBytes::default(),
+        };
+        let mut pages = BTreeMap::new();
+        for SessionProgram { program, sizes, kv } in programs {
+            let arena = ArenaPlan::new(&program, sizes, kv);
+            plan.arena_bytes = plan.arena_bytes.max(arena.bytes);
+            let persistent = program
+                .ids()
+                .map(|id| plan.place(program.value(id)))
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut prepared = Prepared {
+                cache_of: vec![None; program.values.len()],
+                program,
+                arena,
+                persistent,
+                caches: BTreeMap::new(),
+            };
+            if kv == KvPlacement::Paged {
+                plan.place_caches(&mut prepared, cache, &mut pages)?;
+            }
+            plan.programs.push(prepared);
+        }
+        plan.bytes.arena = plan.arena_bytes;
+        Ok(plan)
+    }
+
+    /// Bytes by class; exactly what [`Session::new`] allocates.
+    pub fn bytes(&self) -> PlannedBytes {
+        self.bytes
+    }
+
+    fn reserve(&mut self, bytes: usize) -> Span {
+        let span = Span { region: STORE, offset: self.store_bytes, bytes };
+        self.store_bytes += aligned(bytes);
+        span
+    }
+
+    fn place(&mut self, value: &Value) -> Result<Option<Span>, SessionError> {
+        if matches!(value.class, Class::Temp | Class::Input) {
+            return Ok(None);
+        }
+        if let Some(existing) = self.store.get(&value.name) {
+            if existing.value_type != value.value_type || existing.shape != value.shape {
+                return Err(SessionError::Disagreement {
+                    name: value.name.clone(),
+                    first: format!("{}{}", existing.value_type, existing.shape),
+                    second: format!("{}{}", value.value_type, value.shape),
+                });
+            }
+            return Ok(Some(existing.span));
+        }
+        // Persistent values have no dynamic axis, so the sizes do not matter.
+        let span = self.reserve(value.bytes(&Sizes::dense(0, 0)));
+        let class_bytes = match value.class {
+            Class::Weight => &mut self.bytes.weights,
+            Class::Gradient => &mut self.bytes.gradients,
+            Class::State | Class::Input | Class::Temp => &mut self.bytes.states,
+        };
+        *class_bytes += aligned(span.bytes);
+        self.store.insert(
+            value.name.clone(),
+            Persistent {
+                class: value.class,
+                value_type: value.value_type,
+                shape: value.shape.clone(),
+                span,
+            },
+        );
+        Ok(Some(span))
+    }
+
+    /// Gives each `kv_write` its pages; programs that share a site share them.
+    fn place_caches(
+        &mut self,
+        prepared: &mut Prepared,
+        cache: Option<CacheOptions>,
+        pages: &mut BTreeMap<u32, (CacheSpec, Span)>,
+    ) -> Result<(), SessionError> {
+        for index in 0..prepared.program.instrs.len() {
+            let instr = &prepared.program.instrs[index];
+            let Op::KvWrite { site } = instr.op else { continue };
+            let options = cache.ok_or(SessionError::NoCache)?;
+            let spec = cache_spec(&prepared.program, index, options);
+            let entry = match pages.get(&site) {
+                Some(&entry) => entry,
+                None => {
+                    let span = self.reserve(options.num_blocks * spec.page_bytes());
+                    self.bytes.cache += aligned(span.bytes);
+                    pages.insert(site, (spec, span));
+                    (spec, span)
+                }
+            };
+            for id in prepared.program.instrs[index].writes() {
+                prepared.cache_of[id.index()] = Some(site);
+            }
+            prepared.caches.insert(site, entry);
+        }
+        Ok(())
+    }
+}
+
+/// Geometry of the cache that one `kv_write` fills.
+fn cache_spec(program: &Program, index: usize, options: CacheOptions) -> CacheSpec {
+    let instr = &program.instrs[index];
+    let dims = |slot: usize| {
+        instr.inputs[slot].map(|id| {
+            let shape = &program.value(id).shape;
+            (shape.0[1].size.expect("verified: [t, g, k]"), shape.last())
+        })
+    };
+    let (kv_heads, key_dim) = dims(0).expect("verified: keys are present");
+    CacheSpec {
+        dtype: options.dtype,
+        kv_heads,
+        key_dim,
+        value_dim: dims(1).map_or(0, |(_, value_dim)| value_dim),
+        values_in_keys: instr.inputs[1].is_none(),
+    }
+}
+
+/// Programs with their memory.
+#[derive(Debug)]
+pub struct Session {
+    cpu: Cpu,
+    memory: Memory,
+    programs: Vec<Prepared>,
+    store: BTreeMap<String, Persistent>,
+    bytes: PlannedBytes,
+    /// Sizes of each program's last run; outputs are read at these.
+    last: Vec<Sizes>,
+}
+
+impl Session {
+    /// Allocates and touches all planned memory. Persistent values start as zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Memory`] when the system has no such memory.
+    pub fn new(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
+        let mut memory = Memory::new();
+        let store = memory.add_owned(plan.store_bytes)?;
+        let arena = memory.add_owned(plan.arena_bytes)?;
+        assert_eq!((store, arena), (STORE, ARENA), "regions are numbered from 0");
+        let last = plan.programs.iter().map(|_| Sizes::dense(0, 0)).collect();
+        Ok(Self {
+            cpu,
+            memory,
+            programs: plan.programs,
+            store: plan.store,
+            bytes: plan.bytes,
+            last,
+        })
+    }
+
+    /// What was planned and allocated.
+    pub fn bytes(&self) -> PlannedBytes {
+        self.bytes
+    }
+
+    /// The processor it runs on.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// A program of the session.
+    pub fn program(&self, id: ProgramId) -> &Program {
+        &self.programs[id.0].program
+    }
+
+    /// Names, classes, types and shapes of the persistent values, in name order.
+    pub fn persistent(&self) -> impl Iterator<Item = (&str, Class, ValueType, &crate::Shape)> {
+        self.store.iter().map(|(name, p)| (name.as_str(), p.class, p.value_type, &p.shape))
+    }
+
+    /// Runs one program.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`] when the inputs do not fit the program or its plan; nothing was computed then.
+    pub fn run(&mut self, program: ProgramId, run: &Run<'_>) -> Result<(), RunError> {
+        self.run_observed(program, run, &mut |_, _| {})
+    }
+
+    /// Runs one program and calls `observe` with each instruction's index and its seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub fn run_observed(
+        &mut self,
+        program: ProgramId,
+        run: &Run<'_>,
+        observe: &mut dyn FnMut(usize, f64),
+    ) -> Result<(), RunError> {
+        let prepared = &self.programs[program.0];
+        let sizes = run.sizes();
+        execute::check_run(prepared, run, &sizes)?;
+        self.last[program.0] = sizes;
+        execute::execute(&self.cpu, &mut self.memory, prepared, run, observe);
+        Ok(())
+    }
+
+    /// Where a persistent value or an output of the last run lies.
+    fn locate(&self, program: Option<ProgramId>, name: &str) -> Option<(ValueType, Span)> {
+        if let Some(persistent) = self.store.get(name) {
+            return Some((persistent.value_type, persistent.span));
+        }
+        let prepared = &self.programs[program?.0];
+        let id = prepared.program.find(name)?;
+        let kept = prepared.program.outputs.contains(&id);
+        let span = prepared.span(id, &self.last[program?.0]);
+        kept.then(|| (prepared.program.value(id).value_type, span))
+    }
+
+    /// Reads an output of the last run of `program`, at that run's sizes.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the program has no such `f32` output.
+    pub fn output(&self, program: ProgramId, name: &str) -> &[f32] {
+        match self.locate(Some(program), name) {
+            Some((ValueType::F32, span)) => self.memory.read(span).f32s(),
+            found => panic!("{name} is not an f32 output of the program: {found:?}"),
+        }
+    }
+
+    /// Reads a scalar `f64` output of the last run of `program`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the program has no such output.
+    pub fn output_f64(&self, program: ProgramId, name: &str) -> f64 {
+        match self.locate(Some(program), name) {
+            Some((ValueType::F64, span)) => self.memory.read(span).f64s()[0],
+            found => panic!("{name} is not an f64 output of the program: {found:?}"),
+        }
+    }
+
+    /// The stored bytes of a persistent value; `None` if there is no such value.
+    pub fn stored(&self, name: &str) -> Option<&[u8]> {
+        self.store.get(name).map(|persistent| self.memory.read(persistent.span).u8s())
+    }
+
+    /// The stored bytes of a persistent value, to fill; `None` if there is no such value.
+    pub fn stored_mut(&mut self, name: &str) -> Option<&mut [u8]> {
+        let span = self.store.get(name)?.span;
+        Some(self.memory.write(span).u8s())
+    }
+
+    /// An `f32` persistent value; `None` if there is no such value or it is of another type.
+    pub fn stored_f32(&self, name: &str) -> Option<&[f32]> {
+        let persistent = self.store.get(name)?;
+        (persistent.value_type == ValueType::F32).then(|| self.memory.read(persistent.span).f32s())
+    }
+
+    /// An `f32` persistent value, to fill.
+    pub fn stored_f32_mut(&mut self, name: &str) -> Option<&mut [f32]> {
+        let persistent = self.store.get(name)?;
+        if persistent.value_type != ValueType::F32 {
+            return None;
+        }
+        let span = persistent.span;
+        Some(self.memory.write(span).f32s())
+    }
+}
