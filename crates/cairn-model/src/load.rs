@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use cairn_artifacts::safetensors::{TensorView, WeightFolder};
 use cairn_kernels::encoding::encode;
 use cairn_kernels::{Encoding, Layout, Weight};
 use cairn_program::{Class, Session, ValueType};
@@ -29,6 +30,30 @@ pub trait TensorSource {
     ///
     /// A text that says why the tensor cannot be read as floats.
     fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String>;
+}
+
+impl TensorSource for WeightFolder {
+    fn names(&self) -> Vec<String> {
+        self.tensors().map(|tensor| tensor.name.to_owned()).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensor(name).map(|tensor| tensor.shape.to_vec())
+    }
+
+    fn read_f32(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), String> {
+        let tensor = self.tensor(name).ok_or("there is no such tensor")?;
+        let width = tensor.dtype.size_bytes();
+        let bytes = &tensor.bytes[elements.start * width..elements.end * width];
+        let shape = [elements.len()];
+        let piece = TensorView { shape: &shape, bytes, ..tensor };
+        piece.copy_to_f32(out).map_err(|error| error.to_string())
+    }
 }
 
 /// Why tensors do not make a model's weights.

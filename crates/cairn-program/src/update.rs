@@ -4,10 +4,12 @@
 //! Per weight `W`: state `adamw.m.W`, `adamw.v.W`; a bf16 weight also has its f32 `master.W`, which
 //! the optimizer updates and rounds to the weight; with averaging, `ema.W`.
 
+use std::collections::BTreeSet;
+
 use crate::differentiate::GRADIENT_PREFIX;
 use crate::dim::Shape;
 use crate::op::{AdamWAttrs, Op};
-use crate::program::{Builder, Program};
+use crate::program::{Builder, Instr, Program};
 use crate::value::{Class, ValueId, ValueType};
 use crate::verify::VerifyError;
 
@@ -24,7 +26,8 @@ pub struct UpdateOptions {
 
 /// Builds the update program for the gradients of `training`.
 ///
-/// Weight decay falls on weights of two or more dimensions; norms and biases are left alone.
+/// Weight decay falls on matrices; norms and biases are left alone (a bias may have two axes here,
+/// heads and head dim, so operations tell, not shapes).
 /// Inputs: `lr` `[] f64`, `step` `[] u32` (counted from 1). Output: `grad_norm_squared` `[] f64`.
 ///
 /// # Errors
@@ -34,16 +37,18 @@ pub fn update_program(training: &Program, options: &UpdateOptions) -> Result<Pro
     let mut builder = Builder::new();
     let lr = builder.input("lr", ValueType::F64, &[]);
     let step = builder.input("step", ValueType::U32, &[]);
-    let mut trained: Vec<(&str, Shape, ValueType)> = Vec::new();
+    let matrices: BTreeSet<ValueId> = training.instrs.iter().filter_map(matrix_operand).collect();
+    let mut trained: Vec<(&str, Shape, ValueType, bool)> = Vec::new();
     for (_, gradient) in training.of_class(Class::Gradient) {
         let name = gradient.name.strip_prefix(GRADIENT_PREFIX).expect("named by differentiate");
-        let weight = training.value(training.find(name).expect("its gradient exists"));
-        trained.push((name, weight.shape.clone(), weight.value_type));
+        let id = training.find(name).expect("its gradient exists");
+        let weight = training.value(id);
+        trained.push((name, weight.shape.clone(), weight.value_type, matrices.contains(&id)));
     }
     // In name order, so that the norm does not depend on where a weight stands in the program.
     trained.sort_by(|a, b| a.0.cmp(b.0));
     let mut gradients = Vec::new();
-    for (name, shape, _) in &trained {
+    for (name, shape, ..) in &trained {
         let name = format!("{GRADIENT_PREFIX}{name}");
         gradients.push(builder.declare(&name, Class::Gradient, ValueType::F32, shape.clone()));
     }
@@ -53,10 +58,14 @@ pub fn update_program(training: &Program, options: &UpdateOptions) -> Result<Pro
         Some(max_norm) => Some(builder.push("clip", Op::Clip { max_norm }, &[norm])?),
         None => None,
     };
-    for ((name, shape, value_type), gradient) in trained.into_iter().zip(gradients) {
-        let weight = builder.declare(name, Class::Weight, value_type, shape.clone());
+    for ((name, shape, value_type, is_matrix), gradient) in trained.into_iter().zip(gradients) {
+        let weight = builder.declare(name, Class::Weight, value_type, shape);
         let scalars = [factor, Some(lr), Some(step)];
-        update_weight(&mut builder, options, weight, gradient, scalars)?;
+        let mut options = *options;
+        if !is_matrix {
+            options.adamw.weight_decay = 0.0;
+        }
+        update_weight(&mut builder, &options, weight, gradient, scalars)?;
     }
     builder.finish()
 }
@@ -71,10 +80,6 @@ fn update_weight(
     let value = builder.program.value(weight);
     let (name, Shape(dims)) = (value.name.clone(), value.shape.clone());
     let in_f32 = value.value_type == ValueType::F32;
-    let mut adamw = options.adamw;
-    if dims.len() < 2 {
-        adamw.weight_decay = 0.0;
-    }
     let mut state =
         |prefix: &str| builder.state(&format!("{prefix}.{name}"), ValueType::F32, &dims);
     let (m, v) = (state("adamw.m"), state("adamw.v"));
@@ -83,9 +88,19 @@ fn update_weight(
     let mut inputs = vec![Some(master), Some(gradient), Some(m), Some(v)];
     inputs.extend(scalars);
     inputs.push(copy);
-    builder.push_slots(Op::AdamW(adamw), inputs, &[])?;
+    builder.push_slots(Op::AdamW(options.adamw), inputs, &[])?;
     if let Some((decay, average)) = average {
         builder.push_slots(Op::Ema { decay }, vec![Some(master), Some(average)], &[])?;
     }
     Ok(())
+}
+
+/// The weight matrix that an instruction multiplies by or looks up in.
+fn matrix_operand(instr: &Instr) -> Option<ValueId> {
+    let slot = match instr.op {
+        Op::Embed | Op::Matmul | Op::HeadMatmul | Op::TokenLogprob | Op::CrossEntropy => 1,
+        Op::PositionEmbed => 2,
+        _ => return None,
+    };
+    instr.inputs[slot]
 }

@@ -1,0 +1,87 @@
+//! Logits and hidden states of the golden folders.
+
+use std::path::PathBuf;
+
+use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
+use cairn_kernels::{Cpu, Isa, SeqSlot};
+use cairn_model::{BuildOptions, Head, build_program, load_weights};
+use cairn_program::{Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes};
+use cairn_spec::ModelSpec;
+
+/// Against transformers in f32, per element: 1e-4 · max(1, max|reference|).
+const TOLERANCE: f32 = 1e-4;
+
+pub(crate) fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name)
+}
+
+pub(crate) fn spec(name: &str) -> ModelSpec {
+    let text = std::fs::read_to_string(folder(name).join("config.json")).unwrap();
+    ModelSpec::from_hf_json(&text).unwrap()
+}
+
+pub(crate) fn tokens(file: &SafetensorsFile, name: &str) -> (Vec<usize>, Vec<u32>) {
+    let tensor = file.tensor(name).unwrap();
+    let ids = tensor.to_i64().unwrap().into_iter().map(|id| u32::try_from(id).unwrap()).collect();
+    (tensor.shape.to_vec(), ids)
+}
+
+/// `rows` sequences of `length` tokens laid end to end.
+pub(crate) fn slots(rows: usize, length: usize) -> Vec<SeqSlot<'static>> {
+    (0..rows)
+        .map(|row| SeqSlot { start: row * length, len: length, cached: 0, blocks: &[] })
+        .collect()
+}
+
+pub(crate) fn positions(rows: usize, length: usize) -> Vec<u32> {
+    (0..rows).flat_map(|_| 0..u32::try_from(length).unwrap()).collect()
+}
+
+pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f32]) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1.0_f32, |largest, x| largest.max(x.abs()));
+    let worst =
+        actual.iter().zip(expected).fold(0.0_f32, |worst, (a, e)| worst.max((a - e).abs()));
+    assert!(worst <= TOLERANCE * largest, "{what}: off by {worst} of {largest}");
+}
+
+fn check_logits(name: &str) {
+    let spec = spec(name);
+    let golden = SafetensorsFile::open(&folder(name).join("golden.safetensors")).unwrap();
+    let (shape, ids) = tokens(&golden, "input_ids");
+    let (rows, length) = (shape[0], shape[1]);
+    let options = BuildOptions { keep_hidden: true, ..BuildOptions::new(Head::Logits) };
+    let program = build_program(&spec, &options).unwrap();
+    let sizes = Sizes::dense(rows * length, rows);
+    let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
+    let plan = MemoryPlan::new(vec![program], None).unwrap();
+    let mut session = Session::new(plan, Cpu::new(Isa::best(), 2)).unwrap();
+    load_weights(&mut session, &spec, &WeightFolder::open(&folder(name)).unwrap()).unwrap();
+    let positions = positions(rows, length);
+    let feeds = [Feed::u32("ids", &ids), Feed::u32("positions", &positions)];
+    let sequences = slots(rows, length);
+    let id = ProgramId(0);
+    session.run(id, &Run::forward(&feeds, &sequences)).unwrap();
+    for layer in 0..=spec.num_hidden_layers {
+        let hidden = format!("hidden_{layer}");
+        let expected = golden.tensor(&hidden).unwrap().to_f32().unwrap();
+        assert_close(&format!("{name} {hidden}"), session.output(id, &hidden), &expected);
+    }
+    let expected = golden.tensor("logits").unwrap().to_f32().unwrap();
+    assert_close(&format!("{name} logits"), session.output(id, "logits"), &expected);
+}
+
+#[test]
+fn llama_matches_transformers() {
+    check_logits("llama");
+}
+
+#[test]
+fn sharded_llama_matches_transformers() {
+    check_logits("llama_sharded");
+}
+
+#[test]
+fn gpt2_matches_transformers() {
+    check_logits("gpt2");
+}
