@@ -5,7 +5,10 @@
 //! Sources: Hendrycks and Gimpel 2016 (GELU), Shazeer 2020 (GLU variants), So et al. 2021 (squared ReLU).
 
 use crate::cpu::Cpu;
+use crate::disjoint::{RowSlice, parallel_elements};
+use crate::lanes::{at, map, map2, put, vectors};
 use crate::math::{self, Real};
+use crate::simd::kernel;
 
 /// An activation function.
 #[derive(serde::Serialize, serde::Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -172,8 +175,30 @@ pub struct GluGrad<'a> {
 }
 
 /// Applies an activation function.
-pub fn activation(_cpu: &Cpu, args: Activation<'_>) {
-    activation_reference(args);
+pub fn activation(cpu: &Cpu, args: Activation<'_>) {
+    let simd = cpu.simd();
+    let Activation { x, act, y } = args;
+    assert_eq!(x.len(), y.len(), "activation: x and y differ in length");
+    parallel_elements(cpu, y.len(), RowSlice::new(y, 1), |range, y| {
+        activation_part(simd, act, &x[range], y);
+    });
+}
+
+/// Runs an expression with the function as a constant, so that each has its own loop.
+macro_rules! with_constant_act {
+    ($act:expr, $name:ident => $body:expr) => {
+        with_constant_act!(@each $act, $name, $body,
+            Silu Gelu GeluTanh Relu ReluSquared QuickGelu Tanh Sigmoid)
+    };
+    (@each $act:expr, $name:ident, $body:expr, $($variant:ident)*) => {
+        match $act { $(Act::$variant => { let $name = Act::$variant; $body })* }
+    };
+}
+
+kernel! {
+    fn activation_part<V>(act: Act, x: &[f32], y: &mut [f32]) {
+        with_constant_act!(act, act => map::<V>(x, y, |x| act.value(x)));
+    }
 }
 
 /// [`activation`] in plain loops.
@@ -186,8 +211,21 @@ pub fn activation_reference(args: Activation<'_>) {
 }
 
 /// The gradient of [`activation`].
-pub fn activation_grad(_cpu: &Cpu, args: ActivationGrad<'_>) {
-    activation_grad_reference(args);
+pub fn activation_grad(cpu: &Cpu, args: ActivationGrad<'_>) {
+    let simd = cpu.simd();
+    let ActivationGrad { dy, x, act, dx } = args;
+    assert_eq!((dy.len(), x.len()), (dx.len(), dx.len()), "activation_grad: lengths differ");
+    parallel_elements(cpu, dx.len(), RowSlice::new(dx, 1), |range, dx| {
+        activation_grad_part(simd, act, &dy[range.clone()], &x[range], dx);
+    });
+}
+
+kernel! {
+    fn activation_grad_part<V>(act: Act, dy: &[f32], x: &[f32], dx: &mut [f32]) {
+        with_constant_act!(act, act => {
+            map2::<V>(dy, x, dx, |dy, x| dy * act.value_and_slope(x).1);
+        });
+    }
 }
 
 /// [`activation_grad`] in plain loops.
@@ -200,8 +238,19 @@ pub fn activation_grad_reference(args: ActivationGrad<'_>) {
 }
 
 /// Gates one row with another.
-pub fn glu(_cpu: &Cpu, args: Glu<'_>) {
-    glu_reference(args);
+pub fn glu(cpu: &Cpu, args: Glu<'_>) {
+    let simd = cpu.simd();
+    let Glu { gate_nf, up_nf, act, y_nf } = args;
+    assert_eq!((gate_nf.len(), up_nf.len()), (y_nf.len(), y_nf.len()), "glu: lengths differ");
+    parallel_elements(cpu, y_nf.len(), RowSlice::new(y_nf, 1), |range, y| {
+        glu_part(simd, act, &gate_nf[range.clone()], &up_nf[range], y);
+    });
+}
+
+kernel! {
+    fn glu_part<V>(act: Act, gate: &[f32], up: &[f32], y: &mut [f32]) {
+        with_constant_act!(act, act => map2::<V>(gate, up, y, |gate, up| act.value(gate) * up));
+    }
 }
 
 /// [`glu`] in plain loops.
@@ -214,8 +263,29 @@ pub fn glu_reference(args: Glu<'_>) {
 }
 
 /// The gradients of [`glu`].
-pub fn glu_grad(_cpu: &Cpu, args: GluGrad<'_>) {
-    glu_grad_reference(args);
+pub fn glu_grad(cpu: &Cpu, args: GluGrad<'_>) {
+    let simd = cpu.simd();
+    let GluGrad { dy_nf, gate_nf, up_nf, act, dgate_nf, dup_nf } = args;
+    let n = dy_nf.len();
+    assert_eq!((gate_nf.len(), up_nf.len()), (n, n), "glu_grad: inputs differ in length");
+    assert_eq!((dgate_nf.len(), dup_nf.len()), (n, n), "glu_grad: outputs differ in length");
+    let outputs = [RowSlice::new(dgate_nf, 1), RowSlice::new(dup_nf, 1)];
+    parallel_elements(cpu, n, outputs, |range, outputs| {
+        let inputs = [&dy_nf[range.clone()], &gate_nf[range.clone()], &up_nf[range]];
+        glu_grad_part(simd, act, inputs, outputs);
+    });
+}
+
+kernel! {
+    fn glu_grad_part<V>(act: Act, inputs: [&[f32]; 3], outputs: [&mut [f32]; 2]) {
+        let ([dy, gate, up], [dgate, dup]) = (inputs, outputs);
+        with_constant_act!(act, act => for i in vectors(dgate.len()) {
+            let dy = at::<V>(dy, i);
+            let (value, slope) = act.value_and_slope(at::<V>(gate, i));
+            put(dy * at(up, i) * slope, dgate, i);
+            put(dy * value, dup, i);
+        });
+    }
 }
 
 /// [`glu_grad`] in plain loops.
@@ -230,3 +300,6 @@ pub fn glu_grad_reference(args: GluGrad<'_>) {
         dup_nf[i] = dy_nf[i] * value;
     }
 }
+
+#[cfg(test)]
+mod tests;

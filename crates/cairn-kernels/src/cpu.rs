@@ -1,5 +1,6 @@
 //! The handle that every kernel takes first: an instruction set, threads and their scratch memory.
 
+use std::cell::{RefCell, RefMut};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -26,6 +27,7 @@ use crate::pool::{Pool, SCRATCH_BYTES, Scratch};
 pub struct Cpu {
     simd: Simd,
     pool: Pool,
+    partials: RefCell<Scratch>,
 }
 
 impl Cpu {
@@ -36,7 +38,8 @@ impl Cpu {
     /// [`SCRATCH_BYTES`] of scratch a thread or the threads themselves.
     pub fn new(isa: Isa, threads: usize) -> Self {
         let pool = Pool::new(threads).expect("the system gives threads and their scratch memory");
-        Self { simd: Simd::new(isa), pool }
+        let partials = Scratch::new().expect("the system gives scratch memory");
+        Self { simd: Simd::new(isa), pool, partials: RefCell::new(partials) }
     }
 
     /// A handle with the machine's widest instruction set.
@@ -61,7 +64,13 @@ impl Cpu {
 
     /// Bytes of scratch memory that the handle holds, all of it resident.
     pub fn scratch_bytes(&self) -> usize {
-        self.threads() * SCRATCH_BYTES
+        (self.threads() + 1) * SCRATCH_BYTES
+    }
+
+    /// Scratch memory of the calling thread that tasks may share: partial results that one fork
+    /// writes and that are folded, in a fixed order, after it.
+    pub(crate) fn partials(&self) -> RefMut<'_, Scratch> {
+        self.partials.borrow_mut()
     }
 
     /// Calls `f` once for every task number below `n_tasks`, on all threads, and returns when all

@@ -6,6 +6,9 @@
 //! column is mixed into it by two rounds of murmur3's 32-bit finalizer, one per half of the key.
 
 use crate::cpu::Cpu;
+use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
+use crate::lanes::{at, put, vectors};
+use crate::simd::{F32x16, I32x16, LANES, kernel};
 
 /// `y = x / (1 − p)` where the element is kept, else 0. Its adjoint is the same call on `dy`.
 ///
@@ -92,8 +95,20 @@ fn random_bits(key: u64, column: u32) -> u32 {
 }
 
 /// Zeroes elements at random.
-pub fn dropout(_cpu: &Cpu, args: Dropout<'_>) {
-    dropout_reference(args);
+pub fn dropout(cpu: &Cpu, args: Dropout<'_>) {
+    let simd = cpu.simd();
+    let Dropout { x_td, y_td, mask } = args;
+    let d = mask.d;
+    assert_eq!(x_td.len(), y_td.len(), "dropout: x and y differ in length");
+    assert_eq!(y_td.len() % d, 0, "dropout: not a whole number of rows");
+    let rows = y_td.len() / d;
+    parallel_rows(cpu, rows, rows_per_task(d), RowSlice::new(y_td, d), |range, y_td, _| {
+        let x_rows = x_td[range.start * d..].chunks_exact(d);
+        for ((row, y_d), x_d) in range.zip(y_td.chunks_exact_mut(d)).zip(x_rows) {
+            y_d.copy_from_slice(x_d);
+            drop_row(simd, mask, row, y_d);
+        }
+    });
 }
 
 /// [`dropout`] in plain loops.
@@ -105,8 +120,48 @@ pub fn dropout_reference(args: Dropout<'_>) {
 }
 
 /// Zeroes elements at random, in place.
-pub fn dropout_assign(_cpu: &Cpu, args: DropoutAssign<'_>) {
-    dropout_assign_reference(args);
+pub fn dropout_assign(cpu: &Cpu, args: DropoutAssign<'_>) {
+    let simd = cpu.simd();
+    let DropoutAssign { y_td, mask } = args;
+    let d = mask.d;
+    assert_eq!(y_td.len() % d, 0, "dropout: not a whole number of rows");
+    let rows = y_td.len() / d;
+    parallel_rows(cpu, rows, rows_per_task(d), RowSlice::new(y_td, d), |range, y_td, _| {
+        for (row, y_d) in range.zip(y_td.chunks_exact_mut(d)) {
+            drop_row(simd, mask, row, y_d);
+        }
+    });
+}
+
+kernel! {
+    fn drop_row<V>(mask: DropoutMask, row: usize, y_d: &mut [f32]) {
+        let key = mask.row_key(row);
+        let (low, high) = (key as u32, (key >> 32) as u32);
+        let scale = V::splat(mask.scale());
+        // Signed comparison orders unsigned numbers once their top bits are flipped.
+        let top = V::Int::splat(i32::MIN);
+        let threshold = V::Int::splat(mask.threshold().cast_signed()).xor(top);
+        let step = V::Int::splat(0x9e37_79b9_u32.wrapping_mul(LANES as u32).cast_signed());
+        let first = std::array::from_fn(|j| {
+            0x9e37_79b9_u32.wrapping_mul(j as u32).wrapping_add(low).cast_signed()
+        });
+        let mut column = V::Int::load(&first);
+        let high = V::Int::splat(high.cast_signed());
+        for i in vectors(y_d.len()) {
+            let bits = mix_lanes::<V>(mix_lanes::<V>(column).xor(high)).xor(top);
+            let dropped = threshold.gt(bits);
+            put(V::select(dropped, V::zero(), at::<V>(y_d, i) * scale), y_d, i);
+            column = column + step;
+        }
+    }
+}
+
+/// [`mix`] in every lane.
+#[inline(always)]
+fn mix_lanes<V: F32x16>(x: V::Int) -> V::Int {
+    let x = x.xor(x.shr(16)).mul_low(V::Int::splat(0x85eb_ca6b_u32.cast_signed()));
+    let x = x.xor(x.shr(13)).mul_low(V::Int::splat(0xc2b2_ae35_u32.cast_signed()));
+    x.xor(x.shr(16))
 }
 
 /// [`dropout_assign`] in plain loops.
@@ -122,3 +177,6 @@ pub fn dropout_assign_reference(args: DropoutAssign<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

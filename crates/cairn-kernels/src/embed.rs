@@ -3,7 +3,9 @@
 //! Dimensions: `t` tokens, `v` rows of the table, `d` width of a row.
 
 use crate::cpu::Cpu;
-use crate::encoding::Weight;
+use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
+use crate::encoding::{Encoding, Layout, Weight};
+use crate::rows::{ScatterRows, add_row, scatter_rows};
 
 /// `y[t] = weight[ids[t]]`, whatever the encoding and the layout of the weight: a tied head is
 /// stored once, in the form its products want.
@@ -46,8 +48,28 @@ pub struct PositionEmbed<'a> {
 }
 
 /// Picks rows of a table.
-pub fn embed(_cpu: &Cpu, args: Embed<'_>) {
-    embed_reference(args);
+pub fn embed(cpu: &Cpu, args: Embed<'_>) {
+    let Embed { ids_t, weight, y_td } = args;
+    let d = weight.k;
+    weight.check();
+    assert_eq!(y_td.len(), ids_t.len() * d, "embed: y");
+    parallel_rows(cpu, ids_t.len(), rows_per_task(d), RowSlice::new(y_td, d), |rows, y_td, _| {
+        for (y_d, &id) in y_td.chunks_exact_mut(d).zip(&ids_t[rows]) {
+            row(&weight, id as usize, y_d);
+        }
+    });
+}
+
+/// One row of a table.
+fn row(weight: &Weight<'_>, id: usize, y_d: &mut [f32]) {
+    assert!(id < weight.n, "row {id} of a table with {} rows", weight.n);
+    if let (Encoding::F32, Layout::RowMajor) = (weight.encoding, weight.layout) {
+        y_d.copy_from_slice(&weight.f32s()[id * weight.k..][..weight.k]);
+        return;
+    }
+    for (column, y) in y_d.iter_mut().enumerate() {
+        *y = weight.value(id, column);
+    }
 }
 
 /// [`embed`] in plain loops.
@@ -63,8 +85,10 @@ pub fn embed_reference(args: Embed<'_>) {
 }
 
 /// The gradient of [`embed`]; also of [`position_embed`] with its positions as ids.
-pub fn embed_grad(_cpu: &Cpu, args: EmbedGrad<'_>) {
-    embed_grad_reference(args);
+pub fn embed_grad(cpu: &Cpu, args: EmbedGrad<'_>) {
+    let EmbedGrad { ids_t, dy_td, d, dw_vd, accumulate } = args;
+    assert_eq!(dy_td.len(), ids_t.len() * d, "embed_grad: dy");
+    scatter_rows(cpu, ScatterRows { y_od: dy_td, rows_o: ids_t, d, x_td: dw_vd, accumulate });
 }
 
 /// [`embed_grad`] in plain loops.
@@ -82,8 +106,21 @@ pub fn embed_grad_reference(args: EmbedGrad<'_>) {
 }
 
 /// Adds rows of a table.
-pub fn position_embed(_cpu: &Cpu, args: PositionEmbed<'_>) {
-    position_embed_reference(args);
+pub fn position_embed(cpu: &Cpu, args: PositionEmbed<'_>) {
+    let simd = cpu.simd();
+    let PositionEmbed { positions_t, x_td, weight, y_td } = args;
+    let d = weight.k;
+    weight.check();
+    let lens = (positions_t.len() * d, positions_t.len() * d);
+    assert_eq!((x_td.len(), y_td.len()), lens, "position_embed: x and y");
+    let outputs = RowSlice::new(y_td, d);
+    parallel_rows(cpu, positions_t.len(), rows_per_task(d), outputs, |rows, y_td, _| {
+        let x_td = &x_td[rows.start * d..rows.end * d];
+        for (y_d, &position) in y_td.chunks_exact_mut(d).zip(&positions_t[rows]) {
+            row(&weight, position as usize, y_d);
+        }
+        add_row(simd, x_td, y_td);
+    });
 }
 
 /// [`position_embed`] in plain loops.
@@ -95,3 +132,6 @@ pub fn position_embed_reference(args: PositionEmbed<'_>) {
         *y += x;
     }
 }
+
+#[cfg(test)]
+mod tests;

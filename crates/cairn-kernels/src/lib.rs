@@ -13,6 +13,7 @@
 pub mod activation;
 pub mod attention;
 pub mod cpu;
+mod disjoint;
 pub mod dropout;
 pub mod embed;
 pub mod encoding;
@@ -30,6 +31,9 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 mod simd;
+#[cfg(test)]
+mod testing;
+mod token_blocks;
 pub mod token_logprob;
 
 pub use activation::{

@@ -7,8 +7,10 @@
 //! Polynomials are near-minimax fits made for this file (weighted least squares iterated towards
 //! the Chebyshev error, double precision); each function states the error measured against f64.
 
+use crate::simd::{F32x16, I32x16};
+
 /// The operations the polynomials are made of. A vector does in each lane what `f32` does.
-pub trait Real: Copy {
+pub(crate) trait Real: Copy {
     /// The same number in every lane.
     fn splat(value: f32) -> Self;
     /// `self + other`.
@@ -23,8 +25,6 @@ pub trait Real: Copy {
     fn fma(self, factor: Self, addend: Self) -> Self;
     /// `if self < other { self } else { other }`: `other` wins when either is not a number.
     fn lesser(self, other: Self) -> Self;
-    /// `if self > other { self } else { other }`: `other` wins when either is not a number.
-    fn greater(self, other: Self) -> Self;
     /// `if self < limit { below } else { otherwise }`.
     fn select_lt(self, limit: Self, below: Self, otherwise: Self) -> Self;
     /// The magnitude of `self` with the sign of `sign`.
@@ -32,6 +32,50 @@ pub trait Real: Copy {
     /// Adds the low bits of the *representation* of `shifted` to the exponent: `self · 2^n` where
     /// `shifted = n + 1.5·2²³`. The caller keeps the result normal.
     fn times_power_of_two(self, shifted: Self) -> Self;
+}
+
+impl<V: F32x16> Real for V {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        <V as F32x16>::splat(value)
+    }
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        self + other
+    }
+    #[inline(always)]
+    fn minus(self, other: Self) -> Self {
+        self - other
+    }
+    #[inline(always)]
+    fn times(self, other: Self) -> Self {
+        self * other
+    }
+    #[inline(always)]
+    fn over(self, other: Self) -> Self {
+        self / other
+    }
+    #[inline(always)]
+    fn fma(self, factor: Self, addend: Self) -> Self {
+        self.mul_add(factor, addend)
+    }
+    #[inline(always)]
+    fn lesser(self, other: Self) -> Self {
+        self.min(other)
+    }
+    #[inline(always)]
+    fn select_lt(self, limit: Self, below: Self, otherwise: Self) -> Self {
+        V::select(self.lt(limit), below, otherwise)
+    }
+    #[inline(always)]
+    fn with_sign(self, sign: Self) -> Self {
+        let sign_bit = V::Int::splat(i32::MIN);
+        self.abs().bits().or(sign.bits().and(sign_bit)).as_float()
+    }
+    #[inline(always)]
+    fn times_power_of_two(self, shifted: Self) -> Self {
+        (self.bits() + shifted.bits().shl(23)).as_float()
+    }
 }
 
 impl Real for f32 {
@@ -56,9 +100,6 @@ impl Real for f32 {
     fn lesser(self, other: Self) -> Self {
         if self < other { self } else { other }
     }
-    fn greater(self, other: Self) -> Self {
-        if self > other { self } else { other }
-    }
     fn select_lt(self, limit: Self, below: Self, otherwise: Self) -> Self {
         if self < limit { below } else { otherwise }
     }
@@ -79,7 +120,7 @@ const EXP_MIN: f32 = -86.98;
 
 /// `e^x`, at most 1 ulp off; exactly 1 at 0, 0 below −86.98, infinite from 88.37 on.
 #[inline(always)]
-pub fn exp<R: Real>(x: R) -> R {
+pub(crate) fn exp<R: Real>(x: R) -> R {
     let shifted = x.fma(R::splat(std::f32::consts::LOG2_E), R::splat(ROUNDER));
     let n = shifted.minus(R::splat(ROUNDER));
     let r = n.fma(R::splat(-0.693_147_2), x);
@@ -99,7 +140,7 @@ pub fn exp<R: Real>(x: R) -> R {
 /// The natural logarithm of a positive normal number, at most 1 ulp off. Scalar: once per row.
 ///
 /// 0 gives −∞, infinity gives itself, below 0 is not a number.
-pub fn ln(x: f32) -> f32 {
+pub(crate) fn ln(x: f32) -> f32 {
     if x.is_nan() || x < 0.0 {
         return f32::NAN;
     }
@@ -132,14 +173,14 @@ pub fn ln(x: f32) -> f32 {
 
 /// `1 / (1 + e^−x)`, at most 2 ulp off.
 #[inline(always)]
-pub fn sigmoid<R: Real>(x: R) -> R {
+pub(crate) fn sigmoid<R: Real>(x: R) -> R {
     let e = exp(R::splat(0.0).minus(x));
     R::splat(1.0).over(R::splat(1.0).plus(e))
 }
 
 /// The hyperbolic tangent, at most 2 ulp off.
 #[inline(always)]
-pub fn tanh<R: Real>(x: R) -> R {
+pub(crate) fn tanh<R: Real>(x: R) -> R {
     let s = x.times(x);
     let p = R::splat(-0.005_697_392_4);
     let p = p.fma(s, R::splat(0.020_632_554));
@@ -155,7 +196,7 @@ pub fn tanh<R: Real>(x: R) -> R {
 
 /// The error function, at most 2 ulp off.
 #[inline(always)]
-pub fn erf<R: Real>(x: R) -> R {
+pub(crate) fn erf<R: Real>(x: R) -> R {
     let s = x.times(x);
     let p = R::splat(-0.000_595_374_5);
     let p = p.fma(s, R::splat(0.004_985_941_6));
@@ -182,7 +223,7 @@ pub fn erf<R: Real>(x: R) -> R {
 /// The quadrant count is exact in the low bits of a float below 2²², and three parts of π/2 with
 /// fused multiply-adds leave a remainder good to its last bit even next to a zero.
 #[inline(always)]
-pub fn sin_cos<R: Real>(x: R) -> (R, R) {
+pub(crate) fn sin_cos<R: Real>(x: R) -> (R, R) {
     let rounder = R::splat(ROUNDER);
     let k = x.fma(R::splat(std::f32::consts::FRAC_2_PI), rounder).minus(rounder);
     let r = k.fma(R::splat(-1.570_796_4), x);

@@ -1,8 +1,9 @@
 //! The update of a parameter: squared gradient norm, AdamW, and the moving average of weights.
 
 use crate::cpu::Cpu;
-use crate::lanes;
-use crate::simd::bf16_from_f32;
+use crate::disjoint::{RowSlice, parallel_elements};
+use crate::lanes::{self, at, put, vectors};
+use crate::simd::{F32x16, LANES, bf16_from_f32, kernel};
 
 /// Elements whose squares form one f32 reduction of [`SumSquares`].
 pub const SUM_SQUARES_CHUNK: usize = 65_536;
@@ -115,8 +116,29 @@ pub struct Ema<'a> {
 }
 
 /// Adds the sum of squares to a total.
-pub fn sum_squares(_cpu: &Cpu, args: SumSquares<'_>) {
-    sum_squares_reference(args);
+pub fn sum_squares(cpu: &Cpu, args: SumSquares<'_>) {
+    let simd = cpu.simd();
+    // A window of chunks at a time, so that their sums fit on the stack whatever the length.
+    const WINDOW: usize = 128;
+    let SumSquares { x, total } = args;
+    for window in x.chunks(WINDOW * SUM_SQUARES_CHUNK) {
+        let mut sums = [0.0_f32; WINDOW];
+        let chunks = window.len().div_ceil(SUM_SQUARES_CHUNK);
+        cpu.parallel_chunks(&mut sums[..chunks], 1, |chunk, sum, _scratch| {
+            let start = chunk * SUM_SQUARES_CHUNK;
+            let end = window.len().min(start + SUM_SQUARES_CHUNK);
+            sum[0] = squares(simd, &window[start..end]);
+        });
+        for sum in &sums[..chunks] {
+            *total += f64::from(*sum);
+        }
+    }
+}
+
+kernel! {
+    fn squares<V>(x: &[f32]) -> f32 {
+        lanes::row_dot::<V>(x, x)
+    }
 }
 
 /// [`sum_squares`] in plain loops.
@@ -127,8 +149,52 @@ pub fn sum_squares_reference(args: SumSquares<'_>) {
 }
 
 /// Updates one parameter.
-pub fn adamw(_cpu: &Cpu, args: AdamW<'_>) {
-    adamw_reference(args);
+pub fn adamw(cpu: &Cpu, args: AdamW<'_>) {
+    let simd = cpu.simd();
+    let AdamW { w, bf16_copy, grad, m, v, step } = args;
+    let n = w.len();
+    assert_eq!((grad.len(), m.len(), v.len()), (n, n, n), "adamw: lengths differ");
+    assert!(bf16_copy.as_ref().is_none_or(|copy| copy.len() == n), "adamw: bf16 copy");
+    let scalars = step.scalars();
+    let state = [RowSlice::new(w, 1), RowSlice::new(m, 1), RowSlice::new(v, 1)];
+    let copy = bf16_copy.map(|copy| RowSlice::new(copy, 1));
+    parallel_elements(cpu, n, (state, copy), |range, (state, copy)| {
+        adamw_part(simd, scalars, &grad[range], state, copy);
+    });
+}
+
+kernel! {
+    fn adamw_part<V>(
+        scalars: Scalars,
+        grad: &[f32],
+        state: [&mut [f32]; 3],
+        bf16_copy: Option<&mut [u16]>,
+    ) {
+        let [w, m, v] = state;
+        let s = scalars;
+        for i in vectors(w.len()) {
+            let g = at::<V>(grad, i) * V::splat(s.grad_scale);
+            let decayed = at::<V>(w, i) * V::splat(s.decay);
+            let m_old = at::<V>(m, i);
+            let m_new = V::splat(s.one_minus_beta1).mul_add(g - m_old, m_old);
+            let kept = V::splat(s.beta2) * at(v, i);
+            let v_new = (V::splat(s.one_minus_beta2) * g).mul_add(g, kept);
+            let denominator = v_new.sqrt() / V::splat(s.sqrt_correction) + V::splat(s.eps);
+            put(V::splat(s.minus_step_size).mul_add(m_new / denominator, decayed), w, i);
+            put(m_new, m, i);
+            put(v_new, v, i);
+        }
+        if let Some(copy) = bf16_copy {
+            let (blocks, tail) = copy.as_chunks_mut::<LANES>();
+            let done = blocks.len() * LANES;
+            for (block, i) in blocks.iter_mut().zip((0..).step_by(LANES)) {
+                at::<V>(w, i).to_bf16(block);
+            }
+            for (copy, &w) in tail.iter_mut().zip(&w[done..]) {
+                *copy = bf16_from_f32(w);
+            }
+        }
+    }
 }
 
 /// [`adamw`] in plain loops.
@@ -154,8 +220,22 @@ pub fn adamw_reference(args: AdamW<'_>) {
 }
 
 /// Updates the moving average of one parameter.
-pub fn ema(_cpu: &Cpu, args: Ema<'_>) {
-    ema_reference(args);
+pub fn ema(cpu: &Cpu, args: Ema<'_>) {
+    let simd = cpu.simd();
+    let Ema { w, ema, decay } = args;
+    assert_eq!(w.len(), ema.len(), "ema: lengths differ");
+    parallel_elements(cpu, w.len(), RowSlice::new(ema, 1), |range, ema| {
+        ema_part(simd, 1.0 - decay, &w[range], ema);
+    });
+}
+
+kernel! {
+    fn ema_part<V>(rate: f32, w: &[f32], ema: &mut [f32]) {
+        for i in vectors(w.len()) {
+            let old = at::<V>(ema, i);
+            put(V::splat(rate).mul_add(at::<V>(w, i) - old, old), ema, i);
+        }
+    }
 }
 
 /// [`ema`] in plain loops.
@@ -166,3 +246,6 @@ pub fn ema_reference(args: Ema<'_>) {
         *ema = (1.0 - decay).mul_add(w - *ema, *ema);
     }
 }
+
+#[cfg(test)]
+mod tests;

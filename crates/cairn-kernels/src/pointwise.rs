@@ -3,7 +3,10 @@
 //! Shapes: every slice of one call has the same length.
 
 use crate::cpu::Cpu;
+use crate::disjoint::{RowSlice, parallel_elements};
+use crate::lanes::{at, map, map2, put, update, vectors};
 use crate::math;
+use crate::simd::kernel;
 
 /// `y = a + b`.
 #[derive(Debug)]
@@ -79,8 +82,19 @@ pub struct Fill<'a> {
 }
 
 /// Adds two tensors.
-pub fn add(_cpu: &Cpu, args: Add<'_>) {
-    add_reference(args);
+pub fn add(cpu: &Cpu, args: Add<'_>) {
+    let simd = cpu.simd();
+    let Add { a, b, y } = args;
+    assert_eq!((a.len(), b.len()), (y.len(), y.len()), "add: lengths differ");
+    parallel_elements(cpu, y.len(), RowSlice::new(y, 1), |range, y| {
+        add_part(simd, &a[range.clone()], &b[range], y);
+    });
+}
+
+kernel! {
+    fn add_part<V>(a: &[f32], b: &[f32], y: &mut [f32]) {
+        map2::<V>(a, b, y, |a, b| a + b);
+    }
 }
 
 /// [`add`] in plain loops.
@@ -93,8 +107,21 @@ pub fn add_reference(args: Add<'_>) {
 }
 
 /// Adds a tensor to another in place.
-pub fn add_assign(_cpu: &Cpu, args: AddAssign<'_>) {
-    add_assign_reference(args);
+pub fn add_assign(cpu: &Cpu, args: AddAssign<'_>) {
+    let simd = cpu.simd();
+    let AddAssign { x, y } = args;
+    assert_eq!(x.len(), y.len(), "add_assign: lengths differ");
+    parallel_elements(cpu, y.len(), RowSlice::new(y, 1), |range, y| {
+        add_assign_part(simd, &x[range], y);
+    });
+}
+
+kernel! {
+    fn add_assign_part<V>(x: &[f32], y: &mut [f32]) {
+        for i in vectors(y.len()) {
+            put(at::<V>(y, i) + at(x, i), y, i);
+        }
+    }
 }
 
 /// [`add_assign`] in plain loops.
@@ -107,8 +134,20 @@ pub fn add_assign_reference(args: AddAssign<'_>) {
 }
 
 /// Multiplies a tensor by a number.
-pub fn scale(_cpu: &Cpu, args: Scale<'_>) {
-    scale_reference(args);
+pub fn scale(cpu: &Cpu, args: Scale<'_>) {
+    let simd = cpu.simd();
+    let Scale { x, factor, y } = args;
+    assert_eq!(x.len(), y.len(), "scale: lengths differ");
+    parallel_elements(cpu, y.len(), RowSlice::new(y, 1), |range, y| {
+        scale_part(simd, factor, &x[range], y);
+    });
+}
+
+kernel! {
+    fn scale_part<V>(factor: f32, x: &[f32], y: &mut [f32]) {
+        let factor = V::splat(factor);
+        map::<V>(x, y, |x| x * factor);
+    }
 }
 
 /// [`scale`] in plain loops.
@@ -121,8 +160,19 @@ pub fn scale_reference(args: Scale<'_>) {
 }
 
 /// Multiplies a tensor by a number in place.
-pub fn scale_assign(_cpu: &Cpu, args: ScaleAssign<'_>) {
-    scale_assign_reference(args);
+pub fn scale_assign(cpu: &Cpu, args: ScaleAssign<'_>) {
+    let simd = cpu.simd();
+    let ScaleAssign { factor, y } = args;
+    parallel_elements(cpu, y.len(), RowSlice::new(y, 1), |_range, y| {
+        scale_assign_part(simd, factor, y);
+    });
+}
+
+kernel! {
+    fn scale_assign_part<V>(factor: f32, y: &mut [f32]) {
+        let factor = V::splat(factor);
+        update::<V>(y, |y| y * factor);
+    }
 }
 
 /// [`scale_assign`] in plain loops.
@@ -133,8 +183,20 @@ pub fn scale_assign_reference(args: ScaleAssign<'_>) {
 }
 
 /// Bounds a tensor smoothly.
-pub fn softcap(_cpu: &Cpu, args: Softcap<'_>) {
-    softcap_reference(args);
+pub fn softcap(cpu: &Cpu, args: Softcap<'_>) {
+    let simd = cpu.simd();
+    let Softcap { x, cap, y } = args;
+    assert_eq!(x.len(), y.len(), "softcap: lengths differ");
+    parallel_elements(cpu, y.len(), RowSlice::new(y, 1), |range, y| {
+        softcap_part(simd, cap, &x[range], y);
+    });
+}
+
+kernel! {
+    fn softcap_part<V>(cap: f32, x: &[f32], y: &mut [f32]) {
+        let (inverse, cap) = (V::splat(1.0 / cap), V::splat(cap));
+        map::<V>(x, y, |x| cap * math::tanh(x * inverse));
+    }
 }
 
 /// [`softcap`] in plain loops.
@@ -147,8 +209,23 @@ pub fn softcap_reference(args: Softcap<'_>) {
 }
 
 /// The gradient of [`softcap`].
-pub fn softcap_grad(_cpu: &Cpu, args: SoftcapGrad<'_>) {
-    softcap_grad_reference(args);
+pub fn softcap_grad(cpu: &Cpu, args: SoftcapGrad<'_>) {
+    let simd = cpu.simd();
+    let SoftcapGrad { dy, y, cap, dx } = args;
+    assert_eq!((dy.len(), y.len()), (dx.len(), dx.len()), "softcap_grad: lengths differ");
+    parallel_elements(cpu, dx.len(), RowSlice::new(dx, 1), |range, dx| {
+        softcap_grad_part(simd, cap, [&dy[range.clone()], &y[range]], dx);
+    });
+}
+
+kernel! {
+    fn softcap_grad_part<V>(cap: f32, inputs: [&[f32]; 2], dx: &mut [f32]) {
+        let (inverse, one) = (V::splat(1.0 / cap), V::splat(1.0));
+        map2::<V>(inputs[0], inputs[1], dx, |dy, y| {
+            let t = y * inverse;
+            dy * (-t).mul_add(t, one)
+        });
+    }
 }
 
 /// [`softcap_grad`] in plain loops.
@@ -162,11 +239,15 @@ pub fn softcap_grad_reference(args: SoftcapGrad<'_>) {
 }
 
 /// Sets every element to one value.
-pub fn fill(_cpu: &Cpu, args: Fill<'_>) {
-    fill_reference(args);
+pub fn fill(cpu: &Cpu, args: Fill<'_>) {
+    let Fill { value, y } = args;
+    parallel_elements(cpu, y.len(), RowSlice::new(y, 1), |_range, y| y.fill(value));
 }
 
 /// [`fill`] in plain loops.
 pub fn fill_reference(args: Fill<'_>) {
     args.y.fill(args.value);
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    fn new() -> Result<Self, MemoryError> {
+    pub(crate) fn new() -> Result<Self, MemoryError> {
         Ok(Self { arena: Arena::new(SCRATCH_BYTES)? })
     }
 

@@ -10,7 +10,10 @@
 
 use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
-use crate::lanes;
+use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
+use crate::lanes::{self, at, put, vectors};
+use crate::simd::{F32x16, kernel};
+use crate::token_blocks::{BlockSums, TokenBlocks};
 
 /// Normalizes rows by their root mean square.
 #[derive(Debug)]
@@ -64,8 +67,49 @@ fn reciprocal_rms(x_d: &[f32], eps: f32) -> f32 {
 }
 
 /// Normalizes rows by their root mean square.
-pub fn rms_norm(_cpu: &Cpu, args: RmsNorm<'_>) {
-    rms_norm_reference(args);
+pub fn rms_norm(cpu: &Cpu, args: RmsNorm<'_>) {
+    let RmsNorm { x_nd, weight_d, eps, plus_one, y_nd } = args;
+    let (simd, d) = (cpu.simd(), weight_d.len());
+    assert_eq!(x_nd.len(), y_nd.len(), "rms_norm: x and y differ in length");
+    assert_eq!(x_nd.len() % d, 0, "rms_norm: x is not a whole number of rows");
+    let weight = NormWeight { weight_d, plus_one };
+    let rows = y_nd.len() / d;
+    parallel_rows(cpu, rows, rows_per_task(d), RowSlice::new(y_nd, d), |rows, y_nd, _| {
+        normalize_rows(simd, &x_nd[rows.start * d..rows.end * d], weight, eps, y_nd);
+    });
+}
+
+/// A weight, or 1 + weight.
+#[derive(Clone, Copy)]
+struct NormWeight<'a> {
+    weight_d: &'a [f32],
+    plus_one: bool,
+}
+
+impl NormWeight<'_> {
+    #[inline(always)]
+    fn at<V: F32x16>(&self, i: usize) -> V {
+        let weight = at::<V>(self.weight_d, i);
+        if self.plus_one { V::splat(1.0) + weight } else { weight }
+    }
+}
+
+/// [`reciprocal_rms`] with vectors.
+#[inline(always)]
+fn row_reciprocal_rms<V: F32x16>(x_d: &[f32], eps: f32) -> f32 {
+    1.0 / (lanes::row_dot::<V>(x_d, x_d) / x_d.len() as f32 + eps).sqrt()
+}
+
+kernel! {
+    fn normalize_rows<V>(x_nd: &[f32], weight: NormWeight<'_>, eps: f32, y_nd: &mut [f32]) {
+        let d = weight.weight_d.len();
+        for (x_d, y_d) in x_nd.chunks_exact(d).zip(y_nd.chunks_exact_mut(d)) {
+            let r = V::splat(row_reciprocal_rms::<V>(x_d, eps));
+            for i in vectors(d) {
+                put(at::<V>(x_d, i) * r * weight.at::<V>(i), y_d, i);
+            }
+        }
+    }
 }
 
 /// [`rms_norm`] in plain loops.
@@ -84,8 +128,69 @@ pub fn rms_norm_reference(args: RmsNorm<'_>) {
 }
 
 /// The gradients of [`rms_norm`].
-pub fn rms_norm_grad(_cpu: &Cpu, args: RmsNormGrad<'_>) {
-    rms_norm_grad_reference(args);
+pub fn rms_norm_grad(cpu: &Cpu, args: RmsNormGrad<'_>) {
+    let RmsNormGrad { dy_nd, x_nd, weight_d, eps, plus_one, dx_nd, accumulate_dx, .. } = args;
+    let (simd, d) = (cpu.simd(), weight_d.len());
+    assert_eq!((dy_nd.len(), x_nd.len()), (dx_nd.len(), dx_nd.len()), "rms_norm_grad: lengths");
+    assert_eq!(dx_nd.len() % d, 0, "rms_norm_grad: not a whole number of rows");
+    let job = GradJob { weight: NormWeight { weight_d, plus_one }, eps, accumulate_dx };
+    let dx_rows = RowSlice::new(dx_nd, d);
+    let rows = dy_nd.len() / d;
+    let Some(dw_d) = args.dw_d else {
+        parallel_rows(cpu, rows, rows_per_task(d), dx_rows, |rows, dx_nd, _| {
+            let range = rows.start * d..rows.end * d;
+            grad_rows(simd, job, [&dy_nd[range.clone()], &x_nd[range]], dx_nd, None);
+        });
+        return;
+    };
+    let blocks =
+        TokenBlocks { rows, rows_per_token: args.rows_per_token, row_tokens: args.row_tokens };
+    let sums = BlockSums { totals: [dw_d], accumulate: args.accumulate_dw };
+    blocks.fold(cpu, sums, dx_rows, |rows, dx_nd, [dw_d]| {
+        let range = rows.start * d..rows.end * d;
+        grad_rows(simd, job, [&dy_nd[range.clone()], &x_nd[range]], dx_nd, Some(dw_d));
+    });
+}
+
+/// What all rows of a gradient share.
+#[derive(Clone, Copy)]
+struct GradJob<'a> {
+    weight: NormWeight<'a>,
+    eps: f32,
+    accumulate_dx: bool,
+}
+
+kernel! {
+    /// The gradients of some rows; the weight's is added to one chain.
+    fn grad_rows<V>(
+        job: GradJob<'_>,
+        inputs: [&[f32]; 2],
+        dx_nd: &mut [f32],
+        dw_d: Option<&mut [f32]>,
+    ) {
+        let d = job.weight.weight_d.len();
+        let rows = inputs[0].chunks_exact(d).zip(inputs[1].chunks_exact(d));
+        let mut dw_d = dw_d;
+        for ((dy_d, x_d), dx_d) in rows.zip(dx_nd.chunks_exact_mut(d)) {
+            let r = row_reciprocal_rms::<V>(x_d, job.eps);
+            let mut dot = V::zero();
+            for i in vectors(d) {
+                let g = at::<V>(dy_d, i) * job.weight.at::<V>(i);
+                dot = g.mul_add(lanes::at_or(x_d, i, -0.0), dot);
+            }
+            let c = V::splat(-(dot.sum() * r * r * r / d as f32));
+            let r = V::splat(r);
+            for i in vectors(d) {
+                let (dy, x) = (at::<V>(dy_d, i), at::<V>(x_d, i));
+                let dx = c.mul_add(x, r * (dy * job.weight.at::<V>(i)));
+                let dx = if job.accumulate_dx { at::<V>(dx_d, i) + dx } else { dx };
+                put(dx, dx_d, i);
+                if let Some(dw_d) = dw_d.as_deref_mut() {
+                    put(dy.mul_add(x * r, at::<V>(dw_d, i)), dw_d, i);
+                }
+            }
+        }
+    }
 }
 
 /// [`rms_norm_grad`] in plain loops.
@@ -126,3 +231,6 @@ pub fn rms_norm_grad_reference(args: RmsNormGrad<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,10 @@
 //! Source: Su et al. 2021, eq. 34. <https://arxiv.org/abs/2104.09864>
 
 use crate::cpu::Cpu;
+use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
+use crate::lanes::{at, put, vectors};
 use crate::math;
+use crate::simd::kernel;
 
 /// Rotates the heads of tokens by their positions.
 #[derive(Debug)]
@@ -43,8 +46,68 @@ pub enum RopePairing {
 }
 
 /// Rotates the heads of tokens by their positions.
-pub fn rope(_cpu: &Cpu, args: Rope<'_>) {
-    rope_reference(args);
+pub fn rope(cpu: &Cpu, args: Rope<'_>) {
+    let Rope { x_thk, positions_t, inv_freq, heads, head_dim, .. } = args;
+    let (simd, width, r) = (cpu.simd(), heads * head_dim, inv_freq.len());
+    assert!(2 * r <= head_dim, "rope: more rotated dimensions than a head has");
+    assert_eq!(x_thk.len(), positions_t.len() * width, "rope: x");
+    let turn = Turn {
+        inv_freq,
+        attention_scaling: args.attention_scaling,
+        head_dim,
+        pairing: args.pairing,
+        inverse: args.inverse,
+    };
+    let rows = RowSlice::new(x_thk, width);
+    parallel_rows(cpu, positions_t.len(), rows_per_task(width), rows, |rows, x_thk, scratch| {
+        let cos_sin = scratch.f32_parts([r, r]);
+        rotate(simd, turn, &positions_t[rows], x_thk, cos_sin);
+    });
+}
+
+/// What all tokens of a rotation share.
+#[derive(Clone, Copy)]
+struct Turn<'a> {
+    inv_freq: &'a [f32],
+    attention_scaling: f32,
+    head_dim: usize,
+    pairing: RopePairing,
+    inverse: bool,
+}
+
+kernel! {
+    fn rotate<V>(turn: Turn<'_>, positions_t: &[u32], x_thk: &mut [f32], cos_sin: [&mut [f32]; 2]) {
+        let [cos, sin] = cos_sin;
+        let r = turn.inv_freq.len();
+        let scaling = V::splat(turn.attention_scaling);
+        let width = x_thk.len() / positions_t.len().max(1);
+        for (x_hk, &position) in x_thk.chunks_exact_mut(width).zip(positions_t) {
+            let position = V::splat(position as f32);
+            for i in vectors(r) {
+                let (s, c) = math::sin_cos(position * at::<V>(turn.inv_freq, i));
+                let s = s * scaling;
+                put(c * scaling, cos, i);
+                put(if turn.inverse { -s } else { s }, sin, i);
+            }
+            for x_k in x_hk.chunks_exact_mut(turn.head_dim) {
+                if turn.pairing == RopePairing::Interleaved {
+                    let (pairs, _) = x_k.as_chunks_mut::<2>();
+                    for ((pair, &c), &s) in pairs.iter_mut().zip(&*cos).zip(&*sin) {
+                        let [x0, x1] = *pair;
+                        *pair = [x0.mul_add(c, -(x1 * s)), x1.mul_add(c, x0 * s)];
+                    }
+                    continue;
+                }
+                let (first, second) = x_k[..2 * r].split_at_mut(r);
+                for i in vectors(r) {
+                    let (x0, x1) = (at::<V>(first, i), at::<V>(second, i));
+                    let (c, s) = (at::<V>(cos, i), at::<V>(sin, i));
+                    put(x0.mul_add(c, -(x1 * s)), first, i);
+                    put(x1.mul_add(c, x0 * s), second, i);
+                }
+            }
+        }
+    }
 }
 
 /// [`rope`] in plain loops.
@@ -71,3 +134,6 @@ pub fn rope_reference(args: Rope<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

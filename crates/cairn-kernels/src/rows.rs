@@ -1,6 +1,9 @@
 //! Moving rows: joining and splitting widths, picking rows by number and putting them back.
 
 use crate::cpu::Cpu;
+use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
+use crate::lanes::{at, put, vectors};
+use crate::simd::kernel;
 
 /// `y[i] = a[i] ++ b[i]`, row by row.
 ///
@@ -63,8 +66,16 @@ pub struct ScatterRows<'a> {
 }
 
 /// Joins rows.
-pub fn concat(_cpu: &Cpu, args: Concat<'_>) {
-    concat_reference(args);
+pub fn concat(cpu: &Cpu, args: Concat<'_>) {
+    let Concat { a_nd, b_ne, d, e, y } = args;
+    let width = d + e;
+    let n = y.len() / width;
+    assert_eq!((a_nd.len(), b_ne.len(), y.len()), (n * d, n * e, n * width), "concat: lengths");
+    parallel_rows(cpu, n, rows_per_task(width), RowSlice::new(y, width), |rows, y, _| {
+        let a_nd = &a_nd[rows.start * d..rows.end * d];
+        let b_ne = &b_ne[rows.start * e..rows.end * e];
+        concat_reference(Concat { a_nd, b_ne, d, e, y });
+    });
 }
 
 /// [`concat`] in plain loops.
@@ -80,8 +91,15 @@ pub fn concat_reference(args: Concat<'_>) {
 }
 
 /// Splits rows.
-pub fn split(_cpu: &Cpu, args: Split<'_>) {
-    split_reference(args);
+pub fn split(cpu: &Cpu, args: Split<'_>) {
+    let Split { x, d, e, a_nd, b_ne } = args;
+    let width = d + e;
+    let n = x.len() / width;
+    assert_eq!((a_nd.len(), b_ne.len(), x.len()), (n * d, n * e, n * width), "split: lengths");
+    let outputs = [RowSlice::new(a_nd, d), RowSlice::new(b_ne, e)];
+    parallel_rows(cpu, n, rows_per_task(width), outputs, |rows, [a_nd, b_ne], _| {
+        split_reference(Split { x: &x[rows.start * width..rows.end * width], d, e, a_nd, b_ne });
+    });
 }
 
 /// [`split`] in plain loops.
@@ -97,8 +115,12 @@ pub fn split_reference(args: Split<'_>) {
 }
 
 /// Copies chosen rows.
-pub fn gather_rows(_cpu: &Cpu, args: GatherRows<'_>) {
-    gather_rows_reference(args);
+pub fn gather_rows(cpu: &Cpu, args: GatherRows<'_>) {
+    let GatherRows { x_td, rows_o, d, y_od } = args;
+    assert_eq!(y_od.len(), rows_o.len() * d, "gather_rows: y");
+    parallel_rows(cpu, rows_o.len(), rows_per_task(d), RowSlice::new(y_od, d), |rows, y_od, _| {
+        gather_rows_reference(GatherRows { x_td, rows_o: &rows_o[rows], d, y_od });
+    });
 }
 
 /// [`gather_rows`] in plain loops.
@@ -111,8 +133,35 @@ pub fn gather_rows_reference(args: GatherRows<'_>) {
 }
 
 /// Adds rows to chosen rows.
-pub fn scatter_rows(_cpu: &Cpu, args: ScatterRows<'_>) {
-    scatter_rows_reference(args);
+pub fn scatter_rows(cpu: &Cpu, args: ScatterRows<'_>) {
+    let simd = cpu.simd();
+    let ScatterRows { y_od, rows_o, d, x_td, accumulate } = args;
+    assert_eq!(y_od.len(), rows_o.len() * d, "scatter_rows: y");
+    let t = x_td.len() / d;
+    assert!(rows_o.iter().all(|&row| (row as usize) < t), "scatter_rows: a row past the end");
+    // Each task owns some rows of the target and looks for what is added to them, so that every
+    // row sums in the same order.
+    let per_task = t.div_ceil(4 * cpu.threads()).max(rows_per_task(d));
+    parallel_rows(cpu, t, per_task, RowSlice::new(x_td, d), |range, x_td, _| {
+        if !accumulate {
+            x_td.fill(0.0);
+        }
+        for (y_d, &row) in y_od.chunks_exact(d).zip(rows_o) {
+            if range.contains(&(row as usize)) {
+                let x_d = &mut x_td[(row as usize - range.start) * d..][..d];
+                add_row(simd, y_d, x_d);
+            }
+        }
+    });
+}
+
+kernel! {
+    /// `x += y`.
+    pub(crate) fn add_row<V>(y_d: &[f32], x_d: &mut [f32]) {
+        for i in vectors(x_d.len()) {
+            put(at::<V>(x_d, i) + at(y_d, i), x_d, i);
+        }
+    }
 }
 
 /// [`scatter_rows`] in plain loops.
@@ -128,3 +177,6 @@ pub fn scatter_rows_reference(args: ScatterRows<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
