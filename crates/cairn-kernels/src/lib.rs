@@ -6,12 +6,14 @@
 //! the instruction set.
 //!
 //! Reading order: [`isa`] (what the machine can do), [`cpu`] and [`pool`] (threads and scratch),
-//! [`memory`] (regions and spans), [`simd`](self) (sixteen lanes, three ways), [`encoding`] (how
+//! [`memory`] (regions and spans), `simd` (sixteen lanes, three ways), [`encoding`] (how
 //! weights are stored), [`matmul`] (the three products), the other operators, then [`registry`],
 //! [`tuner`], [`bandwidth`] and [`peak`] (what exists, what is chosen, what the machine can do).
 
 pub mod activation;
 pub mod attention;
+pub mod bandwidth;
+pub mod bench;
 pub mod cpu;
 mod disjoint;
 pub mod dropout;
@@ -24,6 +26,7 @@ mod math;
 pub mod matmul;
 pub mod memory;
 pub mod optimizer;
+pub mod peak;
 pub mod pointwise;
 pub mod pool;
 pub mod registry;
@@ -40,9 +43,8 @@ pub use activation::{
     Act, Activation, ActivationGrad, Glu, GluGrad, activation, activation_grad, glu, glu_grad,
 };
 pub use attention::{
-    PAGE_TOKENS,
     Attention, AttentionGrad, AttentionSpec, CacheSpec, CacheType, Keys, KvWrite, Mask,
-    RaggedBatch, SeqSlot, attention, attention_grad, kv_write,
+    PAGE_TOKENS, RaggedBatch, SeqSlot, attention, attention_grad, kv_write,
 };
 pub use cpu::{Cpu, SharedSlice};
 pub use dropout::{Dropout, DropoutAssign, DropoutMask, dropout, dropout_assign};

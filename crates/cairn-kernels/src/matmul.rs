@@ -13,11 +13,23 @@
 //! with sources that are strided or decoded on the way in; which outputs share a vector,
 //! a tile or a thread changes no bit.
 
+use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
 use crate::encoding::Weight;
+use crate::simd::{LANES, kernel};
 
+pub(crate) mod bench;
+mod blocking;
 mod heads;
+mod pack;
+mod product;
 mod reference;
+mod tile;
+
+pub use blocking::Blocking;
+use pack::{Left, Right};
+use product::{Contraction, Product, Start};
+use reference::token_blocks;
 
 pub use heads::{
     HeadMatmul, HeadMatmulDw, HeadMatmulDx, head_matmul, head_matmul_dw, head_matmul_dw_reference,
@@ -136,27 +148,105 @@ impl BiasGrad<'_> {
 /// The forward product. See [`matmul_reference`] for its definition.
 pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
     args.check();
-    let _ = cpu;
-    matmul_reference(args);
+    let Matmul { x_tk, weight, bias_n, y_tn, t, accumulate } = args;
+    let Weight { n, k, .. } = weight;
+    let start = match (accumulate, bias_n) {
+        (true, _) => Start::Keep,
+        (false, Some(bias_n)) => Start::Bias(bias_n),
+        (false, None) => Start::Zero,
+    };
+    let product = Product {
+        left: Left::Rows { values: x_tk, stride: k },
+        right: Right::Outputs(weight),
+        rows: t,
+        columns: n,
+        contraction: Contraction::Chain(k),
+        start,
+        out_first: 0,
+        out_stride: n,
+    };
+    let blocking = Blocking::guess(t, n, k, cpu.threads());
+    product::run(cpu, &[product], y_tn, &blocking);
 }
 
 /// The input gradient. See [`matmul_dx_reference`] for its definition.
 pub fn matmul_dx(cpu: &Cpu, args: MatmulDx<'_>) {
     args.check();
-    let _ = cpu;
-    matmul_dx_reference(args);
+    let MatmulDx { dy_tn, weight, dx_tk, t, accumulate } = args;
+    let Weight { n, k, .. } = weight;
+    let product = Product {
+        left: Left::Rows { values: dy_tn, stride: n },
+        right: Right::Inputs(weight),
+        rows: t,
+        columns: k,
+        contraction: Contraction::Chain(n),
+        start: if accumulate { Start::Keep } else { Start::Zero },
+        out_first: 0,
+        out_stride: k,
+    };
+    let blocking = Blocking::guess(t, k, n, cpu.threads());
+    product::run(cpu, &[product], dx_tk, &blocking);
 }
 
 /// The weight gradient. See [`matmul_dw_reference`] for its definition.
 pub fn matmul_dw(cpu: &Cpu, args: MatmulDw<'_>) {
     args.check();
-    let _ = cpu;
-    matmul_dw_reference(args);
+    let MatmulDw { dy_tn, x_tk, dw_nk, n, k, t, row_tokens, accumulate } = args;
+    if t == 0 {
+        if !accumulate {
+            dw_nk.fill(0.0);
+        }
+        return;
+    }
+    let product = Product {
+        left: Left::Steps { values: dy_tn, stride: n },
+        right: Right::Matrix { values: x_tk, stride: k },
+        rows: n,
+        columns: k,
+        contraction: Contraction::TokenBlocks { t, row_tokens },
+        start: if accumulate { Start::Keep } else { Start::Zero },
+        out_first: 0,
+        out_stride: k,
+    };
+    let blocking = Blocking::guess(n, k, TOKEN_BLOCK, cpu.threads());
+    product::run(cpu, &[product], dw_nk, &blocking);
 }
 
 /// The bias gradient. See [`bias_grad_reference`] for its definition.
 pub fn bias_grad(cpu: &Cpu, args: BiasGrad<'_>) {
     args.check();
-    let _ = cpu;
-    bias_grad_reference(args);
+    let BiasGrad { dy_tn, db_n, t, row_tokens, accumulate } = args;
+    let n = db_n.len();
+    let simd = cpu.simd();
+    let columns = n.div_ceil(cpu.threads()).next_multiple_of(4 * LANES);
+    cpu.parallel_chunks(db_n, columns, |first, db, _| {
+        if !accumulate {
+            db.fill(0.0);
+        }
+        for block in token_blocks(t, row_tokens) {
+            add_block(simd, &dy_tn[block.start * n..block.end * n], n, first, db);
+        }
+    });
 }
+
+kernel! {
+    /// Adds the column sums of some rows, from column `first` on, to `db`.
+    fn add_block<V>(dy_tn: &[f32], n: usize, first: usize, db: &mut [f32]) {
+        for (i, chunk) in db.chunks_mut(4 * LANES).enumerate() {
+            let column = first + i * 4 * LANES;
+            let mut sums = [V::zero(); 4];
+            for row in dy_tn.chunks_exact(n) {
+                let from = &row[column..column + chunk.len()];
+                for (sum, lanes) in sums.iter_mut().zip(from.chunks(LANES)) {
+                    *sum = *sum + V::load_partial(lanes, 0.0);
+                }
+            }
+            for (sum, lanes) in sums.into_iter().zip(chunk.chunks_mut(LANES)) {
+                (V::load_partial(lanes, 0.0) + sum).store_partial(lanes);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -9,9 +9,10 @@ use std::fmt;
 use crate::cpu::Cpu;
 use crate::encoding::Encoding;
 use crate::isa::Isa;
+use crate::matmul::bench::{MATMUL, MATMUL_DW, MATMUL_DX};
 
 /// Every operator that has kernels.
-pub const OPERATORS: &[&Operator] = &[];
+pub const OPERATORS: &[&Operator] = &[&MATMUL, &MATMUL_DX, &MATMUL_DW];
 
 /// A named size, for instance `("t", 4096)`.
 pub type Dim = (&'static str, usize);
@@ -81,4 +82,106 @@ pub struct KernelEntry {
     pub encoding: Encoding,
     /// The instruction set.
     pub isa: Isa,
+}
+
+impl KernelEntry {
+    /// `operator.encoding.isa`.
+    pub fn name(&self) -> String {
+        format!("{}.{}.{}", self.operator.name, self.encoding, self.isa)
+    }
+}
+
+/// A kernel that does not exist.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// No kernel of that name.
+    #[error("there is no kernel {name:?}")]
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// The most similar names that exist.
+        nearest: Vec<String>,
+    },
+}
+
+impl RegistryError {
+    /// What the user can ask for instead, one line each.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Unknown { nearest, .. } => {
+                nearest.iter().map(|name| format!("did you mean {name}?")).collect()
+            }
+        }
+    }
+}
+
+/// Every kernel there is, on any machine: ask [`Isa::is_supported`] whether it runs on this one.
+pub fn kernels() -> Vec<KernelEntry> {
+    let of_operator = |operator: &&'static Operator| {
+        let operator: &'static Operator = operator;
+        operator.encodings.iter().flat_map(move |&encoding| {
+            Isa::ALL.into_iter().map(move |isa| KernelEntry { operator, encoding, isa })
+        })
+    };
+    OPERATORS.iter().flat_map(of_operator).collect()
+}
+
+/// The kernel called `name`.
+///
+/// # Errors
+/// [`RegistryError::Unknown`] with the nearest names, if there is none.
+pub fn find(name: &str) -> Result<KernelEntry, RegistryError> {
+    let all = kernels();
+    if let Some(found) = all.iter().find(|entry| entry.name() == name) {
+        return Ok(*found);
+    }
+    let mut by_distance: Vec<(usize, String)> =
+        all.iter().map(|entry| (distance(name, &entry.name()), entry.name())).collect();
+    by_distance.sort();
+    let nearest = by_distance.into_iter().take(NEAREST).map(|(_, name)| name).collect();
+    Err(RegistryError::Unknown { name: name.to_owned(), nearest })
+}
+
+/// Names offered when one is unknown.
+const NEAREST: usize = 3;
+
+/// Levenshtein distance: insertions, deletions and replacements that turn one name into the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        let all = kernels();
+        for entry in &all {
+            let found = find(&entry.name()).unwrap();
+            assert_eq!(found.name(), entry.name());
+            assert_eq!(all.iter().filter(|other| other.name() == entry.name()).count(), 1);
+        }
+        assert!(find("matmul.bf16.avx512").is_ok());
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_the_nearest() {
+        let error = find("matmull.bf16.avx2").unwrap_err();
+        assert_eq!(error.to_string(), "there is no kernel \"matmull.bf16.avx2\"");
+        assert_eq!(error.hints()[0], "did you mean matmul.bf16.avx2?");
+        assert_eq!(error.hints().len(), NEAREST);
+    }
 }

@@ -3,7 +3,7 @@
 //! A kernel is written once, generic over [`F32x16`], inside [`kernel!`]; the macro compiles it for
 //! each instruction set and calls the version that the [`Simd`](crate::isa::Simd) token proves:
 //!
-//! ```ignore
+//! ```text
 //! kernel! {
 //!     /// Sum of `x`, in the fixed order of row reductions.
 //!     fn row_sum<V>(x: &[f32]) -> f32 {
@@ -97,6 +97,8 @@ pub(crate) trait F32x16:
     /// # Safety
     /// - `to` is valid to write for 16 floats.
     unsafe fn store_ptr(self, to: *mut f32);
+    /// Hints that the cache line at `address` is used soon. Any address is fine.
+    fn prefetch(address: *const f32);
     /// Widens sixteen bf16 values (their bits).
     fn from_bf16(bits: &[u16; LANES]) -> Self;
     /// Rounds to the nearest bf16, ties to even; a NaN stays a (quiet) NaN.

@@ -19,7 +19,19 @@ pub(crate) struct Avx2Mask(__m256, __m256);
 
 /// Calls an intrinsic.
 macro_rules! op {
-    ($name:ident $(::<$($constant:tt),*>)? ($($arg:expr),*)) => {{
+    ($name:ident $(::<$($constant:tt),*>)? ($a:expr)) => {{
+        let a = $a;
+        op!(call $name $(::<$($constant),*>)? (a))
+    }};
+    ($name:ident $(::<$($constant:tt),*>)? ($a:expr, $b:expr)) => {{
+        let (a, b) = ($a, $b);
+        op!(call $name $(::<$($constant),*>)? (a, b))
+    }};
+    ($name:ident $(::<$($constant:tt),*>)? ($a:expr, $b:expr, $c:expr)) => {{
+        let (a, b, c) = ($a, $b, $c);
+        op!(call $name $(::<$($constant),*>)? (a, b, c))
+    }};
+    (call $name:ident $(::<$($constant:tt),*>)? ($($arg:expr),*)) => {{
         // SAFETY: these types are used only inside `#[target_feature]` functions that a `Simd`
         // token guards (module invariant), so the machine has the instruction.
         unsafe { $name $(::<$($constant),*>)? ($($arg),*) }
@@ -150,6 +162,10 @@ impl F32x16 for Avx2 {
         let second = unsafe { to.add(8) };
         // SAFETY: as for the first eight.
         unsafe { _mm256_storeu_ps(second, self.1) };
+    }
+    #[inline(always)]
+    fn prefetch(address: *const f32) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(address.cast::<i8>()))
     }
     #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {
@@ -353,8 +369,8 @@ impl Mask16 for Avx2Mask {
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 16")]
     fn first(count: usize) -> Self {
         let lanes = Avx2Int(
-            op!(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
-            op!(_mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)),
+            op!(call _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+            op!(call _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)),
         );
         Avx2Int::splat(count.min(LANES) as i32).gt(lanes)
     }

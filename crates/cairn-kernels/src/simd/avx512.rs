@@ -16,7 +16,19 @@ pub(crate) struct Avx512Int(__m512i);
 
 /// Calls an intrinsic.
 macro_rules! op {
-    ($name:ident $(::<$($constant:tt),*>)? ($($arg:expr),*)) => {{
+    ($name:ident $(::<$($constant:tt),*>)? ($a:expr)) => {{
+        let a = $a;
+        op!(call $name $(::<$($constant),*>)? (a))
+    }};
+    ($name:ident $(::<$($constant:tt),*>)? ($a:expr, $b:expr)) => {{
+        let (a, b) = ($a, $b);
+        op!(call $name $(::<$($constant),*>)? (a, b))
+    }};
+    ($name:ident $(::<$($constant:tt),*>)? ($a:expr, $b:expr, $c:expr)) => {{
+        let (a, b, c) = ($a, $b, $c);
+        op!(call $name $(::<$($constant),*>)? (a, b, c))
+    }};
+    (call $name:ident $(::<$($constant:tt),*>)? ($($arg:expr),*)) => {{
         // SAFETY: these types are used only inside `#[target_feature]` functions that a `Simd`
         // token guards (module invariant), so the machine has the instruction.
         unsafe { $name $(::<$($constant),*>)? ($($arg),*) }
@@ -101,6 +113,10 @@ impl F32x16 for Avx512 {
     unsafe fn store_ptr(self, to: *mut f32) {
         // SAFETY: module invariant; the caller promises sixteen writable floats.
         unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    fn prefetch(address: *const f32) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(address.cast::<i8>()))
     }
     #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {

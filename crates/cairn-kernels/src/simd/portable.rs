@@ -105,6 +105,8 @@ impl F32x16 for Portable {
         unsafe { to.cast::<[f32; LANES]>().write(self.0) }
     }
     #[inline(always)]
+    fn prefetch(_address: *const f32) {}
+    #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {
         Self(bits.map(f32_from_bf16))
     }

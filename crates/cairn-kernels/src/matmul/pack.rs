@@ -1,0 +1,434 @@
+//! Packing: operands of a product copied, decoded and transposed into what the tiles read.
+//!
+//! The right operand becomes panels `[steps][16]`, lanes are output columns; the left operand
+//! becomes a few rows. Both live in a thread's scratch and stay in cache; a weight is never decoded
+//! as a whole.
+
+use std::ops::Range;
+
+use super::tile::{LEFT_ROW_STRIDE, LEFT_STEP_STRIDE};
+use crate::encoding::{Encoding, Layout, Q8_BLOCK, Weight};
+use crate::simd::{F32x16, Kernel, LANES};
+
+/// Panels that are filled together when rows are copied, so that reads run along the rows.
+const PANEL_GROUP: usize = 4;
+
+/// The stored elements of a matrix, sixteen at a time.
+pub(super) trait Elements: Copy {
+    /// Elements (`row`, `column`) … (`row`, `column + count - 1`) of a row-major matrix, zeros
+    /// after them. `column` is a multiple of 16, `count` at most 16.
+    fn row<V: F32x16>(self, row: usize, column: usize, count: usize) -> V;
+
+    /// Column `column` of panel `panel` of a matrix in panels.
+    ///
+    /// # Safety
+    /// - The matrix has that panel and that column.
+    unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V;
+
+    /// Hints that the vector `ahead` columns after (`panel`, `column`) is read soon.
+    fn prefetch<V: F32x16>(self, panel: usize, column: usize);
+}
+
+/// 32-bit floats with `stride` elements between rows; the panels have `stride` columns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct F32Elements<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// bf16 bits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bf16Elements<'a> {
+    values: &'a [u16],
+    stride: usize,
+}
+
+/// Signed bytes with a scale for each block of a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Q8Elements<'a> {
+    values: &'a [i8],
+    scales: &'a [f32],
+    stride: usize,
+}
+
+/// The first `count` elements of `from[start..]`, zeros after them.
+#[inline(always)]
+fn padded<T: Copy + Default>(from: &[T], start: usize, count: usize) -> [T; LANES] {
+    let mut lanes = [T::default(); LANES];
+    lanes[..count].copy_from_slice(&from[start..start + count]);
+    lanes
+}
+
+/// Sixteen elements from `start`, without a copy.
+#[inline(always)]
+fn whole<T>(from: &[T], start: usize) -> &[T; LANES] {
+    from[start..].first_chunk().expect("a stored row holds the sixteen elements asked for")
+}
+
+/// Sixteen elements from `start`, unchecked but for debug builds.
+///
+/// # Safety
+/// - `from` holds `start + 16` elements.
+#[inline(always)]
+unsafe fn whole_unchecked<T>(from: &[T], start: usize) -> &[T; LANES] {
+    debug_assert!(start + LANES <= from.len(), "panel read past its weight");
+    // SAFETY: the caller promises that the sixteen elements are there.
+    unsafe { &*from.as_ptr().wrapping_add(start).cast() }
+}
+
+impl Elements for F32Elements<'_> {
+    #[inline(always)]
+    fn row<V: F32x16>(self, row: usize, column: usize, count: usize) -> V {
+        let start = row * self.stride + column;
+        if count == LANES {
+            V::load(whole(self.values, start))
+        } else {
+            V::load_partial(&self.values[start..start + count], 0.0)
+        }
+    }
+    #[inline(always)]
+    unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
+        let start = (panel * self.stride + column) * LANES;
+        // SAFETY: passed on.
+        V::load(unsafe { whole_unchecked(self.values, start) })
+    }
+    #[inline(always)]
+    fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
+        V::prefetch(self.values.as_ptr().wrapping_add((panel * self.stride + column) * LANES));
+    }
+}
+
+impl Elements for Bf16Elements<'_> {
+    #[inline(always)]
+    fn row<V: F32x16>(self, row: usize, column: usize, count: usize) -> V {
+        let start = row * self.stride + column;
+        if count == LANES {
+            V::from_bf16(whole(self.values, start))
+        } else {
+            V::from_bf16(&padded(self.values, start, count))
+        }
+    }
+    #[inline(always)]
+    unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
+        let start = (panel * self.stride + column) * LANES;
+        // SAFETY: passed on.
+        V::from_bf16(unsafe { whole_unchecked(self.values, start) })
+    }
+    #[inline(always)]
+    fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
+        let start = (panel * self.stride + column) * LANES;
+        V::prefetch(self.values.as_ptr().wrapping_add(start).cast());
+    }
+}
+
+impl Elements for Q8Elements<'_> {
+    #[inline(always)]
+    fn row<V: F32x16>(self, row: usize, column: usize, count: usize) -> V {
+        let start = row * self.stride + column;
+        let scale = self.scales[row * self.stride.div_ceil(Q8_BLOCK) + column / Q8_BLOCK];
+        let bytes = if count == LANES {
+            *whole(self.values, start)
+        } else {
+            padded(self.values, start, count)
+        };
+        V::from_i8(&bytes) * V::splat(scale)
+    }
+    #[inline(always)]
+    unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
+        let start = (panel * self.stride + column) * LANES;
+        let block = panel * self.stride.div_ceil(Q8_BLOCK) + column / Q8_BLOCK;
+        // SAFETY: passed on.
+        let bytes = V::from_i8(unsafe { whole_unchecked(self.values, start) });
+        // SAFETY: passed on; every column has its block's scales.
+        let scales = V::load(unsafe { whole_unchecked(self.scales, block * LANES) });
+        bytes * scales
+    }
+    #[inline(always)]
+    fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
+        let start = (panel * self.stride + column) * LANES;
+        V::prefetch(self.values.as_ptr().wrapping_add(start).cast());
+    }
+}
+
+/// Work on a weight's elements, whatever their encoding.
+pub(super) trait ElementsVisitor {
+    /// What the work gives.
+    type Output;
+    /// Does the work.
+    fn visit<E: Elements>(self, elements: E) -> Self::Output;
+}
+
+/// Calls `visitor` with the weight's elements.
+#[inline(always)]
+pub(super) fn visit<X: ElementsVisitor>(weight: &Weight<'_>, visitor: X) -> X::Output {
+    let stride = weight.k;
+    match weight.encoding {
+        Encoding::F32 => visitor.visit(F32Elements { values: weight.f32s(), stride }),
+        Encoding::Bf16 => visitor.visit(Bf16Elements { values: weight.u16s(), stride }),
+        Encoding::Q8 => {
+            let (values, scales) = (weight.i8s(), weight.scales());
+            visitor.visit(Q8Elements { values, scales, stride })
+        }
+    }
+}
+
+/// The operand whose columns become vector lanes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Right<'a> {
+    /// A plain matrix, `[steps][columns]`, with `stride` floats between steps.
+    Matrix { values: &'a [f32], stride: usize },
+    /// A weight whose outputs are the lanes and whose inputs are contracted.
+    Outputs(Weight<'a>),
+    /// A weight whose inputs are the lanes and whose outputs are contracted.
+    Inputs(Weight<'a>),
+}
+
+/// The operand whose elements are broadcast.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Left<'a> {
+    /// `[rows][steps]`, with `stride` floats between rows.
+    Rows { values: &'a [f32], stride: usize },
+    /// `[steps][rows]`, with `stride` floats between steps.
+    Steps { values: &'a [f32], stride: usize },
+}
+
+/// Fills `panels` (`[columns/16][steps][16]`, zeros past the last column) from part of the right
+/// operand. `columns.start` is a multiple of 16, `steps.start` of 32 for an encoded weight.
+#[inline(always)]
+pub(super) fn pack_right<V: F32x16>(
+    right: &Right<'_>,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    panels: &mut [f32],
+) {
+    match right {
+        Right::Matrix { values, stride } => {
+            let elements = F32Elements { values, stride: *stride };
+            V::call(CopyRows { elements, columns, steps, panels });
+        }
+        Right::Outputs(weight) => match weight.layout {
+            Layout::RowMajor => {
+                visit(weight, Packing::<V>::new(columns, steps, panels, Form::TransposeRows));
+            }
+            Layout::Panel => {
+                visit(weight, Packing::<V>::new(columns, steps, panels, Form::CopyPanels));
+            }
+        },
+        Right::Inputs(weight) => match weight.layout {
+            Layout::RowMajor => {
+                visit(weight, Packing::<V>::new(columns, steps, panels, Form::CopyRows));
+            }
+            Layout::Panel => {
+                visit(weight, Packing::<V>::new(columns, steps, panels, Form::TransposePanels));
+            }
+        },
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    TransposeRows,
+    CopyPanels,
+    CopyRows,
+    TransposePanels,
+}
+
+/// The packing of one weight, before its encoding is known.
+struct Packing<'p, V> {
+    columns: Range<usize>,
+    steps: Range<usize>,
+    panels: &'p mut [f32],
+    form: Form,
+    isa: std::marker::PhantomData<V>,
+}
+
+impl<'p, V> Packing<'p, V> {
+    fn new(columns: Range<usize>, steps: Range<usize>, panels: &'p mut [f32], form: Form) -> Self {
+        Self { columns, steps, panels, form, isa: std::marker::PhantomData }
+    }
+}
+
+impl<V: F32x16> ElementsVisitor for Packing<'_, V> {
+    type Output = ();
+    fn visit<E: Elements>(self, elements: E) {
+        let Self { columns, steps, panels, form, .. } = self;
+        match form {
+            Form::TransposeRows => V::call(TransposeRows { elements, columns, steps, panels }),
+            Form::CopyPanels => V::call(CopyPanels { elements, columns, steps, panels }),
+            Form::CopyRows => V::call(CopyRows { elements, columns, steps, panels }),
+            Form::TransposePanels => V::call(TransposePanels { elements, columns, steps, panels }),
+        }
+    }
+}
+
+/// Lanes are rows of a row-major matrix; steps run along its columns.
+struct TransposeRows<'p, E> {
+    elements: E,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    panels: &'p mut [f32],
+}
+
+impl<E: Elements> Kernel for TransposeRows<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Self { elements, columns, steps, panels } = self;
+        let (vectors, _) = panels.as_chunks_mut::<LANES>();
+        let mut first = columns.start;
+        for panel in vectors.chunks_exact_mut(steps.len().max(1)) {
+            for (block, step) in (steps.start..steps.end).step_by(LANES).enumerate() {
+                let count = LANES.min(steps.end - step);
+                let mut rows = [V::zero(); LANES];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    if first + i < columns.end {
+                        *row = elements.row(first + i, step, count);
+                    }
+                }
+                let transposed = V::transpose(rows);
+                let target = &mut panel[block * LANES..block * LANES + count];
+                for (lanes, vector) in transposed.into_iter().zip(target) {
+                    lanes.store(vector);
+                }
+            }
+            first += LANES;
+        }
+    }
+}
+
+/// Lanes and steps are those of the stored panels.
+struct CopyPanels<'p, E> {
+    elements: E,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    panels: &'p mut [f32],
+}
+
+impl<E: Elements> Kernel for CopyPanels<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Self { elements, columns, steps, panels } = self;
+        let (vectors, _) = panels.as_chunks_mut::<LANES>();
+        for (i, panel) in vectors.chunks_exact_mut(steps.len().max(1)).enumerate() {
+            for (step, vector) in steps.clone().zip(panel) {
+                // SAFETY: columns and steps are inside the weight, whose last panel is padded.
+                let lanes: V = unsafe { elements.lanes(columns.start / LANES + i, step) };
+                lanes.store(vector);
+            }
+        }
+    }
+}
+
+/// Lanes are columns of a row-major matrix; steps are its rows.
+struct CopyRows<'p, E> {
+    elements: E,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    panels: &'p mut [f32],
+}
+
+impl<E: Elements> Kernel for CopyRows<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Self { elements, columns, steps, panels } = self;
+        let (vectors, _) = panels.as_chunks_mut::<LANES>();
+        let length = steps.len();
+        for group in (columns.start..columns.end).step_by(LANES * PANEL_GROUP) {
+            let group_end = columns.end.min(group + LANES * PANEL_GROUP);
+            for (i, step) in steps.clone().enumerate() {
+                for column in (group..group_end).step_by(LANES) {
+                    let lanes: V = elements.row(step, column, LANES.min(columns.end - column));
+                    lanes.store(&mut vectors[(column - columns.start) / LANES * length + i]);
+                }
+            }
+        }
+    }
+}
+
+/// Lanes run along the columns of stored panels; steps are the panels' lanes.
+struct TransposePanels<'p, E> {
+    elements: E,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    panels: &'p mut [f32],
+}
+
+impl<E: Elements> Kernel for TransposePanels<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Self { elements, columns, steps, panels } = self;
+        let (vectors, _) = panels.as_chunks_mut::<LANES>();
+        let mut first = columns.start;
+        for panel in vectors.chunks_exact_mut(steps.len().max(1)) {
+            for (block, step) in (steps.start..steps.end).step_by(LANES).enumerate() {
+                let mut rows = [V::zero(); LANES];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    if first + i < columns.end {
+                        // SAFETY: columns and steps are inside the weight, whose last panel is
+                        // padded.
+                        *row = unsafe { elements.lanes(step / LANES, first + i) };
+                    }
+                }
+                let count = LANES.min(steps.end - step);
+                let target = &mut panel[block * LANES..block * LANES + count];
+                for (lanes, vector) in V::transpose(rows).into_iter().zip(target) {
+                    lanes.store(vector);
+                }
+            }
+            first += LANES;
+        }
+    }
+}
+
+/// Packs rows `rows` of the left operand for a tile of `tile_rows` rows, the missing ones zero.
+pub(super) struct PackLeft<'p, 'a> {
+    pub(super) left: Left<'a>,
+    pub(super) rows: Range<usize>,
+    pub(super) steps: Range<usize>,
+    pub(super) tile_rows: usize,
+    pub(super) packed: &'p mut [f32],
+}
+
+impl Kernel for PackLeft<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Self { left, rows, steps, tile_rows, packed } = self;
+        match left {
+            Left::Rows { values, stride } => {
+                for i in 0..tile_rows {
+                    let target = &mut packed[i * LEFT_ROW_STRIDE..][..steps.len()];
+                    if rows.start + i < rows.end {
+                        let start = (rows.start + i) * stride + steps.start;
+                        copy::<V>(&values[start..start + steps.len()], target);
+                    } else {
+                        target.fill(0.0);
+                    }
+                }
+            }
+            Left::Steps { values, stride } => {
+                let (targets, _) = packed.as_chunks_mut::<LEFT_STEP_STRIDE>();
+                for (step, target) in steps.zip(targets) {
+                    let start = step * stride + rows.start;
+                    V::load_partial(&values[start..start + rows.len()], 0.0).store(target);
+                }
+            }
+        }
+    }
+}
+
+/// Copies a row; as vectors, because a call to the system's copy costs more for rows this short.
+#[inline(always)]
+fn copy<V: F32x16>(from: &[f32], to: &mut [f32]) {
+    let (vectors, tail) = from.as_chunks::<LANES>();
+    let (targets, target_tail) = to.as_chunks_mut::<LANES>();
+    for (vector, target) in vectors.iter().zip(targets) {
+        V::load(vector).store(target);
+    }
+    if !tail.is_empty() {
+        V::load_partial(tail, 0.0).store_partial(target_tail);
+    }
+}

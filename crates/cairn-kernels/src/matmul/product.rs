@@ -1,0 +1,261 @@
+//! One blocked product for all three uses: packed operands, register tiles, a grid of tasks.
+//!
+//! Source of the scheme: Goto and van de Geijn, "Anatomy of High-Performance Matrix
+//! Multiplication", 2008. We differ in one thing: a chain that is cut into blocks of the contraction
+//! continues from the stored partial, so blocking changes no bit.
+//!
+//! Loops, outermost first: tasks (row range × column range), column blocks, blocks of the
+//! contraction (the right block is packed and stays in the second-level cache), row tiles (the left
+//! rows are packed and stay in the first-level cache), vectors of columns.
+
+use std::ops::Range;
+
+use super::blocking::Blocking;
+use super::pack::{Left, PackLeft, Right, pack_right};
+use super::reference::token_blocks;
+use super::tile::{
+    Begin, Finish, LEFT_ROW_STRIDE, LEFT_STEP_STRIDE, STAGE_FLOATS, TileArgs, run_tile, tile_rows,
+};
+use crate::TOKEN_BLOCK;
+use crate::cpu::{Cpu, SharedSlice};
+use crate::pool::Scratch;
+use crate::simd::{F32x16, Kernel, LANES, dispatch};
+
+/// Steps of the contraction in one block, at most. Rows of this length fill the first-level cache
+/// of the smallest machine we care for (32 KiB) to two thirds. A multiple of 32, the block of Q8.
+pub(super) const STEPS_MAX: usize = 384;
+/// Floats that a packed block of the right operand may take.
+pub(super) const RIGHT_FLOATS_MAX: usize = 400 << 10;
+const LEFT_FLOATS: usize = {
+    let rows = 14 * LEFT_ROW_STRIDE;
+    let steps = TOKEN_BLOCK * LEFT_STEP_STRIDE;
+    if rows > steps { rows } else { steps }
+};
+
+/// Floats between two rows of a staged tile.
+const STAGE_STRIDE: usize = 2 * LANES;
+
+/// Where each output's chain starts.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start<'a> {
+    Zero,
+    Bias(&'a [f32]),
+    Keep,
+}
+
+/// How the contraction is summed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Contraction {
+    /// One chain over this many steps.
+    Chain(usize),
+    /// A chain for each token block, folded in order.
+    TokenBlocks { t: usize, row_tokens: usize },
+}
+
+impl Contraction {
+    /// Calls `f` with each block of steps and whether it is the first.
+    fn for_each_block(self, steps_max: usize, mut f: impl FnMut(Range<usize>, bool)) {
+        match self {
+            Self::Chain(steps) => {
+                let parts = steps.div_ceil(steps_max).max(1);
+                let length = steps.div_ceil(parts).next_multiple_of(32).max(1);
+                f(0..steps.min(length), true);
+                for start in (length..steps).step_by(length) {
+                    f(start..steps.min(start + length), false);
+                }
+            }
+            Self::TokenBlocks { t, row_tokens } => {
+                for (i, block) in token_blocks(t, row_tokens).enumerate() {
+                    f(block, i == 0);
+                }
+            }
+        }
+    }
+}
+
+/// `out[row][column] = Σ_step left[row][step] · right[step][column]`.
+pub(super) struct Product<'a> {
+    pub(super) left: Left<'a>,
+    pub(super) right: Right<'a>,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) contraction: Contraction,
+    pub(super) start: Start<'a>,
+    /// First float of the output in `out`.
+    pub(super) out_first: usize,
+    /// Floats between two rows of the output.
+    pub(super) out_stride: usize,
+}
+
+/// Computes products into disjoint parts of `out`, all tiles of all of them as one set of tasks.
+pub(super) fn run(cpu: &Cpu, products: &[Product<'_>], out: &mut [f32], blocking: &Blocking) {
+    let Some(first) = products.first() else { return };
+    // All products of one call have the same sizes (heads of one layer).
+    let row_parts = first.rows.div_ceil(blocking.rows);
+    let column_parts = first.columns.div_ceil(blocking.columns);
+    let grid = row_parts * column_parts;
+    let out = SharedSlice::new(out);
+    let simd = cpu.simd();
+    cpu.parallel(products.len() * grid, |task, scratch| {
+        let product = &products[task / grid];
+        let (row_part, column_part) = (task % grid % row_parts, task % grid / row_parts);
+        let part = |i: usize, size: usize, end: usize| i * size..end.min((i + 1) * size);
+        dispatch(
+            simd,
+            Region {
+                product,
+                out: &out,
+                rows: part(row_part, blocking.rows, product.rows),
+                columns: part(column_part, blocking.columns, product.columns),
+                steps_max: blocking.steps,
+                scratch,
+            },
+        );
+    });
+}
+
+/// One task: a range of rows and columns that no other task touches.
+struct Region<'a> {
+    product: &'a Product<'a>,
+    out: &'a SharedSlice<'a, f32>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    steps_max: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Region<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Self { product, out, rows, columns, steps_max, scratch } = self;
+        let [right, left, stage] = scratch.f32_parts([RIGHT_FLOATS_MAX, LEFT_FLOATS, STAGE_FLOATS]);
+        product.contraction.for_each_block(steps_max, |steps, is_first| {
+            let panels = columns.len().div_ceil(LANES);
+            let packed = &mut right[..panels * LANES * steps.len()];
+            pack_right::<V>(&product.right, columns.clone(), steps.clone(), packed);
+            let block =
+                Block { product, out, columns: columns.clone(), steps, is_first, right: packed };
+            match product.left {
+                Left::Rows { .. } => block.run::<V, false>(rows.clone(), left, stage),
+                Left::Steps { .. } => block.run::<V, true>(rows.clone(), left, stage),
+            }
+        });
+    }
+}
+
+/// The right operand packed for some columns and steps.
+struct Block<'a> {
+    product: &'a Product<'a>,
+    out: &'a SharedSlice<'a, f32>,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    is_first: bool,
+    right: &'a [f32],
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn run<V: F32x16, const BY_STEPS: bool>(
+        &self,
+        rows: Range<usize>,
+        left: &mut [f32],
+        stage: &mut [f32],
+    ) {
+        for first in rows.clone().step_by(V::TILE.1) {
+            let rows = first..rows.end.min(first + V::TILE.1);
+            let tile_rows = tile_rows::<V>(rows.len());
+            let (source, steps) = (self.product.left, self.steps.clone());
+            let packed = &mut *left;
+            V::call(PackLeft { left: source, rows: rows.clone(), steps, tile_rows, packed });
+            for column in (0..self.columns.len()).step_by(V::TILE.0 * LANES) {
+                self.tile::<V, BY_STEPS>(rows.clone(), tile_rows, column, left, stage);
+            }
+        }
+    }
+
+    /// One tile, `column` columns after the block's first.
+    #[inline(always)]
+    fn tile<V: F32x16, const BY_STEPS: bool>(
+        &self,
+        rows: Range<usize>,
+        tile_rows: usize,
+        column: usize,
+        left: &[f32],
+        stage: &mut [f32],
+    ) {
+        let panels = (self.columns.len() - column).div_ceil(LANES);
+        let vectors = panels.min(V::TILE.0);
+        let columns = (self.columns.len() - column).min(vectors * LANES);
+        let Product { out_first, out_stride, .. } = *self.product;
+        let first = self.columns.start + column;
+        let out_index = out_first + rows.start * out_stride + first;
+        let (begin, finish) = self.ends(first);
+        let mut args = TileArgs {
+            steps: self.steps.len(),
+            left: left.as_ptr(),
+            right: self.right[column * self.steps.len()..].as_ptr(),
+            panel_stride: self.steps.len() * LANES,
+            out: self.out.as_mut_ptr().wrapping_add(out_index),
+            out_stride,
+            begin,
+            finish,
+        };
+        if rows.len() == tile_rows && columns == vectors * LANES {
+            // SAFETY: operands are packed for this tile; the whole tile lies in the output, in this
+            // task's rows and columns; the bias covers the columns.
+            unsafe { run_tile::<V, BY_STEPS>(tile_rows, vectors, args) };
+            return;
+        }
+        self.load_stage(&rows, first, columns, stage);
+        args.out = stage.as_mut_ptr();
+        args.out_stride = STAGE_STRIDE;
+        args.begin = if matches!(begin, Begin::Bias(_)) { Begin::Keep } else { begin };
+        // SAFETY: as above, with the stage as the output: it holds the largest tile.
+        unsafe { run_tile::<V, BY_STEPS>(tile_rows, vectors, args) };
+        for (i, row) in rows.enumerate() {
+            let start = out_first + row * out_stride + first;
+            // SAFETY: these columns of this row belong to this task.
+            let target = unsafe { self.out.slice_mut(start..start + columns) };
+            target.copy_from_slice(&stage[i * STAGE_STRIDE..][..columns]);
+        }
+    }
+
+    /// Where the chains of columns from `first` on start and end in this block.
+    #[inline(always)]
+    fn ends(&self, first: usize) -> (Begin, Finish) {
+        let is_first = self.is_first;
+        match (self.product.contraction, self.product.start) {
+            (Contraction::TokenBlocks { .. }, Start::Keep) => (Begin::Zero, Finish::Fold),
+            (Contraction::TokenBlocks { .. }, _) if !is_first => (Begin::Zero, Finish::Fold),
+            (Contraction::TokenBlocks { .. }, _) => (Begin::Zero, Finish::FoldIntoZero),
+            (Contraction::Chain(_), _) if !is_first => (Begin::Keep, Finish::Store),
+            (Contraction::Chain(_), Start::Zero) => (Begin::Zero, Finish::Store),
+            (Contraction::Chain(_), Start::Keep) => (Begin::Keep, Finish::Store),
+            (Contraction::Chain(_), Start::Bias(bias)) => {
+                (Begin::Bias(bias[first..].as_ptr()), Finish::Store)
+            }
+        }
+    }
+
+    /// Copies what the tile's chains start from (output or bias) into the stage.
+    #[inline(always)]
+    fn load_stage(&self, rows: &Range<usize>, first: usize, columns: usize, stage: &mut [f32]) {
+        let Product { out_first, out_stride, start, .. } = *self.product;
+        stage.fill(0.0);
+        for (i, row) in rows.clone().enumerate() {
+            let target = &mut stage[i * STAGE_STRIDE..][..columns];
+            match start {
+                Start::Bias(bias) if self.is_first => {
+                    target.copy_from_slice(&bias[first..first + columns]);
+                }
+                _ => {
+                    let start = out_first + row * out_stride + first;
+                    // SAFETY: these columns of this row belong to this task.
+                    target.copy_from_slice(unsafe { self.out.slice_mut(start..start + columns) });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Every product against its plain loops, bit for bit, and against f64 within an error bound.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::encoding::{Encoding, Layout, encode};
+use crate::isa::Isa;
+use crate::memory::{bytes_of, bytes_of_mut};
+
+/// Deterministic values in (-1, 1) with full mantissas, so that every order of summation shows.
+pub(super) fn values(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state as f32 / u32::MAX as f32).mul_add(2.0, -1.0)
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// A weight and the memory it lies in.
+pub(super) struct Stored {
+    encoding: Encoding,
+    layout: Layout,
+    n: usize,
+    k: usize,
+    storage: Vec<f32>,
+}
+
+impl Stored {
+    pub(super) fn new(encoding: Encoding, layout: Layout, n: usize, k: usize, seed: u32) -> Self {
+        let bytes = Weight::stored_bytes(encoding, layout, n, k);
+        let mut storage = vec![0.0; bytes.div_ceil(4)];
+        let target = &mut bytes_of_mut(&mut storage)[..bytes];
+        encode((encoding, layout), (n, k), &values(n * k, seed), target);
+        Self { encoding, layout, n, k, storage }
+    }
+
+    pub(super) fn weight(&self) -> Weight<'_> {
+        let Self { encoding, layout, n, k, .. } = *self;
+        let bytes = &bytes_of(&self.storage)[..Weight::stored_bytes(encoding, layout, n, k)];
+        Weight { encoding, layout, n, k, bytes }
+    }
+}
+
+/// Every instruction set of the machine, with one and two threads.
+fn cpus() -> Vec<Cpu> {
+    let pairs = Isa::supported().into_iter().flat_map(|isa| [(isa, 1), (isa, 2)]);
+    pairs.map(|(isa, threads)| Cpu::new(isa, threads)).collect()
+}
+
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Runs the reference (no processor) and the kernel on every processor handle, from the same
+/// `initial` output, and compares.
+pub(super) fn check(initial: &[f32], run: impl Fn(Option<&Cpu>, &mut [f32])) {
+    let mut expected = initial.to_vec();
+    run(None, &mut expected);
+    for cpu in cpus() {
+        let mut found = initial.to_vec();
+        run(Some(&cpu), &mut found);
+        let first = bits(&found).iter().zip(bits(&expected)).position(|(a, b)| *a != b);
+        assert_eq!(first, None, "{} with {} threads", cpu.isa(), cpu.threads());
+    }
+}
+
+fn any_weight_form() -> impl Strategy<Value = (Encoding, Layout)> {
+    (prop::sample::select(&Encoding::ALL[..]), prop::sample::select(&Layout::ALL[..]))
+}
+
+/// Small sizes often, and some beyond one block of steps, columns or rows.
+fn any_size(max: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![0..4_usize, 10..40_usize, 0..max]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn forward_is_the_reference(
+        (encoding, layout) in any_weight_form(),
+        (t, n, k) in (any_size(70), any_size(90), any_size(850)),
+        start in 0..3,
+        seed in 1..1000_u32,
+    ) {
+        let stored = Stored::new(encoding, layout, n, k, seed);
+        let (x_tk, bias) = (values(t * k, seed + 1), values(n, seed + 2));
+        let accumulate = start == 1;
+        let initial = values(t * n, seed + 3);
+        check(&initial, |cpu, y_tn| {
+            let args = Matmul {
+            x_tk: &x_tk, weight: stored.weight(), bias_n: (start == 2).then_some(&bias[..]),
+            y_tn, t, accumulate,
+        };
+            match cpu {
+                None => matmul_reference(args),
+                Some(cpu) => matmul(cpu, args),
+            }
+        });
+    }
+
+    #[test]
+    fn input_gradient_is_the_reference(
+        (encoding, layout) in any_weight_form(),
+        (t, n, k) in (any_size(70), any_size(850), any_size(90)),
+        accumulate in any::<bool>(),
+        seed in 1..1000_u32,
+    ) {
+        let stored = Stored::new(encoding, layout, n, k, seed);
+        let dy_tn = values(t * n, seed + 1);
+        let initial = values(t * k, seed + 3);
+        check(&initial, |cpu, dx_tk| {
+            let args = MatmulDx { dy_tn: &dy_tn, weight: stored.weight(), dx_tk, t, accumulate };
+            match cpu {
+                None => matmul_dx_reference(args),
+                Some(cpu) => matmul_dx(cpu, args),
+            }
+        });
+    }
+
+    #[test]
+    fn weight_gradient_is_the_reference(
+        (t, n, k) in (any_size(700), any_size(70), any_size(70)),
+        row_tokens in prop_oneof![Just(1_usize), 1..50_usize, 200..600_usize],
+        accumulate in any::<bool>(),
+        seed in 1..1000_u32,
+    ) {
+        let (dy_tn, x_tk) = (values(t * n, seed), values(t * k, seed + 1));
+        let initial = values(n * k, seed + 3);
+        check(&initial, |cpu, dw_nk| {
+            let args = MatmulDw {
+            dy_tn: &dy_tn, x_tk: &x_tk, dw_nk, n, k, t, row_tokens, accumulate,
+        };
+            match cpu {
+                None => matmul_dw_reference(args),
+                Some(cpu) => matmul_dw(cpu, args),
+            }
+        });
+        let initial = values(n, seed + 4);
+        check(&initial, |cpu, db_n| {
+            let args = BiasGrad { dy_tn: &dy_tn, db_n, t, row_tokens, accumulate };
+            match cpu {
+                None => bias_grad_reference(args),
+                Some(cpu) => bias_grad(cpu, args),
+            }
+        });
+    }
+}
+
+/// A product large enough for several row tasks, column tasks and blocks at once.
+#[test]
+fn large_products_are_the_reference() {
+    let (t, n, k) = (800, 400, 500);
+    let stored = Stored::new(Encoding::F32, Layout::RowMajor, n, k, 5);
+    let (x_tk, dy_tn) = (values(t * k, 6), values(t * n, 7));
+    let cpu = Cpu::detect(2);
+    let mut expected = vec![0.0; t * n];
+    let mut found = values(t * n, 1);
+    fn args<'a>(x_tk: &'a [f32], weight: Weight<'a>, t: usize, y_tn: &'a mut [f32]) -> Matmul<'a> {
+        Matmul { x_tk, weight, bias_n: None, y_tn, t, accumulate: false }
+    }
+    matmul_reference(args(&x_tk, stored.weight(), t, &mut expected));
+    matmul(&cpu, args(&x_tk, stored.weight(), t, &mut found));
+    assert_eq!(bits(&found), bits(&expected), "forward");
+
+    let mut expected = vec![0.0; n * k];
+    let mut found = values(n * k, 1);
+    for (kernel, dw_nk) in [(false, &mut expected), (true, &mut found)] {
+        let (dy_tn, x_tk) = (&dy_tn[..], &x_tk[..]);
+        let args = MatmulDw { dy_tn, x_tk, dw_nk, n, k, t, row_tokens: 300, accumulate: false };
+        if kernel { matmul_dw(&cpu, args) } else { matmul_dw_reference(args) }
+    }
+    assert_eq!(bits(&found), bits(&expected), "weight gradient");
+}
+
+/// The chain's rounding error stays below k · 2⁻²⁴ · Σ|x·w|, the bound for recursive summation.
+#[test]
+fn error_against_f64_is_bounded() {
+    let (t, n, k) = (5, 33, 700);
+    let stored = Stored::new(Encoding::F32, Layout::Panel, n, k, 11);
+    let x_tk = values(t * k, 12);
+    let mut y_tn = vec![0.0; t * n];
+    let weight = stored.weight();
+    let cpu = Cpu::detect(2);
+    matmul(
+        &cpu,
+        Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn: &mut y_tn, t, accumulate: false },
+    );
+    for token in 0..t {
+        for output in 0..n {
+            let products =
+                (0..k).map(|i| f64::from(x_tk[token * k + i]) * f64::from(weight.value(output, i)));
+            let (sum, magnitude) =
+                products.fold((0.0, 0.0), |(sum, all), p| (sum + p, all + p.abs()));
+            let error = (f64::from(y_tn[token * n + output]) - sum).abs();
+            let bound = k as f64 * 2.0_f64.powi(-24) * magnitude;
+            assert!(error <= bound, "{error} > {bound}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The register tile: a few rows by one or two vectors of columns, one chain an output.
+//!
+//! Cost of the AVX-512 tile of 14 × 32, for each step of the contraction: 28 fused multiply-adds,
+//! 2 loads of packed columns and 14 broadcasts, so arithmetic bounds it with room to spare.
+
+use crate::simd::{F32x16, Kernel, LANES};
+
+/// Floats between two packed rows. 25 cache lines: the rows of a tile spread over all cache sets.
+pub(super) const LEFT_ROW_STRIDE: usize = 400;
+/// Floats between two steps of a packed column-wise left operand.
+pub(super) const LEFT_STEP_STRIDE: usize = 16;
+/// The largest tile, in floats: where partial tiles are staged.
+pub(super) const STAGE_FLOATS: usize = 14 * 2 * LANES;
+
+/// Where the chains of a tile start.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Begin {
+    /// From 0.
+    Zero,
+    /// From the bias at this address, one float a column of the tile.
+    Bias(*const f32),
+    /// From the value in the output.
+    Keep,
+}
+
+/// What happens to finished chains.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Finish {
+    /// They are the outputs.
+    Store,
+    /// They are added to the output: a folded token block.
+    Fold,
+    /// They are added to 0: the first folded block.
+    FoldIntoZero,
+}
+
+/// Packed operands and the output of one tile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TileArgs {
+    /// Steps of the contraction.
+    pub(super) steps: usize,
+    /// Packed left operand.
+    pub(super) left: *const f32,
+    /// Packed right operand, `[steps][16]` a panel.
+    pub(super) right: *const f32,
+    /// Floats between two panels.
+    pub(super) panel_stride: usize,
+    /// First output.
+    pub(super) out: *mut f32,
+    /// Floats between two rows of the output.
+    pub(super) out_stride: usize,
+    /// Where chains start.
+    pub(super) begin: Begin,
+    /// Where they end.
+    pub(super) finish: Finish,
+}
+
+/// One tile of `ROWS` × `VECS` · 16 outputs. The left operand has `ROW_STRIDE` floats between rows
+/// and `STEP_STRIDE` between steps.
+struct Tile<const ROWS: usize, const VECS: usize, const ROW_STRIDE: usize, const STEP_STRIDE: usize>
+{
+    args: TileArgs,
+}
+
+impl<const ROWS: usize, const VECS: usize, const ROW_STRIDE: usize, const STEP_STRIDE: usize> Kernel
+    for Tile<ROWS, VECS, ROW_STRIDE, STEP_STRIDE>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let TileArgs { steps, left, right, panel_stride, .. } = self.args;
+        let mut sums = self.args.begin::<V, ROWS, VECS>();
+        let (mut left, mut right) = (left, right);
+        for _ in 0..steps {
+            let mut columns = [V::zero(); VECS];
+            for (j, column) in columns.iter_mut().enumerate() {
+                // SAFETY: packed panels hold `steps` vectors (`run_tile`).
+                *column = unsafe { V::load_ptr(right.wrapping_add(j * panel_stride)) };
+            }
+            for (i, row) in sums.iter_mut().enumerate() {
+                // SAFETY: the packed left operand holds `ROWS` rows of `steps` (`run_tile`).
+                let x = V::splat(unsafe { *left.wrapping_add(i * ROW_STRIDE) });
+                for (sum, column) in row.iter_mut().zip(columns) {
+                    *sum = x.mul_add(column, *sum);
+                }
+            }
+            left = left.wrapping_add(STEP_STRIDE);
+            right = right.wrapping_add(LANES);
+        }
+        self.args.finish(&sums);
+    }
+}
+
+impl TileArgs {
+    #[inline(always)]
+    fn out_at(&self, i: usize, j: usize) -> *mut f32 {
+        self.out.wrapping_add(i * self.out_stride + j * LANES)
+    }
+
+    /// What the chains start from; asks for the output's cache lines early.
+    #[inline(always)]
+    fn begin<V: F32x16, const ROWS: usize, const VECS: usize>(&self) -> [[V; VECS]; ROWS] {
+        let mut sums = [[V::zero(); VECS]; ROWS];
+        for (i, row) in sums.iter_mut().enumerate() {
+            for (j, sum) in row.iter_mut().enumerate() {
+                match self.begin {
+                    Begin::Zero => V::prefetch(self.out_at(i, j)),
+                    Begin::Bias(bias) => {
+                        V::prefetch(self.out_at(i, j));
+                        // SAFETY: the bias has a value for every column of the tile (`run_tile`).
+                        *sum = unsafe { V::load_ptr(bias.wrapping_add(j * LANES)) };
+                    }
+                    // SAFETY: the output holds the whole tile (`run_tile`).
+                    Begin::Keep => *sum = unsafe { V::load_ptr(self.out_at(i, j)) },
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn finish<V: F32x16, const ROWS: usize, const VECS: usize>(&self, sums: &[[V; VECS]; ROWS]) {
+        for (i, row) in sums.iter().enumerate() {
+            for (j, &sum) in row.iter().enumerate() {
+                let out = self.out_at(i, j);
+                let total = match self.finish {
+                    Finish::Store => sum,
+                    // SAFETY: the output holds the whole tile (`run_tile`).
+                    Finish::Fold => (unsafe { V::load_ptr(out) }) + sum,
+                    Finish::FoldIntoZero => V::zero() + sum,
+                };
+                // SAFETY: the output holds the whole tile, and no other task has it (`run_tile`).
+                unsafe { total.store_ptr(out) };
+            }
+        }
+    }
+}
+
+/// Rows of the smallest tile that holds `rows` rows (at most `V::TILE.1`).
+#[inline(always)]
+pub(super) fn tile_rows<V: F32x16>(rows: usize) -> usize {
+    let fits = |size: &usize| *size >= rows && *size <= V::TILE.1;
+    [1, 2, 4, 6, 8, 12, 14].into_iter().find(fits).unwrap_or(V::TILE.1)
+}
+
+/// Computes one tile of exactly `rows` (a value of [`tile_rows`]) × `vectors` · 16 outputs, with a
+/// left operand packed by rows or, if `BY_STEPS`, by steps.
+///
+/// # Safety
+/// - `left` holds `rows` packed rows and `right` `vectors` packed panels of `steps` steps each.
+/// - `out` is valid for the whole tile, and no other thread touches it meanwhile.
+/// - `Begin::Bias` points to `vectors` · 16 floats.
+#[inline(always)]
+pub(super) unsafe fn run_tile<V: F32x16, const BY_STEPS: bool>(
+    rows: usize,
+    vectors: usize,
+    args: TileArgs,
+) {
+    if vectors == 2 && V::TILE.0 == 2 {
+        run_rows::<V, 2, BY_STEPS>(rows, args);
+    } else {
+        run_rows::<V, 1, BY_STEPS>(rows, args);
+    }
+}
+
+#[inline(always)]
+fn run_rows<V: F32x16, const VECS: usize, const BY_STEPS: bool>(rows: usize, args: TileArgs) {
+    match rows {
+        1 => run_exact::<V, 1, VECS, BY_STEPS>(args),
+        2 => run_exact::<V, 2, VECS, BY_STEPS>(args),
+        4 => run_exact::<V, 4, VECS, BY_STEPS>(args),
+        6 if V::TILE.1 >= 6 => run_exact::<V, 6, VECS, BY_STEPS>(args),
+        8 if V::TILE.1 >= 8 => run_exact::<V, 8, VECS, BY_STEPS>(args),
+        12 if V::TILE.1 >= 12 => run_exact::<V, 12, VECS, BY_STEPS>(args),
+        14 if V::TILE.1 >= 14 => run_exact::<V, 14, VECS, BY_STEPS>(args),
+        _ => unreachable!("tiles of {rows} rows do not exist"),
+    }
+}
+
+#[inline(always)]
+fn run_exact<V: F32x16, const ROWS: usize, const VECS: usize, const BY_STEPS: bool>(
+    args: TileArgs,
+) {
+    if BY_STEPS {
+        V::call(Tile::<ROWS, VECS, 1, LEFT_STEP_STRIDE> { args });
+    } else {
+        V::call(Tile::<ROWS, VECS, LEFT_ROW_STRIDE, 1> { args });
+    }
+}

@@ -1,0 +1,97 @@
+//! How fast this machine multiplies: the ceiling that benchmarks divide by.
+
+use std::time::Instant;
+
+use crate::cpu::Cpu;
+use crate::isa::Isa;
+use crate::simd::{F32x16, Kernel, LANES, dispatch};
+
+/// The best of this many bursts; other work on the machine only ever slows one down.
+const BURSTS: usize = 12;
+const BURST_SECONDS: f64 = 0.004;
+
+/// Measured speed of fused multiply-adds on registers.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+pub struct FmaPeak {
+    /// The instruction set measured.
+    pub isa: Isa,
+    /// Threads that took part.
+    pub threads: usize,
+    /// 10⁹ floating-point operations a second, all threads together; an FMA is two.
+    pub gflops: f64,
+}
+
+/// Measures independent chains of fused multiply-adds on all threads of `cpu`.
+pub fn measure_fma_peak(cpu: &Cpu) -> FmaPeak {
+    let simd = cpu.simd();
+    let mut rounds = 1000;
+    while seconds_of(|| _ = dispatch(simd, Chains { rounds })) < BURST_SECONDS {
+        rounds *= 2;
+    }
+    let threads = cpu.threads();
+    // One task a thread: a thread that comes late for its task would take a second one otherwise.
+    let best = (0..BURSTS)
+        .map(|_| {
+            seconds_of(|| {
+                cpu.parallel(threads, |_, _| _ = dispatch(simd, Chains { rounds }));
+            })
+        })
+        .fold(f64::INFINITY, f64::min);
+    let flops = dispatch(simd, Chains { rounds: 1 }).flops_a_round * rounds as f64;
+    FmaPeak { isa: cpu.isa(), threads, gflops: flops * threads as f64 / best / 1e9 }
+}
+
+fn seconds_of(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+struct Chains {
+    rounds: usize,
+}
+
+struct Burst {
+    flops_a_round: f64,
+    _value: f32,
+}
+
+impl Kernel for Chains {
+    type Output = Burst;
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) -> Burst {
+        // As many chains as cover the latency and leave registers for the operands.
+        if V::TILE.0 == 1 { chains::<V, 6>(self.rounds) } else { chains::<V, 12>(self.rounds) }
+    }
+}
+
+#[inline(always)]
+fn chains<V: F32x16, const N: usize>(rounds: usize) -> Burst {
+    let factor = V::splat(std::hint::black_box(0.5));
+    let addend = V::splat(std::hint::black_box(1.0));
+    let mut sums = [addend; N];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = sum.mul_add(factor, addend);
+        }
+    }
+    let value = sums.into_iter().fold(0.0, |total, sum| total + sum.sum());
+    Burst { flops_a_round: (2 * LANES * N) as f64, _value: std::hint::black_box(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wider_instruction_sets_are_not_slower() {
+        let speeds: Vec<f64> = Isa::supported()
+            .into_iter()
+            .map(|isa| measure_fma_peak(&Cpu::new(isa, 1)).gflops)
+            .collect();
+        assert!(speeds.iter().all(|&speed| speed > 0.0));
+        // Half leaves room for whatever else the machine is doing.
+        assert!(speeds.is_sorted_by(|narrow, wide| *wide > 0.5 * narrow), "{speeds:?}");
+    }
+}
