@@ -114,6 +114,17 @@ pub(crate) fn parallel_rows<R: RowParts>(
     });
 }
 
+/// As [`parallel_rows`], on this thread and in one piece: what references use.
+pub(crate) fn serial_rows<R: RowParts>(
+    rows: usize,
+    outputs: R,
+    f: impl FnOnce(Range<usize>, R::Part),
+) {
+    // SAFETY: one part is taken.
+    let part = unsafe { outputs.part(0..rows) };
+    f(0..rows, part);
+}
+
 /// Elements of a memory-bound task: long enough that a fork costs nothing, short enough to balance.
 pub(crate) const TASK_ELEMENTS: usize = 1 << 14;
 

@@ -9,10 +9,17 @@
 //! two gradient products in the same order of sums as any other matrix product's, so the chunking
 //! is invisible.
 
+use std::ops::Range;
+
 use crate::cpu::Cpu;
+use crate::disjoint::{RowParts, RowSlice, parallel_rows, rows_per_task, serial_rows};
 use crate::encoding::Weight;
+use crate::isa::Simd;
+use crate::lanes::vectors;
+use crate::math::Real;
 use crate::matmul::{Matmul, MatmulDw, MatmulDx, matmul, matmul_dw, matmul_dx};
 use crate::matmul::{matmul_dw_reference, matmul_dx_reference, matmul_reference};
+use crate::simd::{F32x16, kernel};
 use crate::{HEAD_CHUNK, TOKEN_BLOCK, lanes, math};
 
 /// The output head: a weight and the bound on what comes out.
@@ -169,34 +176,88 @@ fn row_result(logits_v: &mut [f32], softcap: Option<f32>, target: u32) -> RowRes
     RowResult { logprob: logits_v[target as usize] - lse, lse, entropy }
 }
 
-/// Turns a row of capped logits into its gradient.
-fn row_gradient(
-    logits_v: &mut [f32],
+kernel! {
+    /// [`row_result`] with vectors. The entropy is left out (0) unless it is wanted.
+    fn fast_row_result<V>(
+        logits_v: &mut [f32],
+        softcap: Option<f32>,
+        target: u32,
+        with_entropy: bool,
+    ) -> RowResult {
+        if let Some(cap) = softcap {
+            let (inverse, cap) = (V::splat(1.0 / cap), V::splat(cap));
+            lanes::update::<V>(logits_v, |x| cap * math::tanh(x * inverse));
+        }
+        let max = lanes::row_max::<V>(logits_v);
+        let mut sum = V::zero();
+        for i in vectors(logits_v.len()) {
+            let x = lanes::at_or::<V>(logits_v, i, f32::NEG_INFINITY);
+            sum = sum + math::exp(x - V::splat(max));
+        }
+        let lse = max + math::ln(sum.sum());
+        let mut entropy = V::zero();
+        if with_entropy {
+            for i in vectors(logits_v.len()) {
+                let z = V::splat(lse) - lanes::at_or::<V>(logits_v, i, lse);
+                entropy = math::exp(V::zero() - z).mul_add(z, entropy);
+            }
+        }
+        RowResult { logprob: logits_v[target as usize] - lse, lse, entropy: entropy.sum() }
+    }
+}
+
+/// How a row of capped logits turns into its gradient.
+#[derive(Clone, Copy)]
+struct RowSlope {
     softcap: Option<f32>,
-    target: u32,
     result: RowResult,
     grads: RowGrads,
-) {
-    let base = grads.lse - grads.logprob;
-    for (column, x) in logits_v.iter_mut().enumerate() {
-        let z = *x - result.lse;
-        let factor = (-grads.entropy).mul_add(z + result.entropy, base);
-        let p = math::exp(z);
-        let own = if column == target as usize { grads.logprob } else { 0.0 };
-        let gradient = p.mul_add(factor, own);
-        *x = match softcap {
+}
+
+impl RowSlope {
+    /// The gradient of the logit `x`; `own` is the log-probability's where `x` is the target's.
+    #[inline(always)]
+    fn at<R: Real>(&self, x: R, own: f32) -> R {
+        let z = x.minus(R::splat(self.result.lse));
+        let base = R::splat(self.grads.lse - self.grads.logprob);
+        let factor = R::splat(-self.grads.entropy).fma(z.plus(R::splat(self.result.entropy)), base);
+        let gradient = math::exp(z).fma(factor, R::splat(own));
+        match self.softcap {
             Some(cap) => {
-                let t = *x * (1.0 / cap);
-                gradient * (-t).mul_add(t, 1.0)
+                let t = x.times(R::splat(1.0 / cap));
+                gradient.times(R::splat(0.0).minus(t).fma(t, R::splat(1.0)))
             }
             None => gradient,
-        };
+        }
+    }
+}
+
+/// Turns a row of capped logits into its gradient.
+fn row_gradient(logits_v: &mut [f32], slope: RowSlope, target: u32) {
+    for (column, x) in logits_v.iter_mut().enumerate() {
+        *x = slope.at(*x, if column == target as usize { slope.grads.logprob } else { 0.0 });
+    }
+}
+
+kernel! {
+    /// [`row_gradient`] with vectors.
+    fn fast_row_gradient<V>(logits_v: &mut [f32], slope: RowSlope, target: u32) {
+        let at_target = slope.at(logits_v[target as usize], slope.grads.logprob);
+        if slope.grads.entropy == 0.0 && slope.softcap.is_none() {
+            // The common case without its constant zeros: −0 · (z + H) adds nothing to the base.
+            let lse = V::splat(slope.result.lse);
+            let base = V::splat(slope.grads.lse - slope.grads.logprob);
+            lanes::update::<V>(logits_v, |x| math::exp(x - lse).mul_add(base, V::zero()));
+        } else {
+            lanes::update::<V>(logits_v, |x| slope.at(x, 0.0));
+        }
+        logits_v[target as usize] = at_target;
     }
 }
 
 /// Calls `f` with ranges of rows whose gradients may be folded one range after the other: whole
 /// token blocks, at most [`HEAD_CHUNK`] rows, and the `row_tokens` that align blocks inside.
-fn for_chunks(rows: usize, row_tokens: usize, mut f: impl FnMut(std::ops::Range<usize>, usize)) {
+fn for_chunks(rows: usize, row_tokens: usize, mut f: impl FnMut(Range<usize>, usize)) {
     const { assert!(HEAD_CHUNK.is_multiple_of(TOKEN_BLOCK)) };
     assert!(row_tokens > 0 || rows == 0, "row_tokens of a head");
     let mut start = 0;
@@ -235,6 +296,24 @@ impl Products<'_> {
         }
     }
 
+    /// Calls `f` for all of `rows` rows, in parallel with the proof of vectors or in one piece.
+    fn rows<R: RowParts>(
+        &self,
+        (rows, width): (usize, usize),
+        outputs: R,
+        f: impl Fn(Option<Simd>, Range<usize>, R::Part) + Sync,
+    ) {
+        match self.cpu {
+            Some(cpu) => {
+                let simd = Some(cpu.simd());
+                parallel_rows(cpu, rows, rows_per_task(width), outputs, |rows, part, _| {
+                    f(simd, rows, part);
+                });
+            }
+            None => serial_rows(rows, outputs, |rows, part| f(None, rows, part)),
+        }
+    }
+
     /// The gradients behind the logits' gradient of some rows.
     fn backward(
         &self,
@@ -267,17 +346,33 @@ fn run_logprob(products: &Products<'_>, args: TokenLogprob<'_>) {
     let rows = targets_o.len();
     assert_eq!((x_od.len(), logprob_o.len(), lse_o.len()), (rows * d, rows, rows), "token_logprob");
     for start in (0..rows).step_by(HEAD_CHUNK) {
-        let end = rows.min(start + HEAD_CHUNK);
-        let logits_ov = &mut scratch[..(end - start) * v];
-        products.logits(&head, &x_od[start * d..end * d], logits_ov);
-        for (o, logits_v) in (start..end).zip(logits_ov.chunks_exact_mut(v)) {
-            let result = row_result(logits_v, head.softcap, targets_o[o]);
-            logprob_o[o] = result.logprob;
-            lse_o[o] = result.lse;
-            if let Some(entropy_o) = &mut entropy_o {
-                entropy_o[o] = result.entropy;
+        let chunk = start..rows.min(start + HEAD_CHUNK);
+        let logits_ov = &mut scratch[..chunk.len() * v];
+        products.logits(&head, &x_od[start * d..chunk.end * d], logits_ov);
+        let targets_o = &targets_o[chunk.clone()];
+        let figures = [&mut logprob_o[chunk.clone()], &mut lse_o[chunk.clone()]];
+        let entropy = entropy_o.as_deref_mut().map(|entropy_o| &mut entropy_o[chunk.clone()]);
+        let outputs = (
+            RowSlice::new(logits_ov, v),
+            figures.map(|figure| RowSlice::new(figure, 1)),
+            entropy.map(|entropy_o| RowSlice::new(entropy_o, 1)),
+        );
+        products.rows((chunk.len(), v), outputs, |simd, rows, (logits_ov, figures, entropy)| {
+            let [logprob_o, lse_o] = figures;
+            let mut entropy_o = entropy;
+            for (i, logits_v) in logits_ov.chunks_exact_mut(v).enumerate() {
+                let target = targets_o[rows.start + i];
+                let wanted = entropy_o.is_some();
+                let result = match simd {
+                    Some(simd) => fast_row_result(simd, logits_v, head.softcap, target, wanted),
+                    None => row_result(logits_v, head.softcap, target),
+                };
+                (logprob_o[i], lse_o[i]) = (result.logprob, result.lse);
+                if let Some(entropy_o) = &mut entropy_o {
+                    entropy_o[i] = result.entropy;
+                }
             }
-        }
+        });
     }
 }
 
@@ -290,7 +385,7 @@ fn run_logprob_grad(products: &Products<'_>, args: TokenLogprobGrad<'_>) {
         entropy: at(dentropy_o, o),
     };
     let pass = HeadPass { products, x_od, head, targets_o };
-    pass.run(args.scratch, args.grads, row_grads, |_, _| {});
+    pass.run(args.scratch, args.grads, row_grads, None);
 }
 
 fn run_cross_entropy(products: &Products<'_>, args: CrossEntropy<'_>) {
@@ -298,7 +393,7 @@ fn run_cross_entropy(products: &Products<'_>, args: CrossEntropy<'_>) {
     assert_eq!(weights_o.len(), targets_o.len(), "cross_entropy: weights");
     let row_grads = |o: usize| RowGrads { logprob: -weights_o[o], ..RowGrads::default() };
     let pass = HeadPass { products, x_od, head, targets_o };
-    pass.run(scratch, grads, row_grads, |o, logprob| logprob_o[o] = logprob);
+    pass.run(scratch, grads, row_grads, Some(logprob_o));
 }
 
 /// One pass over the rows of a head that ends in gradients.
@@ -314,8 +409,8 @@ impl HeadPass<'_> {
         &self,
         scratch: &mut [f32],
         grads: HeadGrads<'_>,
-        row_grads: impl Fn(usize) -> RowGrads,
-        mut write: impl FnMut(usize, f32),
+        row_grads: impl Fn(usize) -> RowGrads + Sync,
+        mut logprob_o: Option<&mut [f32]>,
     ) {
         let HeadGrads { dx_od, mut dw_vd, mut accumulate_dw, row_tokens } = grads;
         let (d, v) = (self.head.weight.k, self.head.weight.n);
@@ -324,30 +419,56 @@ impl HeadPass<'_> {
         if let (0, Some(dw_vd), false) = (rows, &mut dw_vd, accumulate_dw) {
             dw_vd.fill(0.0);
         }
+        let (softcap, targets_o) = (self.head.softcap, self.targets_o);
         for_chunks(rows, row_tokens, |chunk, align| {
             let logits_ov = &mut scratch[..chunk.len() * v];
             let x_od = &self.x_od[chunk.start * d..chunk.end * d];
             self.products.logits(&self.head, x_od, logits_ov);
-            for (o, logits_v) in chunk.clone().zip(logits_ov.chunks_exact_mut(v)) {
-                write(o, self.row(logits_v, o, row_grads(o)));
-            }
+            let logprob_o = logprob_o.as_deref_mut().map(|all| &mut all[chunk.clone()]);
+            let outputs = (RowSlice::new(logits_ov, v), logprob_o.map(|all| RowSlice::new(all, 1)));
+            self.products.rows((chunk.len(), v), outputs, |simd, rows, (logits_ov, logprobs)| {
+                let mut logprobs = logprobs;
+                for (i, logits_v) in logits_ov.chunks_exact_mut(v).enumerate() {
+                    let o = chunk.start + rows.start + i;
+                    let logprob = gradient_row(simd, logits_v, softcap, targets_o[o], row_grads(o));
+                    if let Some(logprobs) = &mut logprobs {
+                        logprobs[i] = logprob;
+                    }
+                }
+            });
             let dx_od = &mut dx_od[chunk.start * d..chunk.end * d];
+            let logits_ov = &scratch[..chunk.len() * v];
             let dw = dw_vd.as_deref_mut().map(|dw_vd| (dw_vd, align, accumulate_dw));
             self.products.backward(&self.head, (x_od, logits_ov), dx_od, dw);
             accumulate_dw = true;
         });
     }
-
-    /// Turns one row of logits into its gradient and gives its log-probability, 0 for a row
-    /// without gradient.
-    fn row(&self, logits_v: &mut [f32], o: usize, grads: RowGrads) -> f32 {
-        if grads.is_zero() {
-            logits_v.fill(0.0);
-            return 0.0;
-        }
-        let target = self.targets_o[o];
-        let result = row_result(logits_v, self.head.softcap, target);
-        row_gradient(logits_v, self.head.softcap, target, result, grads);
-        result.logprob
-    }
 }
+
+/// Turns one row of logits into its gradient and gives its log-probability, 0 for a row without
+/// gradient.
+fn gradient_row(
+    simd: Option<Simd>,
+    logits_v: &mut [f32],
+    softcap: Option<f32>,
+    target: u32,
+    grads: RowGrads,
+) -> f32 {
+    if grads.is_zero() {
+        logits_v.fill(0.0);
+        return 0.0;
+    }
+    let result = match simd {
+        Some(simd) => fast_row_result(simd, logits_v, softcap, target, grads.entropy != 0.0),
+        None => row_result(logits_v, softcap, target),
+    };
+    let slope = RowSlope { softcap, result, grads };
+    match simd {
+        Some(simd) => fast_row_gradient(simd, logits_v, slope, target),
+        None => row_gradient(logits_v, slope, target),
+    }
+    result.logprob
+}
+
+#[cfg(test)]
+mod tests;

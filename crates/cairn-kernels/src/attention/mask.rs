@@ -13,7 +13,9 @@ use std::ops::Range;
 /// assert_eq!(mask.range(10, 32), 7..11);
 /// assert!(mask.visible(10, 7) && !mask.visible(10, 6) && !mask.visible(10, 11));
 /// ```
-#[derive(serde::Serialize, serde::Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(
+    serde::Serialize, serde::Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash, Default,
+)]
 pub struct Mask {
     /// A query sees no later key, except inside `prefix` and its own block.
     pub causal: bool,

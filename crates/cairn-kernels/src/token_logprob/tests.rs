@@ -1,0 +1,184 @@
+//! Kernels against references, slopes against differences, and the chunking's invisibility.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{Numbers, assert_bits, check_bits, check_slope, functional};
+
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    targets: &'a [u32],
+    /// Gradients of log-probability, log-sum-exp and entropy; the first are minus the loss weights.
+    grads: [&'a [f32]; 3],
+    softcap: Option<f32>,
+    d: usize,
+    row_tokens: usize,
+}
+
+/// Log-probability, log-sum-exp, entropy; dx and dw of all three and of cross entropy; its
+/// log-probabilities.
+fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
+    let Case { x, targets, grads, d, row_tokens, .. } = case;
+    let (o, v) = (targets.len(), case.weight.len() / d);
+    let head = Head { weight: Weight::f32(v, d, case.weight), softcap: case.softcap };
+    let mut scratch = vec![f32::NAN; head_scratch_len(o, v)];
+    let mut out: Vec<Vec<f32>> =
+        [o, o, o, o * d, v * d, o * d, v * d, o].map(|n| vec![0.5; n]).into();
+    let [logprob_o, lse_o, entropy, dx, dw, dx_ce, dw_ce, logprob_ce] =
+        out.get_disjoint_mut([0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+    let args = TokenLogprob {
+        x_od: x,
+        head,
+        targets_o: targets,
+        scratch: &mut scratch,
+        logprob_o,
+        lse_o,
+        entropy_o: Some(entropy),
+    };
+    match cpu {
+        Some(cpu) => token_logprob(cpu, args),
+        None => token_logprob_reference(args),
+    }
+    let args = TokenLogprobGrad {
+        x_od: x,
+        head,
+        targets_o: targets,
+        dlogprob_o: grads[0],
+        dlse_o: Some(grads[1]),
+        dentropy_o: Some(grads[2]),
+        scratch: &mut scratch,
+        grads: HeadGrads { dx_od: dx, dw_vd: Some(dw), accumulate_dw: true, row_tokens },
+    };
+    match cpu {
+        Some(cpu) => token_logprob_grad(cpu, args),
+        None => token_logprob_grad_reference(args),
+    }
+    let weights: Vec<f32> = grads[0].iter().map(|grad| -grad).collect();
+    let ignored: Vec<u32> =
+        targets.iter().zip(&weights).map(|(&t, &w)| if w == 0.0 { u32::MAX } else { t }).collect();
+    let args = CrossEntropy {
+        x_od: x,
+        head,
+        targets_o: &ignored,
+        weights_o: &weights,
+        scratch: &mut scratch,
+        logprob_o: logprob_ce,
+        grads: HeadGrads { dx_od: dx_ce, dw_vd: Some(dw_ce), accumulate_dw: false, row_tokens },
+    };
+    match cpu {
+        Some(cpu) => cross_entropy(cpu, args),
+        None => cross_entropy_reference(args),
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn kernels_equal_references(
+        o in 0..600_usize, v in 1..80_usize, d in 1..8_usize, row_tokens in 1..600_usize,
+        capped: bool, seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let (x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 4.0));
+        let targets = numbers.indices(o, v);
+        let mut grads = [0, 1, 2].map(|_| numbers.floats(o, 1.0));
+        grads[0].iter_mut().step_by(3).for_each(|grad| *grad = 0.0);
+        let grads = grads.each_ref().map(|grads| &grads[..]);
+        let softcap = capped.then_some(5.0);
+        let case = Case { x: &x, weight: &weight, targets: &targets, grads, softcap, d, row_tokens };
+        check_bits("head", |cpu| run(cpu, case));
+    }
+}
+
+#[test]
+fn gradients_are_slopes() {
+    let mut numbers = Numbers::new(3);
+    let (o, v, d) = (6, 21, 5);
+    let (x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 2.0));
+    let targets = numbers.indices(o, v);
+    let zeros = vec![0.0; o];
+    let some = numbers.floats(o, 1.0);
+    for softcap in [None, Some(3.0)] {
+        for which in 0..3 {
+            let mut grads = [&zeros[..]; 3];
+            grads[which] = &some;
+            let case = Case {
+                x: &x,
+                weight: &weight,
+                targets: &targets,
+                grads,
+                softcap,
+                d,
+                row_tokens: o,
+            };
+            let out = run(None, case);
+            let loss = |case: Case<'_>| functional(&run(None, case)[which], &some);
+            let dw: Vec<f32> = out[4].iter().map(|dw| dw - 0.5).collect();
+            check_slope("dx", &x, &out[3], 4e-3, 6e-3, |x| loss(Case { x, ..case }));
+            check_slope("dw", &weight, &dw, 4e-3, 6e-3, |weight| loss(Case { weight, ..case }));
+        }
+    }
+}
+
+#[test]
+fn cross_entropy_is_the_gradient_of_weighted_log_probabilities() {
+    let mut numbers = Numbers::new(4);
+    let (o, v, d) = (300, 33, 7);
+    let (x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 2.0));
+    let targets = numbers.indices(o, v);
+    let zeros = vec![0.0; o];
+    let mut weights = numbers.floats(o, 1.0);
+    weights[7] = 0.0;
+    let grads = [&weights[..], &zeros, &zeros];
+    let case = Case {
+        x: &x,
+        weight: &weight,
+        targets: &targets,
+        grads,
+        softcap: None,
+        d,
+        row_tokens: 100,
+    };
+    let out = run(None, case);
+    assert_bits(&out[5], &out[3], "dx");
+    for i in (0..o).filter(|&i| i != 7) {
+        assert_eq!(out[7][i].to_bits(), out[0][i].to_bits());
+    }
+    assert_eq!(out[7][7], 0.0);
+    assert!(out[5][7 * d..8 * d].iter().all(|&dx| dx == 0.0));
+}
+
+#[test]
+fn log_probabilities_are_close_to_f64() {
+    let mut numbers = Numbers::new(5);
+    let (o, v, d) = (4, 1000, 16);
+    let (x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 3.0));
+    let targets = numbers.indices(o, v);
+    let zeros = vec![0.0; o];
+    let case = Case {
+        x: &x,
+        weight: &weight,
+        targets: &targets,
+        grads: [&zeros; 3],
+        softcap: None,
+        d,
+        row_tokens: 4,
+    };
+    let out = run(None, case);
+    for row in 0..o {
+        let logits: Vec<f64> = (0..v)
+            .map(|t| (0..d).map(|i| f64::from(x[row * d + i]) * f64::from(weight[t * d + i])).sum())
+            .collect();
+        let lse = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+        let entropy: f64 = logits.iter().map(|l| (l - lse).exp() * (lse - l)).sum();
+        let exact = [logits[targets[row] as usize] - lse, lse, entropy];
+        for (which, exact) in exact.into_iter().enumerate() {
+            // Logits up to 15 round to 1e-6; sums over a thousand tokens add a little.
+            assert!((f64::from(out[which][row]) - exact).abs() < 1e-5, "{which}: {exact}");
+        }
+    }
+}
