@@ -16,8 +16,11 @@ pub mod activation;
 pub mod dtype;
 pub mod hint;
 pub mod model;
+pub mod recipe;
+pub mod units;
 
 pub use activation::Activation;
 pub use dtype::DType;
 pub use hint::Hint;
 pub use model::{ModelFields, ModelSpec, SpecError};
+pub use recipe::{RecipeError, RecipeFile, TrainRecipe};

@@ -15,7 +15,7 @@ mod gpt2;
 mod llama;
 mod rope_fields;
 
-use super::{Family, ModelSpec, SpecError, SpecialTokens};
+use super::{Dropout, Family, ModelFields, ModelSpec, SpecError, SpecialTokens};
 use crate::DType;
 use fields::Fields;
 use serde_json::{Map, Value};
@@ -59,7 +59,7 @@ impl ModelSpec {
     /// # Errors
     ///
     /// [`SpecError::NotRepresentable`] if the spec holds what a `config.json` of its family cannot
-    /// say, such as a query norm in a LLaMA model.
+    /// say, such as a query norm in a LLaMA model. Dropout rates it cannot say are left out.
     pub fn to_hf_config(&self) -> Result<Value, SpecError> {
         let mut map = match self.family {
             Family::Llama => llama::write(self),
@@ -70,9 +70,14 @@ impl ModelSpec {
         let config = Value::Object(map);
         // Reading back is the one complete check that nothing was lost.
         match Self::from_hf_config(&config) {
-            Ok(read) if read == *self => Ok(config),
+            Ok(read) if read.without_dropout() == self.without_dropout() => Ok(config),
             _ => Err(SpecError::NotRepresentable { family: self.family }),
         }
+    }
+
+    /// Dropout is about training; what a family cannot say of it changes no number of the model.
+    fn without_dropout(&self) -> ModelFields {
+        ModelFields { dropout: Dropout::default(), ..self.0.clone() }
     }
 
     /// The `generation_config.json` that goes beside the weights.

@@ -1,0 +1,434 @@
+//! Recipes as people write them, older ones, wrong ones, and back.
+
+use super::*;
+use crate::model::Position;
+use crate::{DType, Hint};
+use proptest::prelude::*;
+
+const LLAMA: &str = r#"
+schema = "train/2"
+
+[run]
+name = "small"
+memory_limit = "2GiB"
+
+[model]
+family = "llama"
+hidden_size = 64
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+intermediate_size = 160
+rope_theta = 500000.0
+
+[data]
+corpus = "data/shards"
+seq_len = 128
+
+[schedule]
+kind = "wsd"
+warmup_steps = 20
+
+[batch]
+micro_batch_size = 4
+global_batch_size = 16
+
+[budget]
+tokens = "2M"
+"#;
+
+const FACTS: Facts = Facts { available_threads: 2, tokenizer_vocab_size: Some(512) };
+
+fn parsed(text: &str) -> RecipeFile {
+    RecipeFile::parse(text, Format::Toml).unwrap()
+}
+
+/// The recipe above, with overrides.
+fn resolved(overrides: &[&str]) -> Result<TrainRecipe, RecipeError> {
+    parsed(LLAMA).with_overrides(overrides)?.resolve(&FACTS)
+}
+
+fn check_refused(overrides: &[&str], message: &str, hints: &[&str]) {
+    let error = resolved(overrides).unwrap_err();
+    assert_eq!(error.to_string(), message, "{overrides:?}");
+    assert_eq!(error.hints(), hints, "{overrides:?}");
+}
+
+#[test]
+fn what_is_left_open_is_decided() {
+    let recipe = resolved(&[]).unwrap();
+    assert_eq!(recipe.model.vocab_size, 512);
+    assert_eq!(recipe.model.max_position_embeddings, 128);
+    assert_eq!(recipe.model.attention.form.key_dim(), 16);
+    assert!(matches!(&recipe.model.position, Position::Rope(rope) if rope.theta > 4e5));
+    assert_eq!((recipe.run.threads, recipe.run.weights), (2, DType::F32));
+    assert_eq!(recipe.run.memory_limit_bytes, Some(2 << 30));
+    assert_eq!(recipe.batch, Batch { micro_batch_size: 4, grad_accum_steps: 4 });
+    assert_eq!(recipe.tokens_per_step(), 16 * 128);
+    assert_eq!(recipe.total_steps(1.0), 2_000_000u64.div_ceil(2048));
+    assert_eq!(recipe.schedule.decay_steps_of(100), 20);
+    assert_eq!(recipe.early_stop, None);
+    assert_eq!(recipe.optimizer.max_grad_norm, Some(1.0));
+}
+
+#[test]
+fn a_resolved_recipe_prints_as_a_file_that_resolves_to_it() {
+    let gpt2: &[&str] = &[
+        "model.family=gpt2",
+        "dropout.resid=0.1",
+        "early_stop.patience=3",
+        "optimizer.ema_decay=0.999",
+        "eval.every=0",
+        "checkpoint.every=0",
+        "optimizer.max_grad_norm=0",
+        "schedule.decay_steps=7",
+        "data.tokenizer=tokenizer.json",
+        "run.seed=9007199254740993",
+    ];
+    let mut file = parsed(LLAMA).with_overrides(gpt2).unwrap();
+    file.model.num_key_value_heads = None;
+    file.model.rope_theta = None;
+    for recipe in [resolved(&[]).unwrap(), file.resolve(&FACTS).unwrap()] {
+        let text = recipe.to_toml();
+        let elsewhere = Facts { available_threads: 64, tokenizer_vocab_size: None };
+        assert_eq!(parsed(&text).resolve(&elsewhere).unwrap(), recipe, "{text}");
+        let json = serde_json::to_string(&toml::from_str::<serde_json::Value>(&text).unwrap());
+        let json = RecipeFile::parse(&json.unwrap(), Format::Json).unwrap();
+        let yaml = serde_yaml_ng::to_string(&toml::from_str::<serde_json::Value>(&text).unwrap());
+        let yaml = RecipeFile::parse(&yaml.unwrap(), Format::Yaml).unwrap();
+        assert_eq!((&json, &yaml), (&parsed(&text), &parsed(&text)));
+    }
+}
+
+#[test]
+fn resolved_settings_look_like_this() {
+    insta::assert_snapshot!(resolved(&[]).unwrap().to_toml(), @r#"
+    schema = "train/2"
+
+    [run]
+    name = "small"
+    seed = 0
+    threads = 2
+    memory_limit = "2GiB"
+    recompute = "auto"
+    weights = "f32"
+
+    [model]
+    family = "llama"
+    vocab_size = 512
+    hidden_size = 64
+    num_hidden_layers = 2
+    num_attention_heads = 4
+    num_key_value_heads = 2
+    head_dim = 16
+    intermediate_size = 160
+    max_position_embeddings = 128
+    rope_theta = 500000.0
+    rms_norm_eps = 0.00001
+    hidden_act = "silu"
+    attention_bias = false
+    mlp_bias = false
+    tie_word_embeddings = true
+    initializer_range = 0.02
+
+    [dropout]
+    embd = 0.0
+    attn = 0.0
+    resid = 0.0
+
+    [data]
+    corpus = "data/shards"
+    seq_len = 128
+
+    [optimizer]
+    learning_rate = 0.001
+    betas = [0.9, 0.95]
+    eps = 0.00000001
+    weight_decay = 0.1
+    decay = "matrices"
+    max_grad_norm = 1.0
+
+    [schedule]
+    kind = "wsd"
+    warmup_steps = 20
+    min_lr_ratio = 0.1
+
+    [batch]
+    micro_batch_size = 4
+    global_batch_size = 16
+    grad_accum_steps = 4
+
+    [budget]
+    tokens = "2M"
+
+    [eval]
+    every = 250
+    max_tokens = "1M"
+
+    [checkpoint]
+    every = 250
+    keep_last = 2
+    keep_best = true
+    "#);
+}
+
+#[test]
+fn an_older_file_is_migrated() {
+    let older = include_str!("../../tests/recipes/train-1.toml");
+    let newer = include_str!("../../tests/recipes/train-1.as-2.toml");
+    assert_eq!(parsed(older), parsed(newer));
+    assert_eq!(parsed(older).resolve(&FACTS).unwrap().run.seed, 7);
+
+    let error = RecipeFile::parse(&older.replace("clip", "clop"), Format::Toml).unwrap_err();
+    assert_eq!(error.to_string(), "unknown key 'clop' in section [train]");
+}
+
+#[test]
+fn other_schemas_are_refused_by_name() {
+    let error = RecipeFile::parse("schema = \"train/3\"", Format::Toml).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "unknown recipe schema 'train/3'; this version reads up to train/2"
+    );
+    for text in ["", "schema = 2", "[run]\nseed = 1"] {
+        let error = RecipeFile::parse(text, Format::Toml).unwrap_err();
+        assert_eq!(error.hints(), ["begin the file with schema = \"train/2\""]);
+    }
+    for (text, format) in [("schema = ", Format::Toml), ("a: [", Format::Yaml), ("{", Format::Json)]
+    {
+        let error = RecipeFile::parse(text, format).unwrap_err();
+        assert!(matches!(error, RecipeError::Parse { .. }), "{error}");
+    }
+    assert!(Format::from_extension("ini").is_err());
+    assert_eq!(Format::from_extension("yml"), Ok(Format::Yaml));
+}
+
+#[test]
+fn unknown_keys_come_with_a_suggestion() {
+    for (change, message, hint) in [
+        (
+            "optimizer.learning_rat=1",
+            "unknown key 'learning_rat' in section [optimizer]",
+            "did you mean 'optimizer.learning_rate'?",
+        ),
+        (
+            "model.num_heads=4",
+            "unknown key 'num_heads' in section [model]",
+            "did you mean 'model.num_hidden_layers'?",
+        ),
+        (
+            "run.learning_rate=1",
+            "unknown key 'learning_rate' in section [run]",
+            "did you mean 'optimizer.learning_rate'?",
+        ),
+        ("optimiser.learning_rate=1", "unknown section [optimiser]", "did you mean [optimizer]?"),
+    ] {
+        check_refused(&[change], message, &[hint]);
+    }
+    check_refused(&["model.zzz=4"], "unknown key 'zzz' in section [model]", &[]);
+}
+
+#[test]
+fn wrong_types_are_named_with_section_and_key() {
+    for (change, message) in [
+        (
+            "optimizer.learning_rate=fast",
+            "'optimizer.learning_rate' is wrong: invalid type: string \"fast\", expected f64",
+        ),
+        (
+            "optimizer.learning_rate=nan",
+            "'optimizer.learning_rate' is wrong: it has no value, or one that is not a finite number",
+        ),
+        (
+            "model.hidden_size=-1",
+            "'model.hidden_size' is wrong: invalid value: integer `-1`, expected usize",
+        ),
+        (
+            "model.hidden_size=1.5",
+            "'model.hidden_size' is wrong: invalid type: floating point `1.5`, expected usize",
+        ),
+        (
+            "optimizer.betas=[0.9]",
+            "'optimizer.betas' is wrong: invalid length 1, expected an array of length 2",
+        ),
+        (
+            "model.hidden_act=xielu",
+            "'model.hidden_act' is wrong: 'xielu', expected one of silu, swish, gelu, gelu_new, \
+          gelu_pytorch_tanh, gelu_fast, quick_gelu, relu",
+        ),
+        ("run.memory_limit=2XB", "'run.memory_limit' is wrong: '2XB' is not a number of bytes"),
+        ("run.weights=f3", "'run.weights' is wrong: unknown dtype 'f3'"),
+        (
+            "model.family=mistral",
+            "'model.family' is wrong: unknown variant `mistral`, expected `llama` or `gpt2`",
+        ),
+        (
+            "schedule.kind=linear",
+            "'schedule.kind' is wrong: unknown variant `linear`, expected one of `cosine`, `wsd`, `constant`",
+        ),
+    ] {
+        check_refused(&[change], message, &[]);
+    }
+    let error = RecipeFile::parse("schema = \"train/2\"\nmodel = 3", Format::Toml).unwrap_err();
+    assert_eq!(error.to_string(), "'model' is wrong: it is a section, not the value 3");
+}
+
+#[test]
+fn impossible_settings_are_refused_with_what_to_do() {
+    check_refused(&["data.seq_len=0"], "'data.seq_len' must be between 1 and 16777216, not 0", &[]);
+    check_refused(
+        &["model.vocab_size=100"],
+        "model.vocab_size 100 is smaller than the tokenizer's 512",
+        &["set model.vocab_size to at least 512, or leave it out to take the tokenizer's"],
+    );
+    check_refused(
+        &["model.max_position_embeddings=64"],
+        "data.seq_len 128 exceeds model.max_position_embeddings 64",
+        &["shorten data.seq_len or raise model.max_position_embeddings"],
+    );
+    check_refused(
+        &["batch.global_batch_size=18"],
+        "batch.global_batch_size 18 is not a multiple of batch.micro_batch_size 4",
+        &["choose a multiple of 4"],
+    );
+    check_refused(
+        &["batch.grad_accum_steps=3"],
+        "'batch.grad_accum_steps' must be global_batch_size / micro_batch_size = 4, not 3",
+        &[],
+    );
+    check_refused(
+        &["budget.steps=10"],
+        "set exactly one of budget.steps, budget.tokens, budget.flops; 2 are set",
+        &[],
+    );
+    check_refused(&["run.weights=f16"], "'run.weights' must be f32 or bf16, not f16", &[]);
+    check_refused(
+        &["run.name=../x"],
+        "'run.name' must be letters, digits, '-', '_' and '.', at most 100 of them, not ../x",
+        &[],
+    );
+    check_refused(
+        &["early_stop.min_delta=0.1"],
+        "'early_stop.patience' is missing",
+        &["add it to the file, or pass early_stop.patience=VALUE"],
+    );
+    check_refused(
+        &["optimizer.betas=[1.0, 0.9]"],
+        "'optimizer.betas' must be between 0 and 0.999999, not 1",
+        &[],
+    );
+}
+
+#[test]
+fn impossible_models_name_the_cause() {
+    for (changes, cause) in [
+        (
+            &["model.num_attention_heads=5"][..],
+            "hidden_size 64 is not a multiple of 5 attention heads",
+        ),
+        (&["model.num_key_value_heads=3"], "4 attention heads cannot share 3 key/value heads"),
+        (&["model.num_hidden_layers=0"], "'num_hidden_layers' must be between 1 and 4096, not 0"),
+        (&["dropout.resid=1.5"], "'residual dropout' must be between 0 and 0.999, not 1.5"),
+        (
+            &["model.layer_norm_epsilon=1e-5"],
+            "'layer_norm_epsilon' = any value is not supported for llama models",
+        ),
+        (
+            &["model.family=gpt2"],
+            "'num_key_value_heads' = any value is not supported for gpt2 models",
+        ),
+    ] {
+        let error = resolved(changes).unwrap_err();
+        let RecipeError::Model(source) = &error else { panic!("{error}") };
+        assert_eq!(source.to_string(), cause);
+    }
+    let mut file = parsed(LLAMA);
+    file.model.hidden_size = None;
+    let error = file.resolve(&FACTS).unwrap_err();
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "'hidden_size' is missing");
+}
+
+#[test]
+fn overrides_take_toml_values_and_bare_words() {
+    let recipe = resolved(&[
+        "optimizer.betas=[0.8, 0.9]",
+        "schedule.kind=constant",
+        "data.corpus=/a/b c",
+        "run.name=\"quoted\"",
+        "eval.max_tokens = 3k",
+        "optimizer.learning_rate=1e-2",
+        "optimizer.learning_rate=3e-3",
+    ])
+    .unwrap();
+    assert_eq!(recipe.optimizer.betas.map(f64::to_bits), [0.8f64, 0.9].map(f64::to_bits));
+    assert_eq!(recipe.schedule.kind, ScheduleKind::Constant);
+    assert_eq!((&recipe.data.corpus[..], &recipe.run.name[..]), ("/a/b c", "quoted"));
+    assert_eq!(recipe.eval.max_tokens, 3000);
+    assert_eq!(recipe.optimizer.learning_rate.to_bits(), 3e-3f64.to_bits());
+    for text in ["seed=1", "run.seed", "run.seed=", ".seed=1", "run.=1"] {
+        let error = resolved(&[text]).unwrap_err();
+        assert!(matches!(error, RecipeError::BadOverride { .. }), "{text}: {error}");
+    }
+    // A line break would let a value set other keys.
+    assert!(resolved(&["run.seed=1\nother = 2"]).is_err());
+}
+
+#[test]
+fn a_sweep_is_the_grid_of_its_values() {
+    let runs = expand_sweep(&[
+        "optimizer.learning_rate=1e-3, 3e-4",
+        "optimizer.betas=[0.9,0.95],[0.8,0.9]",
+    ]);
+    assert_eq!(
+        runs.unwrap(),
+        [
+            ["optimizer.learning_rate=1e-3", "optimizer.betas=[0.9,0.95]"],
+            ["optimizer.learning_rate=1e-3", "optimizer.betas=[0.8,0.9]"],
+            ["optimizer.learning_rate=3e-4", "optimizer.betas=[0.9,0.95]"],
+            ["optimizer.learning_rate=3e-4", "optimizer.betas=[0.8,0.9]"],
+        ]
+    );
+    assert_eq!(expand_sweep(&["run.name='a,b',c"]).unwrap(), [["run.name='a,b'"], ["run.name=c"]]);
+    assert_eq!(expand_sweep(&[""; 0]).unwrap(), [Vec::<String>::new()]);
+    let thirty_two =
+        format!("run.seed={}", (0..32).map(|i| i.to_string()).collect::<Vec<_>>().join(","));
+    let error = expand_sweep(&[&thirty_two, &thirty_two]).unwrap_err();
+    assert_eq!(error, RecipeError::SweepTooLarge { runs: 1024, max: SWEEP_RUNS_MAX });
+}
+
+#[test]
+fn a_budget_of_operations_is_whole_steps() {
+    let mut file = parsed(LLAMA);
+    file.budget = BudgetSection { flops: Some(1e9), ..BudgetSection::default() };
+    let recipe = file.resolve(&FACTS).unwrap();
+    assert_eq!((recipe.total_steps(3e8), recipe.total_steps(1e12)), (3, 1));
+}
+
+proptest! {
+    #[test]
+    fn any_override_is_refused_or_resolves(
+        section in any::<prop::sample::Index>(),
+        key in any::<prop::sample::Index>(),
+        value in prop_oneof![
+            "\\PC{1,12}", any::<i64>().prop_map(|v| v.to_string()), any::<f64>().prop_map(|v| v.to_string()),
+            Just("nan".to_owned()), Just("[]".to_owned()), Just("{a=1}".to_owned()), Just("true".to_owned()),
+            (0u32..100).prop_map(|v| v.to_string()),
+        ],
+    ) {
+        let known = RecipeFile::known_keys();
+        let (section, keys) = section.get(&known);
+        let text = format!("{section}.{}={value}", key.get(keys));
+        if let Ok(recipe) = resolved(&[&text]) {
+            prop_assert_eq!(parsed(&recipe.to_toml()).resolve(&FACTS).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn any_text_is_refused_or_read(text in "\\PC{0,200}", lines in prop::collection::vec("[a-z\\[\\]=:\\-\\{\\}\"0-9 .]{0,20}", 0..8)) {
+        for text in [text, format!("schema = \"train/2\"\n{}", lines.join("\n"))] {
+            for format in [Format::Toml, Format::Yaml, Format::Json] {
+                let _ = RecipeFile::parse(&text, format);
+            }
+        }
+    }
+}
