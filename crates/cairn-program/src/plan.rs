@@ -90,7 +90,6 @@ pub(crate) fn in_place(op: &Op) -> Option<(usize, usize)> {
         | Op::Rope(_)
         | Op::RopeGrad(_)
         | Op::Scale(_)
-        | Op::Softcap(_)
         | Op::Dropout { .. } => Some((0, 0)),
         Op::MatmulDx => Some((2, 0)),
         Op::RmsNormGrad(_) | Op::LayerNormGrad(_) => Some((3, 0)),
