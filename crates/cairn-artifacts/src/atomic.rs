@@ -165,6 +165,18 @@ pub fn clean(folder: &Path) -> Result<Vec<String>, FileError> {
     Ok(concerned)
 }
 
+/// Removes a folder so that it is gone under its name at once; killed in between, [`clean`] removes
+/// the rest.
+///
+/// # Errors
+///
+/// [`FileError`] if it cannot be renamed or removed.
+pub fn remove_folder(path: &Path) -> Result<(), FileError> {
+    let doomed = neighbor(path, TMP_MARK);
+    fs::rename(path, &doomed).map_err(FileError::on("move away", path))?;
+    fs::remove_dir_all(&doomed).map_err(FileError::on("remove", &doomed))
+}
+
 /// Whether `name` is one that this module gives to what is not finished or no longer wanted.
 pub fn is_temporary(name: &str) -> bool {
     split_mark(name, TMP_MARK).is_some() || split_mark(name, OLD_MARK).is_some()

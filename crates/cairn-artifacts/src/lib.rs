@@ -4,6 +4,9 @@
 //! - [`hash`]: blake3 of bytes, files and whatever is being written.
 //! - [`mmap`]: read-only mappings of files; the only unsafe code here.
 //! - [`safetensors`]: tensor files, single or sharded.
+//! - [`checkpoint`]: a training state as a folder that transformers loads, and the series of them.
+//! - [`run`]: the folder of a run, its record and its metrics.
+//! - [`machine`]: what this machine is, and how much memory this process has.
 //! - [`file_error`]: an operating system's error with the path it is about.
 //!
 //! **Invariants:** nothing here knows what a tensor means; nothing is ever changed in place, so a
@@ -12,11 +15,15 @@
 #![deny(unsafe_code)]
 
 pub mod atomic;
+pub mod checkpoint;
 pub mod file_error;
 pub mod hash;
+pub mod machine;
 pub mod mmap;
+pub mod run;
 pub mod safetensors;
 
+pub use checkpoint::{Checkpoint, CheckpointError, CheckpointSeries};
 pub use file_error::FileError;
 pub use hash::Hash;
 pub use mmap::MappedFile;
