@@ -195,3 +195,6 @@ impl YarnScaling {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
