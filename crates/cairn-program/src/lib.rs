@@ -43,7 +43,7 @@ pub use plan::{ALIGNMENT, ArenaPlan, KvPlacement, Slot};
 pub use program::{Builder, Instr, Program};
 pub use recompute::{Recompute, recompute};
 pub use session::{
-    CacheOptions, Feed, FeedData, MemoryPlan, ProgramId, Run, RunError, Session, SessionError,
+    CacheOptions, Feed, FeedData, MemoryPlan, PlannedBytes, ProgramId, Run, RunError, Session, SessionError,
     SessionProgram,
 };
 pub use update::{UpdateOptions, update_program};

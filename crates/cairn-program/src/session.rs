@@ -551,6 +551,26 @@ impl Session {
         }
     }
 
+    /// Copies one block of every cache onto another: keys and values of sixteen tokens, all layers.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a block is outside the cache, or both are the same.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
+        let caches: BTreeMap<_, _> =
+            self.programs.iter().flat_map(|prepared| &prepared.caches).collect();
+        for (spec, pages) in caches.into_values() {
+            let page = |block: u32| {
+                let bytes = spec.page_bytes();
+                let offset = block as usize * bytes;
+                assert!(offset + bytes <= pages.bytes, "block {block} is outside the cache");
+                Span { region: pages.region, offset: pages.offset + offset, bytes }
+            };
+            let ([source], [target]) = self.memory.split([page(from)], [page(to)]);
+            target.u8s().copy_from_slice(source.u8s());
+        }
+    }
+
     /// The stored bytes of a persistent value; `None` if there is no such value.
     pub fn stored(&self, name: &str) -> Option<&[u8]> {
         self.store.get(name).map(|persistent| self.memory.read(persistent.span).u8s())
