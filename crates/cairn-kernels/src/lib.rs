@@ -68,7 +68,7 @@ pub use rope::{Rope, RopePairing, rope};
 pub use rows::{Concat, GatherRows, ScatterRows, Split, concat, gather_rows, scatter_rows, split};
 pub use token_logprob::{
     CrossEntropy, Head, HeadGrads, TokenLogprob, TokenLogprobGrad, cross_entropy, head_scratch_len,
-    token_logprob, token_logprob_grad,
+    log_sum_exp, token_logprob, token_logprob_grad,
 };
 
 /// Tokens whose weight-gradient products form one chain; blocks are folded in order.

@@ -116,6 +116,12 @@ pub fn token_logprob(cpu: &Cpu, args: TokenLogprob<'_>) {
     run_logprob(&Products { cpu: Some(cpu) }, args);
 }
 
+/// Log-sum-exp of one row of logits that exist already, as a sampler's do: the bits that
+/// [`token_logprob`] computes for that row.
+pub fn log_sum_exp(cpu: &Cpu, logits_v: &[f32]) -> f32 {
+    fast_log_sum_exp(cpu.simd(), logits_v)
+}
+
 /// [`token_logprob`] in plain loops.
 pub fn token_logprob_reference(args: TokenLogprob<'_>) {
     run_logprob(&Products { cpu: None }, args);
@@ -176,6 +182,24 @@ fn row_result(logits_v: &mut [f32], softcap: Option<f32>, target: u32) -> RowRes
     RowResult { logprob: logits_v[target as usize] - lse, lse, entropy }
 }
 
+/// Log-sum-exp of a row.
+#[inline(always)]
+fn row_lse<V: F32x16>(logits_v: &[f32]) -> f32 {
+    let max = lanes::row_max::<V>(logits_v);
+    let mut sum = V::zero();
+    for i in vectors(logits_v.len()) {
+        let x = lanes::at_or::<V>(logits_v, i, f32::NEG_INFINITY);
+        sum = sum + math::exp(x - V::splat(max));
+    }
+    max + math::ln(sum.sum())
+}
+
+kernel! {
+    fn fast_log_sum_exp<V>(logits_v: &[f32]) -> f32 {
+        row_lse::<V>(logits_v)
+    }
+}
+
 kernel! {
     /// [`row_result`] with vectors. The entropy is left out (0) unless it is wanted.
     fn fast_row_result<V>(
@@ -188,13 +212,7 @@ kernel! {
             let (inverse, cap) = (V::splat(1.0 / cap), V::splat(cap));
             lanes::update::<V>(logits_v, |x| cap * math::tanh(x * inverse));
         }
-        let max = lanes::row_max::<V>(logits_v);
-        let mut sum = V::zero();
-        for i in vectors(logits_v.len()) {
-            let x = lanes::at_or::<V>(logits_v, i, f32::NEG_INFINITY);
-            sum = sum + math::exp(x - V::splat(max));
-        }
-        let lse = max + math::ln(sum.sum());
+        let lse = row_lse::<V>(logits_v);
         let mut entropy = V::zero();
         if with_entropy {
             for i in vectors(logits_v.len()) {

@@ -95,6 +95,29 @@ proptest! {
 }
 
 #[test]
+fn a_row_of_logits_has_the_head_s_log_sum_exp() {
+    for v in [1, 15, 16, 17, 320, 1001] {
+        // One input of 1 makes the weight the logits.
+        let logits = Numbers::new(v as u64).floats(v, 6.0);
+        let mut lse = [0.0];
+        let mut scratch = vec![0.0; head_scratch_len(1, v)];
+        token_logprob_reference(TokenLogprob {
+            x_od: &[1.0],
+            head: Head { weight: Weight::f32(v, 1, &logits), softcap: None },
+            targets_o: &[0],
+            scratch: &mut scratch,
+            logprob_o: &mut [0.0],
+            lse_o: &mut lse,
+            entropy_o: None,
+        });
+        check_bits("log_sum_exp", |cpu| match cpu {
+            Some(cpu) => vec![vec![log_sum_exp(cpu, &logits)]],
+            None => vec![lse.to_vec()],
+        });
+    }
+}
+
+#[test]
 fn gradients_are_slopes() {
     let mut numbers = Numbers::new(3);
     let (o, v, d) = (6, 21, 5);
