@@ -1,0 +1,125 @@
+//! Runs of the model: pieces of sequences in, rows of logits out.
+//!
+//! One session holds the weights and the cache, and the same program planned for several numbers of
+//! tokens; a run takes the smallest plan that holds it. All plans compute the same bits.
+
+use cairn_kernels::SeqSlot;
+use cairn_program::{Feed, ProgramId, Run, RunError, Session, Sizes};
+
+use crate::block_table::BlockCopy;
+
+/// Consecutive tokens of one sequence. Its table has room for them already.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece<'a> {
+    /// The tokens.
+    pub(crate) tokens: &'a [u32],
+    /// Position of the first, which is the number of tokens in the cache.
+    pub(crate) cached: usize,
+    /// The sequence's block table.
+    pub(crate) blocks: &'a [u32],
+    /// Whether the logits after the last token are wanted.
+    pub(crate) wants_logits: bool,
+}
+
+/// The session and the buffers of a run's inputs.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    session: Session,
+    buckets: Vec<Sizes>,
+    vocab_size: usize,
+    last: ProgramId,
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    rows: Vec<u32>,
+    /// Always empty; keeps its memory from one run to the next.
+    slots: Vec<SeqSlot<'static>>,
+}
+
+impl Executor {
+    /// `buckets` are the bounds of the session's programs, smallest first.
+    pub(crate) fn new(session: Session, buckets: Vec<Sizes>, vocab_size: usize) -> Self {
+        let largest = *buckets.last().expect("a plan has programs");
+        Self {
+            session,
+            buckets,
+            vocab_size,
+            last: ProgramId(0),
+            ids: Vec::with_capacity(largest.tokens),
+            positions: Vec::with_capacity(largest.tokens),
+            rows: Vec::with_capacity(largest.outputs),
+            slots: Vec::with_capacity(largest.sequences),
+        }
+    }
+
+    /// The session, to load weights and to read what it holds.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Runs pieces of different sequences together. Their logits are read by
+    /// [`logits`](Self::logits), counted over the pieces that want them.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`] when the pieces do not fit the plan, which the scheduler prevents.
+    pub(crate) fn run<'a>(
+        &mut self,
+        pieces: impl Iterator<Item = Piece<'a>>,
+    ) -> Result<(), RunError> {
+        let Self { ids, positions, rows, .. } = self;
+        [&mut *ids, positions, rows].into_iter().for_each(Vec::clear);
+        let mut slots = recycle(std::mem::take(&mut self.slots));
+        for piece in pieces {
+            let (start, len) = (ids.len(), piece.tokens.len());
+            ids.extend_from_slice(piece.tokens);
+            positions.extend((piece.cached..piece.cached + len).map(to_u32));
+            if piece.wants_logits {
+                rows.push(to_u32(start + len - 1));
+            }
+            slots.push(SeqSlot { start, len, cached: piece.cached, blocks: piece.blocks });
+        }
+        let program = self.bucket(slots.len());
+        let feeds = [
+            Feed::u32("ids", &self.ids),
+            Feed::u32("positions", &self.positions),
+            Feed::u32("rows", &self.rows),
+        ];
+        let run = Run { outputs: self.rows.len(), ..Run::forward(&feeds, &slots) };
+        let result = self.session.run(program, &run);
+        self.slots = recycle(slots);
+        self.last = program;
+        result
+    }
+
+    /// The smallest plan that holds the tokens at hand; the largest where none does, to refuse them.
+    fn bucket(&self, sequences: usize) -> ProgramId {
+        let fits = |sizes: &Sizes| {
+            self.ids.len() <= sizes.tokens
+                && sequences <= sizes.sequences
+                && self.rows.len() <= sizes.outputs
+        };
+        ProgramId(self.buckets.iter().position(fits).unwrap_or(self.buckets.len() - 1))
+    }
+
+    /// Logits `[v]` of the `index`-th piece of the last run that wanted them.
+    pub(crate) fn logits(&self, index: usize) -> &[f32] {
+        let logits_ov = self.session.output(self.last, "logits");
+        &logits_ov[index * self.vocab_size..][..self.vocab_size]
+    }
+
+    /// Copies the keys and values of one block to another, in every layer.
+    pub(crate) fn copy_block(&mut self, copy: BlockCopy) {
+        self.session.copy_block(copy.from, copy.to);
+    }
+}
+
+/// An empty vector with the same memory and another lifetime.
+fn recycle<'b>(mut slots: Vec<SeqSlot<'_>>) -> Vec<SeqSlot<'b>> {
+    slots.clear();
+    // Nothing is mapped; collecting in place keeps the allocation.
+    slots.into_iter().map(|_| SeqSlot { start: 0, len: 0, cached: 0, blocks: &[] }).collect()
+}
+
+fn to_u32(position: usize) -> u32 {
+    u32::try_from(position).expect("contexts and steps are limited far below 2^32 tokens")
+}

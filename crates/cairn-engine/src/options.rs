@@ -1,0 +1,134 @@
+//! What an engine is made for, as data: encodings, limits, and the bytes they come to.
+//!
+//! **Invariant:** an [`EnginePlan`] that exists can be run: its limits are within the model's and its
+//! bytes are known, though nothing is allocated yet.
+
+use cairn_kernels::{CacheType, Encoding, Layout};
+use cairn_model::{BuildOptions, Head, build_program};
+use cairn_program::PlannedBytes;
+use cairn_program::{CacheOptions, KvPlacement, MemoryPlan, SessionProgram, Sizes};
+use cairn_spec::ModelSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::block_pool::blocks_for;
+use crate::error::EngineError;
+
+/// Tokens of the largest run by default: long prompts are read in chunks of this many.
+pub const MAX_NUM_BATCHED_TOKENS: usize = 256;
+/// Requests that may wait by default.
+pub const MAX_NUM_WAITING: usize = 1024;
+
+/// How a model is held and how much may be asked of it at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineOptions {
+    /// Storage of weight matrices.
+    pub encoding: Encoding,
+    /// Layout of weight matrices; panels are read front to back, which is what decoding needs.
+    pub layout: Layout,
+    /// Storage of cached keys and values.
+    pub cache_type: CacheType,
+    /// Longest sequence, prompt and output together, in tokens.
+    pub max_context: usize,
+    /// Most sequences in one step; beams count each.
+    pub max_num_seqs: usize,
+    /// Most tokens in one step.
+    pub max_num_batched_tokens: usize,
+    /// KV-cache blocks for all sequences together.
+    pub num_blocks: usize,
+    /// Most requests that wait for blocks or for a place in the step.
+    pub max_num_waiting: usize,
+}
+
+impl EngineOptions {
+    /// Room for `max_num_seqs` sequences of `max_context` tokens each; `f32` weights and cache.
+    pub fn new(max_num_seqs: usize, max_context: usize) -> Self {
+        Self {
+            encoding: Encoding::F32,
+            layout: Layout::Panel,
+            cache_type: CacheType::F32,
+            max_context,
+            max_num_seqs,
+            max_num_batched_tokens: MAX_NUM_BATCHED_TOKENS.max(max_num_seqs),
+            // One more block a sequence: where a beam copies its half-filled last block.
+            num_blocks: max_num_seqs * (blocks_for(max_context) + 1),
+            max_num_waiting: MAX_NUM_WAITING,
+        }
+    }
+
+    fn check(&self, spec: &ModelSpec) -> Result<(), EngineError> {
+        let limit = |name, value, min, max| {
+            if (min..=max).contains(&value) {
+                return Ok(());
+            }
+            Err(EngineError::Limit { name, value, min, max })
+        };
+        limit("max_context", self.max_context, 1, spec.max_position_embeddings)?;
+        limit("max_num_seqs", self.max_num_seqs, 1, 1 << 16)?;
+        // A step must at least hold one token of every sequence.
+        limit("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs, 1 << 20)?;
+        limit("num_blocks", self.num_blocks, blocks_for(self.max_context), 1 << 28)
+    }
+}
+
+/// An engine that fits the model, laid out but not allocated.
+#[derive(Debug)]
+pub struct EnginePlan {
+    pub(crate) memory: MemoryPlan,
+    /// Bounds of each program of `memory`, smallest first.
+    pub(crate) buckets: Vec<Sizes>,
+    pub(crate) spec: ModelSpec,
+    pub(crate) options: EngineOptions,
+}
+
+impl EnginePlan {
+    /// Lays out an engine.
+    ///
+    /// One program is planned for several numbers of tokens, so that a decode step works in a small
+    /// part of the arena that stays in cache: one token, one token of every sequence, a full step.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Limit`] names a limit that the model does not allow, [`EngineError::Build`] and
+    /// [`EngineError::Session`] say why the model has no plan.
+    pub fn new(spec: &ModelSpec, options: EngineOptions) -> Result<Self, EngineError> {
+        options.check(spec)?;
+        let build = BuildOptions {
+            encoding: options.encoding,
+            layout: options.layout,
+            ..BuildOptions::new(Head::GatheredLogits)
+        };
+        let program = build_program(spec, &build)?;
+        let mut tokens = vec![1, options.max_num_seqs, options.max_num_batched_tokens];
+        tokens.dedup();
+        let buckets: Vec<Sizes> = tokens
+            .into_iter()
+            .map(|tokens| {
+                let sequences = tokens.min(options.max_num_seqs);
+                let cached = options.num_blocks * crate::BLOCK_TOKENS;
+                Sizes { tokens, sequences, outputs: sequences, cached }
+            })
+            .collect();
+        let programs = buckets
+            .iter()
+            .map(|&sizes| SessionProgram {
+                program: program.clone(),
+                sizes,
+                kv: KvPlacement::Paged,
+            })
+            .collect();
+        let cache = CacheOptions { dtype: options.cache_type, num_blocks: options.num_blocks };
+        let memory = MemoryPlan::new(programs, Some(cache))?;
+        Ok(Self { memory, buckets, spec: spec.clone(), options })
+    }
+
+    /// Bytes of weights, cache and arena; exactly what the engine will allocate.
+    pub fn bytes(&self) -> PlannedBytes {
+        self.memory.bytes()
+    }
+
+    /// What it was planned for.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+}

@@ -1,0 +1,284 @@
+//! Logits to a token: the chain of [`crate::sampling`].
+//!
+//! Letters: `v` vocabulary. A sampler holds working memory for one row of logits and no state: what
+//! it returns depends on the logits, the sequence so far, the parameters and nothing else, so it
+//! serves all sequences of an engine in turn.
+//!
+//! **Invariant:** `counts` is all zeros between calls.
+
+use crate::float;
+use crate::random;
+use crate::sampling::SamplingParams;
+
+/// Candidates that are put in order at first; more follow only if their mass is needed.
+const SORTED_FIRST: usize = 256;
+
+/// A sequence so far; the token to choose has position `tokens.len()`.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleContext<'a> {
+    /// Prompt and output.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt.
+    pub prompt_len: usize,
+    /// Separates sequences that share a seed: the choices of one request.
+    pub stream: u32,
+}
+
+/// Why no token can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SampleError {
+    /// The model computed something that is not a number.
+    #[error("the model's logit of token {token} is not a number")]
+    NotANumber {
+        /// The first such token.
+        token: u32,
+    },
+    /// The settings exclude the whole vocabulary.
+    #[error("no_repeat_ngram_size excludes every token at position {position}")]
+    NoCandidate {
+        /// Where.
+        position: usize,
+    },
+}
+
+/// A token that is still in the running.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    /// Smaller is better.
+    rank: f64,
+    /// Unnormalized probability; 1 for the likeliest.
+    weight: f64,
+    id: u32,
+}
+
+/// Working memory of the chain.
+#[derive(Debug)]
+pub struct Sampler {
+    logits_v: Vec<f32>,
+    counts_v: Vec<u32>,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// Working memory for a vocabulary of `vocab_size` tokens.
+    pub fn new(vocab_size: usize) -> Self {
+        Self {
+            logits_v: Vec::with_capacity(vocab_size),
+            counts_v: vec![0; vocab_size],
+            candidates: Vec::with_capacity(vocab_size),
+        }
+    }
+
+    /// Chooses the next token.
+    ///
+    /// # Errors
+    ///
+    /// [`SampleError`]; the request fails, the sampler can go on with others.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `logits_v` is not one row of the vocabulary, or a token or bias is outside it;
+    /// requests are checked when they are added.
+    pub fn sample(
+        &mut self,
+        logits_v: &[f32],
+        context: SampleContext<'_>,
+        params: &SamplingParams,
+    ) -> Result<u32, SampleError> {
+        assert_eq!(logits_v.len(), self.counts_v.len(), "one row of logits");
+        if let Some(token) = logits_v.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
+            return Err(SampleError::NotANumber { token: token_id(token) });
+        }
+        self.logits_v.clear();
+        self.logits_v.extend_from_slice(logits_v);
+        for &(token, bias) in &params.logit_bias {
+            self.logits_v[token as usize] += bias;
+        }
+        self.penalize(context, params);
+        if let Some(size) = params.no_repeat_ngram_size {
+            exclude_repeats(&mut self.logits_v, context.tokens, size);
+        }
+        let best = argmax(&self.logits_v);
+        let largest = self.logits_v[best as usize];
+        if largest == f32::NEG_INFINITY {
+            return Err(SampleError::NoCandidate { position: context.tokens.len() });
+        }
+        if params.temperature == 0.0 {
+            return Ok(best);
+        }
+        self.weigh(largest, params.temperature);
+        self.filter(params);
+        let position = context.tokens.len() as u64;
+        Ok(draw(&self.candidates, random::uniform(params.seed, position, context.stream)))
+    }
+
+    #[expect(clippy::float_cmp, reason = "exactly 1 is the setting that changes nothing")]
+    fn penalize(&mut self, context: SampleContext<'_>, params: &SamplingParams) {
+        let Self { logits_v, counts_v, .. } = self;
+        if params.repetition_penalty != 1.0 {
+            for_each_distinct(counts_v, context.tokens, |token, _| {
+                let logit = &mut logits_v[token];
+                if *logit < 0.0 {
+                    *logit *= params.repetition_penalty;
+                } else {
+                    *logit /= params.repetition_penalty;
+                }
+            });
+        }
+        if params.frequency_penalty != 0.0 || params.presence_penalty != 0.0 {
+            for_each_distinct(counts_v, &context.tokens[context.prompt_len..], |token, count| {
+                logits_v[token] -= params.frequency_penalty * count as f32;
+                logits_v[token] -= params.presence_penalty;
+            });
+        }
+    }
+
+    /// Fills the candidates, in order of id, with `e^((logit − largest) / temperature)`.
+    fn weigh(&mut self, largest: f32, temperature: f32) {
+        self.candidates.clear();
+        for (token, &logit) in self.logits_v.iter().enumerate() {
+            let x = f64::from((logit - largest) / temperature);
+            // Excluded tokens are −∞ and leave here; 0/0 cannot be, the temperature is not 0.
+            let weight = float::exp(x);
+            if 0.0 < weight {
+                self.candidates.push(Candidate { rank: -x, weight, id: token_id(token) });
+            }
+        }
+    }
+
+    fn filter(&mut self, params: &SamplingParams) {
+        let candidates = &mut self.candidates;
+        if let Some(k) = params.top_k.filter(|&k| k < candidates.len()) {
+            candidates.select_nth_unstable_by(k - 1, better);
+            candidates.truncate(k);
+            candidates.sort_unstable_by_key(|candidate| candidate.id);
+        }
+        if let Some(mass) = params.top_p.filter(|&mass| mass < 1.0) {
+            keep_mass(candidates, f64::from(mass));
+        }
+        if let Some(share) = params.min_p {
+            // The likeliest token survives every step so far, with weight 1.
+            candidates.retain(|candidate| f64::from(share) <= candidate.weight);
+        }
+        if let Some(mass) = params.typical_p.filter(|&mass| mass < 1.0) {
+            rank_by_typicality(candidates);
+            keep_mass(candidates, f64::from(mass));
+        }
+    }
+}
+
+/// The largest logit's token, the lowest id where several are equal.
+pub(crate) fn argmax(logits_v: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, logit) in logits_v.iter().enumerate() {
+        if logits_v[best] < *logit {
+            best = token;
+        }
+    }
+    token_id(best)
+}
+
+/// Writes the `count` largest logits' tokens with `logit − lse`, largest first, ties by id.
+pub(crate) fn top_logprobs(logits_v: &[f32], lse: f32, count: usize) -> Vec<(u32, f32)> {
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+    for (token, &logit) in logits_v.iter().enumerate() {
+        if best.len() == count && best.last().is_none_or(|&(_, least)| logit <= least) {
+            continue;
+        }
+        // Behind all that are at least as large: those came first, with lower ids.
+        let place = best.partition_point(|&(_, other)| logit <= other);
+        best.insert(place, (token_id(token), logit));
+        best.truncate(count);
+    }
+    best.iter_mut().for_each(|(_, logit)| *logit -= lse);
+    best
+}
+
+fn token_id(token: usize) -> u32 {
+    u32::try_from(token).expect("vocabularies are limited to 2^24 tokens")
+}
+
+/// Calls `f` once for each distinct token with its number of occurrences; leaves `counts` zero.
+fn for_each_distinct(counts: &mut [u32], tokens: &[u32], mut f: impl FnMut(usize, u32)) {
+    for &token in tokens {
+        counts[token as usize] += 1;
+    }
+    for &token in tokens {
+        let count = std::mem::take(&mut counts[token as usize]);
+        if count != 0 {
+            f(token as usize, count);
+        }
+    }
+}
+
+/// Excludes every token that would end an n-gram that has occurred.
+fn exclude_repeats(logits_v: &mut [f32], tokens: &[u32], size: usize) {
+    let Some(start) = (tokens.len() + 1).checked_sub(size) else { return };
+    let prefix = &tokens[start..];
+    for gram in tokens.windows(size) {
+        if gram[..size - 1] == *prefix {
+            logits_v[gram[size - 1] as usize] = f32::NEG_INFINITY;
+        }
+    }
+}
+
+fn better(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    a.rank.total_cmp(&b.rank).then(a.id.cmp(&b.id))
+}
+
+/// Keeps the fewest candidates, best ranks first, whose weights reach `mass` of the sum. Expects
+/// and leaves them in order of id, so that every sum has one order.
+fn keep_mass(candidates: &mut Vec<Candidate>, mass: f64) {
+    let goal = mass * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
+    let mut sorted = 0;
+    let mut chunk = SORTED_FIRST;
+    let mut sum = 0.0;
+    'search: while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        let end = chunk.min(rest.len());
+        if end < rest.len() {
+            rest.select_nth_unstable_by(end - 1, better);
+        }
+        rest[..end].sort_unstable_by(better);
+        for candidate in &rest[..end] {
+            sorted += 1;
+            sum += candidate.weight;
+            if goal <= sum {
+                break 'search;
+            }
+        }
+        chunk *= 4;
+    }
+    candidates.truncate(sorted);
+    candidates.sort_unstable_by_key(|candidate| candidate.id);
+}
+
+/// Ranks candidates by the distance of their information from the expected one.
+fn rank_by_typicality(candidates: &mut [Candidate]) {
+    let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
+    let log_total = float::ln(total);
+    // The rank is still −ln(weight), so −ln(p) = rank + ln(total).
+    let information = |candidate: &Candidate| candidate.rank + log_total;
+    let expected: f64 = candidates.iter().map(|c| c.weight / total * information(c)).sum();
+    for candidate in candidates {
+        candidate.rank = (information(candidate) - expected).abs();
+    }
+}
+
+/// The candidate at which the running sum of weights passes `uniform` of the total.
+fn draw(candidates: &[Candidate], uniform: f64) -> u32 {
+    let goal = uniform * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
+    let mut sum = 0.0;
+    for candidate in candidates {
+        sum += candidate.weight;
+        if goal < sum {
+            return candidate.id;
+        }
+    }
+    // `uniform < 1`, but the product may round up to the sum itself.
+    candidates.last().expect("at least one candidate survives every step").id
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,12 @@
+//! The engine on the golden models.
+
+#[cfg(test)]
+mod batches;
+#[cfg(test)]
+mod beams;
+#[cfg(test)]
+mod goldens;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod requests;
