@@ -46,7 +46,7 @@ pub fn write<T>(
 ///
 /// # Errors
 ///
-/// [`FileError`] as from [`write`].
+/// [`FileError`] as from [`write()`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write(path, |file| file.write_all(bytes))
 }

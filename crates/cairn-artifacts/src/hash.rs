@@ -21,7 +21,7 @@ impl Hash {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
-    /// Hashes a file's contents, [`CHUNK_BYTES`] at a time.
+    /// Hashes a file's contents, a megabyte at a time.
     ///
     /// # Errors
     ///

@@ -3,6 +3,7 @@
 use super::*;
 use crate::atomic;
 use cairn_spec::{Hint, ModelSpec};
+use proptest::prelude::*;
 use serde_json::json;
 
 /// A checkpoint of the golden LLaMA with `step` noted in it.
@@ -198,4 +199,37 @@ fn the_last_ones_and_the_best_are_kept() {
             .unwrap()
             .all(|entry| { !atomic::is_temporary(entry.unwrap().file_name().to_str().unwrap()) })
     );
+}
+
+proptest! {
+    #[test]
+    fn any_manifest_is_refused_or_read(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<prop::sample::Index>(),
+        cuts in any::<bool>(),
+    ) {
+        let manifest = Manifest {
+            schema: SCHEMA.to_owned(),
+            step: 3,
+            validation_loss: Some(1.5),
+            recipe_hash: Some(Hash::of_bytes(b"recipe")),
+            data_hash: None,
+            state: Map::new(),
+            files: [("a".to_owned(), FileRecord { bytes: 1, hash: Hash::of_bytes(b"a") })].into(),
+        };
+        let mut text = json_bytes(&serde_json::to_value(&manifest).unwrap());
+        let len = text.len();
+        for (index, byte) in changes {
+            text[index.index(len)] = byte;
+        }
+        text.truncate(if cuts { cut.index(len) } else { len });
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(MANIFEST_FILE), &text).unwrap();
+        match read_manifest(folder.path()) {
+            Ok(read) => prop_assert!(read.files.keys().all(|name| is_plain_name(name))),
+            Err(error) => prop_assert!(error.to_string().contains(MANIFEST_FILE), "{error}"),
+        }
+        // None of the files is there.
+        prop_assert!(Checkpoint::open(folder.path(), Verify::Sizes).is_err());
+    }
 }

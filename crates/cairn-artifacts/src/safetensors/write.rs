@@ -150,7 +150,7 @@ pub fn write(
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::InvalidInput`] as from [`write`].
+/// [`io::ErrorKind::InvalidInput`] as from [`write()`].
 pub fn write_sharded(
     tensors: Vec<OutTensor<'_>>,
     shard_bytes_max: usize,
@@ -188,7 +188,7 @@ pub fn write_sharded(
 /// What belongs into one file of a sharded model.
 #[derive(Debug)]
 pub enum Contents<'a> {
-    /// Tensors, for [`write`].
+    /// Tensors, for [`write()`].
     Tensors(Vec<OutTensor<'a>>),
     /// The index, as JSON.
     Index(Value),
