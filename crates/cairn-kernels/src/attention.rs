@@ -21,8 +21,11 @@
 //! Sources: Dao et al. 2022 and 2023 (FlashAttention), Milakov and Gimelshein 2018 (online softmax).
 
 mod cache;
+mod forward;
 mod mask;
+mod product;
 mod reference;
+mod tiles;
 
 pub use cache::{CacheSpec, CacheType, KvWrite, PAGE_TOKENS, kv_write, kv_write_reference};
 pub use mask::Mask;
@@ -55,21 +58,28 @@ pub struct AttentionSpec {
 impl AttentionSpec {
     /// Query heads that share a key/value head.
     pub fn group(&self) -> usize {
-        assert!(
-            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
-            "{} query heads do not divide among {} key/value heads",
-            self.heads,
-            self.kv_heads
-        );
-        assert!(!self.values_in_keys || self.value_dim <= self.key_dim, "a value leaves its key");
         self.heads / self.kv_heads
+    }
+
+    /// Checks that the sizes fit together.
+    ///
+    /// # Panics
+    /// If they do not: a program with such a layer is refused when it is verified.
+    pub fn check(&self) {
+        let Self { heads, kv_heads, key_dim, value_dim, .. } = *self;
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{heads} query heads do not divide among {kv_heads} key/value heads"
+        );
+        assert!(key_dim > 0 && value_dim > 0, "a head without width");
+        assert!(!self.values_in_keys || value_dim <= key_dim, "a value leaves its key");
     }
 }
 
 /// Sequences laid end to end.
 #[derive(Debug, Clone, Copy)]
 pub struct RaggedBatch<'a> {
-    /// The sequences, in any order; their rows do not overlap.
+    /// The sequences, in the order of their rows, which do not overlap.
     pub sequences: &'a [SeqSlot<'a>],
 }
 
@@ -160,11 +170,14 @@ pub struct AttentionGrad<'a> {
 }
 
 /// Attends.
-pub fn attention(_cpu: &Cpu, args: Attention<'_>) {
-    attention_reference(args);
+pub fn attention(cpu: &Cpu, args: Attention<'_>) {
+    forward::attention_blocks(cpu, args);
 }
 
 /// The gradients of [`attention`].
 pub fn attention_grad(_cpu: &Cpu, args: AttentionGrad<'_>) {
     attention_grad_reference(args);
 }
+
+#[cfg(test)]
+mod tests;

@@ -140,6 +140,7 @@ pub(crate) fn exp<R: Real>(x: R) -> R {
 /// The natural logarithm of a positive normal number, at most 1 ulp off. Scalar: once per row.
 ///
 /// 0 gives −∞, infinity gives itself, below 0 is not a number.
+#[inline(always)]
 pub(crate) fn ln(x: f32) -> f32 {
     if x.is_nan() || x < 0.0 {
         return f32::NAN;

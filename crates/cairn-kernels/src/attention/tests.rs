@@ -1,0 +1,327 @@
+//! Kernels against references, where keys lie and how sequences are cut, and slopes.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::memory::{bytes_of, bytes_of_mut};
+use crate::testing::{Numbers, assert_bits, check_bits, every_cpu};
+
+/// A layer and the sequences of one run, dense.
+struct Layer {
+    spec: AttentionSpec,
+    lens: Vec<usize>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Layer {
+    fn new(spec: AttentionSpec, lens: &[usize], seed: u64) -> Self {
+        let mut numbers = Numbers::new(seed);
+        let t: usize = lens.iter().sum();
+        let values = if spec.values_in_keys { 0 } else { t * spec.kv_heads * spec.value_dim };
+        Self {
+            spec,
+            lens: lens.to_vec(),
+            q: numbers.floats(t * spec.heads * spec.key_dim, 2.0),
+            k: numbers.floats(t * spec.kv_heads * spec.key_dim, 2.0),
+            v: numbers.floats(values, 1.0),
+        }
+    }
+
+    fn tokens(&self) -> usize {
+        self.lens.iter().sum()
+    }
+
+    fn slots(&self) -> Vec<SeqSlot<'static>> {
+        let mut start = 0;
+        let slot = |&len: &usize| {
+            start += len;
+            SeqSlot { start: start - len, len, cached: 0, blocks: &[] }
+        };
+        self.lens.iter().map(slot).collect()
+    }
+
+    /// Output and log-sum-exp with dense keys.
+    fn dense(&self, cpu: Option<&Cpu>) -> Vec<Vec<f32>> {
+        let Self { spec, q, k, v, .. } = self;
+        let keys = Keys::Dense { k_tgk: k, v_tgv: v };
+        run(cpu, *spec, q, keys, &self.slots(), self.tokens())
+    }
+
+    /// The same through pages of `dtype`, each sequence in runs of at most `chunk` tokens.
+    fn paged(&self, cpu: Option<&Cpu>, dtype: CacheType, chunk: usize) -> Vec<Vec<f32>> {
+        let spec = self.spec;
+        let cache = self.cache(dtype);
+        let mut blocks = Blocks::new(&self.lens);
+        let mut pages = blocks.garbage_pages(&cache);
+        let mut out = vec![
+            vec![0.0; self.tokens() * spec.heads * spec.value_dim],
+            vec![0.0; self.tokens() * spec.heads],
+        ];
+        let longest = self.lens.iter().copied().max().unwrap_or(0);
+        for begin in (0..longest).step_by(chunk) {
+            let part = blocks.part(&self.lens, begin, chunk);
+            let pick = |x: &[f32], width: usize| -> Vec<f32> {
+                part.rows.iter().flat_map(|&row| &x[row * width..][..width]).copied().collect()
+            };
+            let (k, v) = (
+                pick(&self.k, spec.kv_heads * spec.key_dim),
+                pick(&self.v, self.v.len() / self.tokens().max(1)),
+            );
+            let q = pick(&self.q, spec.heads * spec.key_dim);
+            let slots: Vec<SeqSlot<'_>> = part.slots(&blocks.blocks);
+            let batch = RaggedBatch { sequences: &slots };
+            let pages = bytes_of_mut(&mut pages);
+            let write = KvWrite { k_tgk: &k, v_tgv: &v, pages, cache, batch };
+            match cpu {
+                Some(cpu) => kv_write(cpu, write),
+                None => kv_write_reference(write),
+            }
+            let keys = Keys::Paged { pages, cache };
+            let found = run(cpu, spec, &q, keys, &slots, part.rows.len());
+            for (i, &row) in part.rows.iter().enumerate() {
+                for (out, found) in out.iter_mut().zip(&found) {
+                    let width = found.len() / part.rows.len();
+                    out[row * width..][..width].copy_from_slice(&found[i * width..][..width]);
+                }
+            }
+        }
+        out
+    }
+
+    fn cache(&self, dtype: CacheType) -> CacheSpec {
+        let AttentionSpec { kv_heads, key_dim, value_dim, values_in_keys, .. } = self.spec;
+        CacheSpec { dtype, kv_heads, key_dim, value_dim, values_in_keys }
+    }
+}
+
+/// Pages of sequences, handed out out of order.
+struct Blocks {
+    blocks: Vec<Vec<u32>>,
+    count: usize,
+}
+
+/// One run of all sequences that still have tokens.
+struct Part {
+    /// Rows of the whole batch that this run has.
+    rows: Vec<usize>,
+    /// (sequence, start, len, cached)
+    pieces: Vec<(usize, usize, usize, usize)>,
+}
+
+impl Part {
+    fn slots<'b>(&self, blocks: &'b [Vec<u32>]) -> Vec<SeqSlot<'b>> {
+        let slot = |&(s, start, len, cached): &(usize, usize, usize, usize)| SeqSlot {
+            start,
+            len,
+            cached,
+            blocks: &blocks[s],
+        };
+        self.pieces.iter().map(slot).collect()
+    }
+}
+
+impl Blocks {
+    fn new(lens: &[usize]) -> Self {
+        let count: usize = lens.iter().map(|len| len.div_ceil(PAGE_TOKENS)).sum();
+        let mut next = 0;
+        let mut blocks = Vec::new();
+        for len in lens {
+            let of_sequence = (0..len.div_ceil(PAGE_TOKENS)).map(|_| {
+                next += 1;
+                (count - next) as u32
+            });
+            blocks.push(of_sequence.collect());
+        }
+        Self { blocks, count }
+    }
+
+    /// Pages full of what earlier sequences left: here numbers that would show up.
+    fn garbage_pages(&mut self, cache: &CacheSpec) -> Vec<f32> {
+        vec![f32::NAN; self.count * cache.page_bytes() / 4]
+    }
+
+    fn part(&self, lens: &[usize], begin: usize, chunk: usize) -> Part {
+        let (mut rows, mut pieces, mut first) = (Vec::new(), Vec::new(), 0);
+        for (s, &len) in lens.iter().enumerate() {
+            let end = len.min(begin + chunk);
+            if begin < end {
+                pieces.push((s, rows.len(), end - begin, begin));
+                rows.extend(first + begin..first + end);
+            }
+            first += len;
+        }
+        Part { rows, pieces }
+    }
+}
+
+fn run(
+    cpu: Option<&Cpu>,
+    spec: AttentionSpec,
+    q: &[f32],
+    keys: Keys<'_>,
+    slots: &[SeqSlot<'_>],
+    tokens: usize,
+) -> Vec<Vec<f32>> {
+    let mut out = vec![0.0; tokens * spec.heads * spec.value_dim];
+    let mut lse = vec![0.0; tokens * spec.heads];
+    let batch = RaggedBatch { sequences: slots };
+    let args = Attention { q_thk: q, keys, out_thv: &mut out, lse_th: Some(&mut lse), batch, spec };
+    match cpu {
+        Some(cpu) => attention(cpu, args),
+        None => attention_reference(args),
+    }
+    vec![out, lse]
+}
+
+fn masks() -> impl Strategy<Value = Mask> {
+    let option = |most: usize| proptest::option::weighted(0.4, 1..most);
+    (any::<bool>(), option(100), option(60), option(20))
+        .prop_map(|(causal, window, prefix, block)| Mask { causal, window, prefix, block })
+}
+
+fn specs() -> impl Strategy<Value = AttentionSpec> {
+    let dims = (1..3_usize, 1..4_usize, 1..40_usize, 1..40_usize, any::<bool>(), any::<bool>());
+    (dims, masks()).prop_map(|((kv_heads, group, key_dim, value_dim, in_keys, capped), mask)| {
+        AttentionSpec {
+            heads: kv_heads * group,
+            kv_heads,
+            key_dim: if in_keys { key_dim.max(value_dim) } else { key_dim },
+            value_dim,
+            values_in_keys: in_keys,
+            mask,
+            scale: 0.3,
+            softcap: capped.then_some(4.0),
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn dense_kernels_equal_the_reference(
+        spec in specs(), lens in proptest::collection::vec(0..150_usize, 0..4), seed: u64,
+    ) {
+        let layer = Layer::new(spec, &lens, seed);
+        check_bits("attention", |cpu| layer.dense(cpu));
+    }
+
+    #[test]
+    fn where_keys_lie_and_how_prefill_is_cut_changes_nothing(
+        spec in specs(), lens in proptest::collection::vec(1..150_usize, 1..4),
+        chunk in 1..200_usize, seed: u64,
+    ) {
+        // A bidirectional query must find all keys in the cache: only whole runs have them.
+        let causal = spec.mask.causal && spec.mask.prefix.is_none() && spec.mask.block.is_none();
+        let chunk = if causal { chunk } else { 1000 };
+        let layer = Layer::new(spec, &lens, seed);
+        let expected = layer.dense(None);
+        let rounded = layer.paged(None, CacheType::Bf16, chunk);
+        every_cpu(|cpu| {
+            for (found, expected) in layer.paged(Some(cpu), CacheType::F32, chunk).iter().zip(&expected) {
+                assert_bits(found, expected, "paged");
+            }
+            for (found, expected) in layer.paged(Some(cpu), CacheType::Bf16, chunk).iter().zip(&rounded) {
+                assert_bits(found, expected, "paged bf16");
+            }
+        });
+    }
+
+    #[test]
+    fn a_sequence_alone_is_the_same_in_a_batch(
+        spec in specs(), lens in proptest::collection::vec(1..150_usize, 2..4), seed: u64,
+    ) {
+        let layer = Layer::new(spec, &lens, seed);
+        let (first, width) = (lens[0], spec.heads * spec.value_dim);
+        every_cpu(|cpu| {
+            let all = layer.dense(Some(cpu));
+            let keys = Keys::Dense { k_tgk: &layer.k, v_tgv: &layer.v };
+            let alone = run(Some(cpu), spec, &layer.q, keys, &layer.slots()[..1], first);
+            assert_bits(&alone[0], &all[0][..first * width], "alone");
+        });
+    }
+}
+
+const PLAIN: AttentionSpec = AttentionSpec {
+    heads: 4,
+    kv_heads: 2,
+    key_dim: 32,
+    value_dim: 16,
+    values_in_keys: false,
+    mask: Mask::CAUSAL,
+    scale: 0.2,
+    softcap: None,
+};
+
+#[test]
+fn decoding_in_chunks_equals_the_reference() {
+    // Long caches and few rows: tiles are cut among threads.
+    for (spec, len) in [
+        (PLAIN, 1500),
+        (
+            AttentionSpec {
+                heads: 16,
+                kv_heads: 1,
+                key_dim: 48,
+                value_dim: 32,
+                values_in_keys: true,
+                ..PLAIN
+            },
+            2000,
+        ),
+        (AttentionSpec { mask: Mask { window: Some(700), ..Mask::CAUSAL }, ..PLAIN }, 1777),
+    ] {
+        let layer = Layer::new(spec, &[len], 3);
+        let cache = layer.cache(CacheType::F32);
+        let mut blocks = Blocks::new(&[len]);
+        let mut pages = blocks.garbage_pages(&cache);
+        let slots = [SeqSlot { start: 0, len, cached: 0, blocks: &blocks.blocks[0] }];
+        let pages = bytes_of_mut(&mut pages);
+        let batch = RaggedBatch { sequences: &slots };
+        kv_write_reference(KvWrite { k_tgk: &layer.k, v_tgv: &layer.v, pages, cache, batch });
+        let slots = [SeqSlot { start: 0, len: 1, cached: len - 1, blocks: &blocks.blocks[0] }];
+        let q = &layer.q[(len - 1) * spec.heads * spec.key_dim..];
+        check_bits("decode", |cpu| run(cpu, spec, q, Keys::Paged { pages, cache }, &slots, 1));
+    }
+}
+
+#[test]
+fn outputs_are_close_to_f64() {
+    let spec = AttentionSpec { softcap: Some(5.0), ..PLAIN };
+    let layer = Layer::new(spec, &[200], 7);
+    let out = layer.dense(None);
+    for i in [0, 1, 63, 64, 130, 199] {
+        for h in 0..spec.heads {
+            let row = i * spec.heads + h;
+            let q = &layer.q[row * spec.key_dim..][..spec.key_dim];
+            let key =
+                |s: usize| &layer.k[(s * spec.kv_heads + h / 2) * spec.key_dim..][..spec.key_dim];
+            let scores: Vec<f64> = (0..=i)
+                .map(|s| {
+                    let dot: f64 =
+                        q.iter().zip(key(s)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    5.0 * (dot * f64::from(spec.scale) / 5.0).tanh()
+                })
+                .collect();
+            let sum: f64 = scores.iter().map(|s| s.exp()).sum();
+            assert!((f64::from(out[1][row]) - sum.ln()).abs() < 1e-5);
+            for column in 0..spec.value_dim {
+                let value = |s: usize| {
+                    f64::from(layer.v[(s * spec.kv_heads + h / 2) * spec.value_dim + column])
+                };
+                let exact: f64 = (0..=i).map(|s| scores[s].exp() / sum * value(s)).sum();
+                let found = f64::from(out[0][row * spec.value_dim + column]);
+                assert!((found - exact).abs() < 1e-5, "{i} {h} {column}: {found} {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_of_pages_are_their_numbers() {
+    let cache = Layer::new(PLAIN, &[1], 1).cache(CacheType::Bf16);
+    assert_eq!(cache.page_bytes(), 2 * PAGE_TOKENS * 2 * (32 + 16));
+    assert_eq!(bytes_of(&[1.0]).len(), 4);
+}
