@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{F32x16, Portable};
+
 /// An instruction set that every kernel exists for. All give the same bits.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
@@ -26,6 +30,19 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+        }
+    }
+
+    /// Vectors and rows of the widest register tile of a product.
+    pub(crate) fn tile(self) -> (usize, usize) {
+        match self {
+            Self::Scalar => Portable::TILE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::TILE,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => Avx512::TILE,
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => Portable::TILE,
         }
     }
 

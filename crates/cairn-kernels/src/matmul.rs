@@ -15,7 +15,7 @@
 
 use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
-use crate::encoding::Weight;
+use crate::encoding::{Layout, Weight};
 use crate::simd::{LANES, kernel};
 
 pub(crate) mod bench;
@@ -24,12 +24,14 @@ mod heads;
 mod pack;
 mod product;
 mod reference;
+mod stream;
 mod tile;
 
 pub use blocking::Blocking;
 use pack::{Left, Right};
 use product::{Contraction, Product, Start};
 use reference::token_blocks;
+use stream::{STREAM_TOKENS_MAX, StreamProduct};
 
 pub use heads::{
     HeadMatmul, HeadMatmulDw, HeadMatmulDx, head_matmul, head_matmul_dw, head_matmul_dw_reference,
@@ -155,6 +157,10 @@ pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
         (false, Some(bias_n)) => Start::Bias(bias_n),
         (false, None) => Start::Zero,
     };
+    if weight.layout == Layout::Panel && t <= STREAM_TOKENS_MAX {
+        stream::run(cpu, &StreamProduct { x_tk, weight, start, t }, y_tn);
+        return;
+    }
     let product = Product {
         left: Left::Rows { values: x_tk, stride: k },
         right: Right::Outputs(weight),
@@ -165,7 +171,7 @@ pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
         out_first: 0,
         out_stride: n,
     };
-    let blocking = Blocking::guess(t, n, k, cpu.threads());
+    let blocking = Blocking::guess(t, n, k, cpu);
     product::run(cpu, &[product], y_tn, &blocking);
 }
 
@@ -184,7 +190,7 @@ pub fn matmul_dx(cpu: &Cpu, args: MatmulDx<'_>) {
         out_first: 0,
         out_stride: k,
     };
-    let blocking = Blocking::guess(t, k, n, cpu.threads());
+    let blocking = Blocking::guess(t, k, n, cpu);
     product::run(cpu, &[product], dx_tk, &blocking);
 }
 
@@ -208,7 +214,7 @@ pub fn matmul_dw(cpu: &Cpu, args: MatmulDw<'_>) {
         out_first: 0,
         out_stride: k,
     };
-    let blocking = Blocking::guess(n, k, TOKEN_BLOCK, cpu.threads());
+    let blocking = Blocking::guess(n, k, TOKEN_BLOCK, cpu);
     product::run(cpu, &[product], dw_nk, &blocking);
 }
 

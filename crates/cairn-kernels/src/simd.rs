@@ -98,7 +98,7 @@ pub(crate) trait F32x16:
     /// - `to` is valid to write for 16 floats.
     unsafe fn store_ptr(self, to: *mut f32);
     /// Hints that the cache line at `address` is used soon. Any address is fine.
-    fn prefetch(address: *const f32);
+    fn prefetch(address: *const u8);
     /// Widens sixteen bf16 values (their bits).
     fn from_bf16(bits: &[u16; LANES]) -> Self;
     /// Rounds to the nearest bf16, ties to even; a NaN stays a (quiet) NaN.

@@ -3,7 +3,7 @@
 use super::{Matmul, MatmulDw, MatmulDx, matmul, matmul_dw, matmul_dx};
 use crate::cpu::Cpu;
 use crate::encoding::{Encoding, Layout, Weight, encode};
-use crate::memory::{bytes_of, bytes_of_mut};
+use crate::memory::{ALIGNMENT, Anonymous};
 use crate::registry::{Case, Operator, Shape};
 
 /// The forward product.
@@ -88,7 +88,8 @@ struct Stored {
     n: usize,
     k: usize,
     bytes: usize,
-    copies: Vec<Vec<f32>>,
+    /// Copies one after the other, in huge pages like the weights of a session.
+    copies: Anonymous,
     next: usize,
 }
 
@@ -97,16 +98,22 @@ impl Stored {
         let (t, n, k) = (shape.size("t"), shape.size("n"), shape.size("k"));
         let layout = if t <= COLD_TOKENS { Layout::Panel } else { Layout::RowMajor };
         let bytes = Weight::stored_bytes(encoding, layout, n, k);
-        let mut storage = vec![0.0; bytes.div_ceil(4)];
-        let target = &mut bytes_of_mut(&mut storage)[..bytes];
-        encode((encoding, layout), (n, k), &values(n * k), target);
-        let copies = if t <= COLD_TOKENS { COLD_BYTES.div_ceil(bytes) } else { 1 };
-        Self { form: (encoding, layout), n, k, bytes, copies: vec![storage; copies], next: 0 }
+        let stride = bytes.next_multiple_of(ALIGNMENT);
+        let count = if t <= COLD_TOKENS { COLD_BYTES.div_ceil(stride) } else { 1 };
+        let mut copies = Anonymous::new(stride * count).expect("memory for the benchmark");
+        let (first, others) = copies.as_mut().split_at_mut(stride);
+        encode((encoding, layout), (n, k), &values(n * k), &mut first[..bytes]);
+        for copy in others.chunks_exact_mut(stride) {
+            copy.copy_from_slice(first);
+        }
+        Self { form: (encoding, layout), n, k, bytes, copies, next: 0 }
     }
 
     fn weight(&mut self) -> Weight<'_> {
-        self.next = (self.next + 1) % self.copies.len();
-        let bytes = &bytes_of(&self.copies[self.next])[..self.bytes];
+        let stride = self.bytes.next_multiple_of(ALIGNMENT);
+        let count = self.copies.as_ref().len() / stride;
+        self.next = (self.next + 1) % count;
+        let bytes = &self.copies.as_ref()[self.next * stride..][..self.bytes];
         Weight { encoding: self.form.0, layout: self.form.1, n: self.n, k: self.k, bytes }
     }
 }

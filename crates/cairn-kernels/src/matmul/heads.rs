@@ -2,8 +2,13 @@
 //!
 //! Each head has its own `[o][i]` weight; the chains are those of [`super::matmul`].
 
+use super::blocking::Blocking;
+use super::pack::{Left, Right};
+use super::product::{self, Contraction, Product, Start};
 use super::reference::token_blocks;
+use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
+use crate::encoding::Weight;
 
 /// `y[t][h][o] = Σ_i x[t][h][i] · w[h][o][i]`.
 #[derive(Debug)]
@@ -98,20 +103,77 @@ impl HeadMatmulDw<'_> {
 
 /// The per-head product. See [`head_matmul_reference`] for its definition.
 pub fn head_matmul(cpu: &Cpu, args: HeadMatmul<'_>) {
-    let _ = cpu;
-    head_matmul_reference(args);
+    args.check();
+    let HeadMatmul { x_thi, w_hoi, y_tho, t, heads, inputs, outputs } = args;
+    let products: Vec<Product<'_>> = (0..heads)
+        .filter(|_| t * outputs > 0)
+        .map(|head| Product {
+            left: Left::Rows { values: head_of(x_thi, head * inputs), stride: heads * inputs },
+            right: Right::Outputs(head_weight(w_hoi, head, outputs, inputs)),
+            rows: t,
+            columns: outputs,
+            contraction: Contraction::Chain(inputs),
+            start: Start::Zero,
+            out_first: head * outputs,
+            out_stride: heads * outputs,
+        })
+        .collect();
+    product::run(cpu, &products, y_tho, &Blocking::guess(t, outputs, inputs, cpu));
 }
 
 /// The per-head input gradient. See [`head_matmul_dx_reference`] for its definition.
 pub fn head_matmul_dx(cpu: &Cpu, args: HeadMatmulDx<'_>) {
-    let _ = cpu;
-    head_matmul_dx_reference(args);
+    args.check();
+    let HeadMatmulDx { dy_tho, w_hoi, dx_thi, t, heads, inputs, outputs, accumulate } = args;
+    let products: Vec<Product<'_>> = (0..heads)
+        .filter(|_| t * inputs > 0)
+        .map(|head| Product {
+            left: Left::Rows { values: head_of(dy_tho, head * outputs), stride: heads * outputs },
+            right: Right::Inputs(head_weight(w_hoi, head, outputs, inputs)),
+            rows: t,
+            columns: inputs,
+            contraction: Contraction::Chain(outputs),
+            start: if accumulate { Start::Keep } else { Start::Zero },
+            out_first: head * inputs,
+            out_stride: heads * inputs,
+        })
+        .collect();
+    product::run(cpu, &products, dx_thi, &Blocking::guess(t, inputs, outputs, cpu));
 }
 
 /// The per-head weight gradient. See [`head_matmul_dw_reference`] for its definition.
 pub fn head_matmul_dw(cpu: &Cpu, args: HeadMatmulDw<'_>) {
-    let _ = cpu;
-    head_matmul_dw_reference(args);
+    args.check();
+    let HeadMatmulDw { dy_tho, x_thi, dw_hoi, t, heads, inputs, outputs, .. } = args;
+    if t == 0 {
+        if !args.accumulate {
+            dw_hoi.fill(0.0);
+        }
+        return;
+    }
+    let products: Vec<Product<'_>> = (0..heads)
+        .filter(|_| inputs * outputs > 0)
+        .map(|head| Product {
+            left: Left::Steps { values: head_of(dy_tho, head * outputs), stride: heads * outputs },
+            right: Right::Matrix { values: head_of(x_thi, head * inputs), stride: heads * inputs },
+            rows: outputs,
+            columns: inputs,
+            contraction: Contraction::TokenBlocks { t, row_tokens: args.row_tokens },
+            start: if args.accumulate { Start::Keep } else { Start::Zero },
+            out_first: head * outputs * inputs,
+            out_stride: inputs,
+        })
+        .collect();
+    product::run(cpu, &products, dw_hoi, &Blocking::guess(outputs, inputs, TOKEN_BLOCK, cpu));
+}
+
+/// A matrix of several heads from one head's first column on.
+fn head_of(values: &[f32], first: usize) -> &[f32] {
+    &values[first.min(values.len())..]
+}
+
+fn head_weight(w_hoi: &[f32], head: usize, outputs: usize, inputs: usize) -> Weight<'_> {
+    Weight::f32(outputs, inputs, &w_hoi[head * outputs * inputs..][..outputs * inputs])
 }
 
 /// Defines [`head_matmul`]: plain loops in the canonical order.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::tile::{LEFT_ROW_STRIDE, LEFT_STEP_STRIDE};
+use super::tile::{LEFT_ROW_STRIDE, LEFT_STEP_STRIDE, Walk};
 use crate::encoding::{Encoding, Layout, Q8_BLOCK, Weight};
 use crate::simd::{F32x16, Kernel, LANES};
 
@@ -94,7 +94,8 @@ impl Elements for F32Elements<'_> {
     }
     #[inline(always)]
     fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
-        V::prefetch(self.values.as_ptr().wrapping_add((panel * self.stride + column) * LANES));
+        let start = (panel * self.stride + column) * LANES;
+        V::prefetch(self.values.as_ptr().wrapping_add(start).cast());
     }
 }
 
@@ -190,6 +191,49 @@ pub(super) enum Left<'a> {
     Rows { values: &'a [f32], stride: usize },
     /// `[steps][rows]`, with `stride` floats between steps.
     Steps { values: &'a [f32], stride: usize },
+}
+
+impl Right<'_> {
+    /// Walks what [`pack_right`] will read for these columns and steps.
+    pub(super) fn walk(&self, columns: &Range<usize>, steps: &Range<usize>) -> Walk {
+        match self {
+            Right::Matrix { values, stride } => {
+                Walk::rows(values, 4, *stride, steps.start, columns)
+            }
+            Right::Outputs(weight) => walk_weight(weight, columns, steps),
+            Right::Inputs(weight) => walk_weight(weight, steps, columns),
+        }
+    }
+}
+
+fn walk_weight(weight: &Weight<'_>, outputs: &Range<usize>, inputs: &Range<usize>) -> Walk {
+    let element = match weight.encoding {
+        Encoding::F32 => 4,
+        Encoding::Bf16 => 2,
+        Encoding::Q8 => 1,
+    };
+    match weight.layout {
+        Layout::RowMajor => Walk::rows(weight.bytes, element, weight.k, outputs.start, inputs),
+        Layout::Panel => {
+            let lanes = inputs.start * LANES..inputs.end * LANES;
+            let first = outputs.start / LANES;
+            Walk::rows(weight.bytes, element, weight.k * LANES, first, &lanes)
+        }
+    }
+}
+
+impl Left<'_> {
+    /// Walks what [`PackLeft`] will read for these rows and steps.
+    pub(super) fn walk(&self, rows: &Range<usize>, steps: &Range<usize>) -> Walk {
+        match self {
+            Left::Rows { values, stride } => Walk::rows(values, 4, *stride, rows.start, steps),
+            // One line a step: the rows before these lie in the lines before it.
+            Left::Steps { values, stride } => {
+                let last = rows.end.saturating_sub(1)..rows.end;
+                Walk::rows(values, 4, *stride, steps.start, &last)
+            }
+        }
+    }
 }
 
 /// Fills `panels` (`[columns/16][steps][16]`, zeros past the last column) from part of the right

@@ -14,7 +14,8 @@ use super::blocking::Blocking;
 use super::pack::{Left, PackLeft, Right, pack_right};
 use super::reference::token_blocks;
 use super::tile::{
-    Begin, Finish, LEFT_ROW_STRIDE, LEFT_STEP_STRIDE, STAGE_FLOATS, TileArgs, run_tile, tile_rows,
+    Begin, Finish, LEFT_ROW_STRIDE, LEFT_STEP_STRIDE, STAGE_FLOATS, TileArgs, Walk, run_tile,
+    tile_rows,
 };
 use crate::TOKEN_BLOCK;
 use crate::cpu::{Cpu, SharedSlice};
@@ -53,21 +54,35 @@ pub(super) enum Contraction {
 }
 
 impl Contraction {
-    /// Calls `f` with each block of steps and whether it is the first.
-    fn for_each_block(self, steps_max: usize, mut f: impl FnMut(Range<usize>, bool)) {
+    /// Calls `f` with each block of steps, the one after it (an empty one after the last) and whether
+    /// it is the first.
+    fn for_each_block(self, steps_max: usize, mut f: impl FnMut(Range<usize>, Range<usize>, bool)) {
+        let mut pending: Option<Range<usize>> = None;
+        let mut is_first = true;
+        self.blocks(steps_max, |block| {
+            if let Some(steps) = pending.replace(block.clone()) {
+                f(steps, block, is_first);
+                is_first = false;
+            }
+        });
+        if let Some(steps) = pending {
+            let end = steps.end;
+            f(steps, end..end, is_first);
+        }
+    }
+
+    fn blocks(self, steps_max: usize, mut f: impl FnMut(Range<usize>)) {
         match self {
             Self::Chain(steps) => {
                 let parts = steps.div_ceil(steps_max).max(1);
                 let length = steps.div_ceil(parts).next_multiple_of(32).max(1);
-                f(0..steps.min(length), true);
+                f(0..steps.min(length));
                 for start in (length..steps).step_by(length) {
-                    f(start..steps.min(start + length), false);
+                    f(start..steps.min(start + length));
                 }
             }
             Self::TokenBlocks { t, row_tokens } => {
-                for (i, block) in token_blocks(t, row_tokens).enumerate() {
-                    f(block, i == 0);
-                }
+                token_blocks(t, row_tokens).for_each(f);
             }
         }
     }
@@ -131,12 +146,21 @@ impl Kernel for Region<'_> {
     fn run<V: F32x16>(self) {
         let Self { product, out, rows, columns, steps_max, scratch } = self;
         let [right, left, stage] = scratch.f32_parts([RIGHT_FLOATS_MAX, LEFT_FLOATS, STAGE_FLOATS]);
-        product.contraction.for_each_block(steps_max, |steps, is_first| {
+        product.contraction.for_each_block(steps_max, |steps, next, is_first| {
             let panels = columns.len().div_ceil(LANES);
             let packed = &mut right[..panels * LANES * steps.len()];
             pack_right::<V>(&product.right, columns.clone(), steps.clone(), packed);
-            let block =
-                Block { product, out, columns: columns.clone(), steps, is_first, right: packed };
+            let walks = [product.right.walk(&columns, &next); 2];
+            let mut block = Block {
+                product,
+                out,
+                columns: columns.clone(),
+                steps,
+                next_steps: next,
+                is_first,
+                right: packed,
+                walks,
+            };
             match product.left {
                 Left::Rows { .. } => block.run::<V, false>(rows.clone(), left, stage),
                 Left::Steps { .. } => block.run::<V, true>(rows.clone(), left, stage),
@@ -151,20 +175,31 @@ struct Block<'a> {
     out: &'a SharedSlice<'a, f32>,
     columns: Range<usize>,
     steps: Range<usize>,
+    next_steps: Range<usize>,
     is_first: bool,
     right: &'a [f32],
+    /// What to ask memory for while multiplying: the next left rows and the next right block.
+    walks: [Walk; 2],
 }
 
 impl Block<'_> {
     #[inline(always)]
     fn run<V: F32x16, const BY_STEPS: bool>(
-        &self,
-        rows: Range<usize>,
+        &mut self,
+        all_rows: Range<usize>,
         left: &mut [f32],
         stage: &mut [f32],
     ) {
-        for first in rows.clone().step_by(V::TILE.1) {
-            let rows = first..rows.end.min(first + V::TILE.1);
+        for first in all_rows.clone().step_by(V::TILE.1) {
+            let rows = first..all_rows.end.min(first + V::TILE.1);
+            if rows.end < all_rows.end {
+                // The next rows of this block; after the last, the first of the next block.
+                let next = rows.end..all_rows.end.min(rows.end + V::TILE.1);
+                self.walks[0] = self.product.left.walk(&next, &self.steps);
+            } else {
+                let next = all_rows.start..all_rows.end.min(all_rows.start + V::TILE.1);
+                self.walks[0] = self.product.left.walk(&next, &self.next_steps);
+            }
             let tile_rows = tile_rows::<V>(rows.len());
             let (source, steps) = (self.product.left, self.steps.clone());
             let packed = &mut *left;
@@ -178,7 +213,7 @@ impl Block<'_> {
     /// One tile, `column` columns after the block's first.
     #[inline(always)]
     fn tile<V: F32x16, const BY_STEPS: bool>(
-        &self,
+        &mut self,
         rows: Range<usize>,
         tile_rows: usize,
         column: usize,
@@ -201,10 +236,11 @@ impl Block<'_> {
             out_stride,
             begin,
             finish,
+            walks: &raw mut self.walks,
         };
         if rows.len() == tile_rows && columns == vectors * LANES {
             // SAFETY: operands are packed for this tile; the whole tile lies in the output, in this
-            // task's rows and columns; the bias covers the columns.
+            // task's rows and columns; the bias covers the columns; the walks are this block's.
             unsafe { run_tile::<V, BY_STEPS>(tile_rows, vectors, args) };
             return;
         }

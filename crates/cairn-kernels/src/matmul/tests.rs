@@ -150,6 +150,64 @@ proptest! {
     }
 }
 
+/// Kernel and reference of one call, chosen by whether there is a processor.
+macro_rules! run {
+    ($cpu:expr, $kernel:ident, $reference:ident, $args:expr) => {
+        match $cpu {
+            None => $reference($args),
+            Some(cpu) => $kernel(cpu, $args),
+        }
+    };
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn head_products_are_the_reference(
+        (t, heads) in (any_size(40), 1..4_usize),
+        (inputs, outputs) in (any_size(60), any_size(60)),
+        (row_tokens, accumulate) in (1..300_usize, any::<bool>()),
+        seed in 1..1000_u32,
+    ) {
+        let (x_thi, dy_tho) = (values(t * heads * inputs, seed), values(t * heads * outputs, 1));
+        let w_hoi = values(heads * inputs * outputs, seed + 1);
+        let (x_thi, dy_tho, w_hoi) = (&x_thi[..], &dy_tho[..], &w_hoi[..]);
+        check(&values(t * heads * outputs, 2), |cpu, y_tho| {
+            let args = HeadMatmul { x_thi, w_hoi, y_tho, t, heads, inputs, outputs };
+            run!(cpu, head_matmul, head_matmul_reference, args);
+        });
+        check(&values(t * heads * inputs, 3), |cpu, dx_thi| {
+            let args =
+                HeadMatmulDx { dy_tho, w_hoi, dx_thi, t, heads, inputs, outputs, accumulate };
+            run!(cpu, head_matmul_dx, head_matmul_dx_reference, args);
+        });
+        check(&values(heads * inputs * outputs, 4), |cpu, dw_hoi| {
+            let args = HeadMatmulDw {
+                dy_tho, x_thi, dw_hoi, t, heads, inputs, outputs, row_tokens, accumulate,
+            };
+            run!(cpu, head_matmul_dw, head_matmul_dw_reference, args);
+        });
+    }
+
+    #[test]
+    fn streamed_panels_are_the_reference(
+        encoding in prop::sample::select(&Encoding::ALL[..]),
+        (t, n, k) in (0..20_usize, any_size(300), any_size(200)),
+        start in 0..3,
+        seed in 1..1000_u32,
+    ) {
+        let stored = Stored::new(encoding, Layout::Panel, n, k, seed);
+        let (x_tk, bias) = (values(t * k, seed + 1), values(n, seed + 2));
+        let (accumulate, bias_n) = (start == 1, (start == 2).then_some(&bias[..]));
+        check(&values(t * n, seed + 3), |cpu, y_tn| {
+            let args =
+                Matmul { x_tk: &x_tk, weight: stored.weight(), bias_n, y_tn, t, accumulate };
+            run!(cpu, matmul, matmul_reference, args);
+        });
+    }
+}
+
 /// A product large enough for several row tasks, column tasks and blocks at once.
 #[test]
 fn large_products_are_the_reference() {

@@ -3,6 +3,8 @@
 //! Cost of the AVX-512 tile of 14 × 32, for each step of the contraction: 28 fused multiply-adds,
 //! 2 loads of packed columns and 14 broadcasts, so arithmetic bounds it with room to spare.
 
+use std::ops::Range;
+
 use crate::simd::{F32x16, Kernel, LANES};
 
 /// Floats between two packed rows. 25 cache lines: the rows of a tile spread over all cache sets.
@@ -34,6 +36,46 @@ pub(super) enum Finish {
     FoldIntoZero,
 }
 
+/// A walk along the cache lines of a rectangle that is needed soon, row by row. Tiles take a few
+/// steps of it each, so that memory works while they multiply.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Walk {
+    at: *const u8,
+    row: *const u8,
+    row_bytes: usize,
+    row_stride: usize,
+}
+
+const LINE: usize = 64;
+/// Steps of a tile between two steps of its walks.
+const STEPS_A_LINE: usize = 4;
+
+impl Walk {
+    /// Elements `columns` of the rows from `first` on, of a matrix with `stride` elements of
+    /// `element` bytes a row. It may run past the last row: nothing is read, only asked for.
+    pub(super) fn rows<T>(
+        values: &[T],
+        element: usize,
+        stride: usize,
+        first: usize,
+        columns: &Range<usize>,
+    ) -> Self {
+        let start = (first * stride + columns.start) * element;
+        let row = values.as_ptr().cast::<u8>().wrapping_add(start);
+        Self { at: row, row, row_bytes: columns.len() * element, row_stride: stride * element }
+    }
+
+    #[inline(always)]
+    fn step<V: F32x16>(&mut self) {
+        V::prefetch(self.at);
+        self.at = self.at.wrapping_add(LINE);
+        if self.at >= self.row.wrapping_add(self.row_bytes) {
+            self.row = self.row.wrapping_add(self.row_stride);
+            self.at = self.row;
+        }
+    }
+}
+
 /// Packed operands and the output of one tile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TileArgs {
@@ -53,6 +95,9 @@ pub(super) struct TileArgs {
     pub(super) begin: Begin,
     /// Where they end.
     pub(super) finish: Finish,
+    /// What to ask memory for meanwhile. Behind a pointer: a copy back would have to wait until the
+    /// tile's stores have left the store buffer.
+    pub(super) walks: *mut [Walk; 2],
 }
 
 /// One tile of `ROWS` × `VECS` · 16 outputs. The left operand has `ROW_STRIDE` floats between rows
@@ -69,24 +114,34 @@ impl<const ROWS: usize, const VECS: usize, const ROW_STRIDE: usize, const STEP_S
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let TileArgs { steps, left, right, panel_stride, .. } = self.args;
+        let TileArgs { steps, left, right, panel_stride, walks, .. } = self.args;
+        // SAFETY: the caller lends its walks for the call (`run_tile`).
+        let walks = unsafe { &mut *walks };
         let mut sums = self.args.begin::<V, ROWS, VECS>();
         let (mut left, mut right) = (left, right);
-        for _ in 0..steps {
-            let mut columns = [V::zero(); VECS];
-            for (j, column) in columns.iter_mut().enumerate() {
-                // SAFETY: packed panels hold `steps` vectors (`run_tile`).
-                *column = unsafe { V::load_ptr(right.wrapping_add(j * panel_stride)) };
+        let mut done = 0;
+        while done < steps {
+            for walk in walks.iter_mut() {
+                walk.step::<V>();
             }
-            for (i, row) in sums.iter_mut().enumerate() {
-                // SAFETY: the packed left operand holds `ROWS` rows of `steps` (`run_tile`).
-                let x = V::splat(unsafe { *left.wrapping_add(i * ROW_STRIDE) });
-                for (sum, column) in row.iter_mut().zip(columns) {
-                    *sum = x.mul_add(column, *sum);
+            let until = steps.min(done + STEPS_A_LINE);
+            for _ in done..until {
+                let mut columns = [V::zero(); VECS];
+                for (j, column) in columns.iter_mut().enumerate() {
+                    // SAFETY: packed panels hold `steps` vectors (`run_tile`).
+                    *column = unsafe { V::load_ptr(right.wrapping_add(j * panel_stride)) };
                 }
+                for (i, row) in sums.iter_mut().enumerate() {
+                    // SAFETY: the packed left operand holds `ROWS` rows of `steps` (`run_tile`).
+                    let x = V::splat(unsafe { *left.wrapping_add(i * ROW_STRIDE) });
+                    for (sum, column) in row.iter_mut().zip(columns) {
+                        *sum = x.mul_add(column, *sum);
+                    }
+                }
+                left = left.wrapping_add(STEP_STRIDE);
+                right = right.wrapping_add(LANES);
             }
-            left = left.wrapping_add(STEP_STRIDE);
-            right = right.wrapping_add(LANES);
+            done = until;
         }
         self.args.finish(&sums);
     }
@@ -105,9 +160,9 @@ impl TileArgs {
         for (i, row) in sums.iter_mut().enumerate() {
             for (j, sum) in row.iter_mut().enumerate() {
                 match self.begin {
-                    Begin::Zero => V::prefetch(self.out_at(i, j)),
+                    Begin::Zero => V::prefetch(self.out_at(i, j).cast()),
                     Begin::Bias(bias) => {
-                        V::prefetch(self.out_at(i, j));
+                        V::prefetch(self.out_at(i, j).cast());
                         // SAFETY: the bias has a value for every column of the tile (`run_tile`).
                         *sum = unsafe { V::load_ptr(bias.wrapping_add(j * LANES)) };
                     }
@@ -151,6 +206,7 @@ pub(super) fn tile_rows<V: F32x16>(rows: usize) -> usize {
 /// - `left` holds `rows` packed rows and `right` `vectors` packed panels of `steps` steps each.
 /// - `out` is valid for the whole tile, and no other thread touches it meanwhile.
 /// - `Begin::Bias` points to `vectors` · 16 floats.
+/// - `walks` points to walks that nobody else uses meanwhile.
 #[inline(always)]
 pub(super) unsafe fn run_tile<V: F32x16, const BY_STEPS: bool>(
     rows: usize,

@@ -164,7 +164,7 @@ impl F32x16 for Avx2 {
         unsafe { _mm256_storeu_ps(second, self.1) };
     }
     #[inline(always)]
-    fn prefetch(address: *const f32) {
+    fn prefetch(address: *const u8) {
         op!(_mm_prefetch::<_MM_HINT_T0>(address.cast::<i8>()))
     }
     #[inline(always)]

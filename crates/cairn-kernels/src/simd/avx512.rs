@@ -115,7 +115,7 @@ impl F32x16 for Avx512 {
         unsafe { _mm512_storeu_ps(to, self.0) }
     }
     #[inline(always)]
-    fn prefetch(address: *const f32) {
+    fn prefetch(address: *const u8) {
         op!(_mm_prefetch::<_MM_HINT_T0>(address.cast::<i8>()))
     }
     #[inline(always)]

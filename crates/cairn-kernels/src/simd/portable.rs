@@ -105,7 +105,7 @@ impl F32x16 for Portable {
         unsafe { to.cast::<[f32; LANES]>().write(self.0) }
     }
     #[inline(always)]
-    fn prefetch(_address: *const f32) {}
+    fn prefetch(_address: *const u8) {}
     #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {
         Self(bits.map(f32_from_bf16))

@@ -1,0 +1,203 @@
+//! The forward product for a few tokens: the weight's panels are read front to back, once.
+//!
+//! Bound by memory: one multiply-add for each element read and token, so a token costs what the
+//! weight's bytes cost. Several panels at a time cover the latency of one chain and keep several
+//! streams of the memory system busy. The chains are those of the blocked product, bit for bit.
+
+use super::pack::{Elements, ElementsVisitor, visit};
+use super::product::Start;
+use crate::cpu::{Cpu, SharedSlice};
+use crate::encoding::Weight;
+use crate::isa::Simd;
+use crate::simd::{F32x16, Kernel, LANES, dispatch};
+
+/// Tokens up to which panels are streamed: beyond, packing pays.
+pub(super) const STREAM_TOKENS_MAX: usize = 16;
+/// Weight bytes of one task: long enough for the memory's streams, short enough to share out.
+const TASK_BYTES: usize = 128 << 10;
+/// Columns of a panel between a read and the hint for it.
+const AHEAD: usize = 32;
+
+/// A forward product over a weight in panels.
+pub(super) struct StreamProduct<'a> {
+    pub(super) x_tk: &'a [f32],
+    pub(super) weight: Weight<'a>,
+    pub(super) start: Start<'a>,
+    pub(super) t: usize,
+}
+
+/// Computes the product, panels shared out over the threads.
+pub(super) fn run(cpu: &Cpu, product: &StreamProduct<'_>, y_tn: &mut [f32]) {
+    let Weight { n, .. } = product.weight;
+    let panels = n.div_ceil(LANES);
+    if panels == 0 || product.t == 0 {
+        return;
+    }
+    let panel_bytes = (product.weight.bytes.len() / panels).max(1);
+    let wanted = (panels * panel_bytes).div_ceil(TASK_BYTES).max(cpu.threads()).min(panels);
+    // Whole groups of panels for every task but the last.
+    let task_panels = panels.div_ceil(wanted);
+    let task_panels = if task_panels > 4 { task_panels.next_multiple_of(4) } else { task_panels };
+    let y = SharedSlice::new(y_tn);
+    let simd = cpu.simd();
+    cpu.parallel(panels.div_ceil(task_panels), |task, _| {
+        let first = task * task_panels;
+        let last = panels.min(first + task_panels);
+        visit(&product.weight, Panels { product, y: &y, first, last, simd });
+    });
+}
+
+/// The panels of one task, before their encoding is known.
+struct Panels<'a> {
+    product: &'a StreamProduct<'a>,
+    y: &'a SharedSlice<'a, f32>,
+    first: usize,
+    last: usize,
+    simd: Simd,
+}
+
+impl ElementsVisitor for Panels<'_> {
+    type Output = ();
+    fn visit<E: Elements>(self, elements: E) {
+        let Self { product, y, first, last, simd } = self;
+        dispatch(simd, Range { elements, product, y, first, last });
+    }
+}
+
+/// The panels of one task.
+struct Range<'a, E> {
+    elements: E,
+    product: &'a StreamProduct<'a>,
+    y: &'a SharedSlice<'a, f32>,
+    first: usize,
+    last: usize,
+}
+
+impl<E: Elements> Kernel for Range<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let t = self.product.t;
+        // Accumulators: at most 16 of 32 registers, or 8 of 16 where a vector takes two.
+        if V::TILE.0 == 2 {
+            match t {
+                1 => self.groups::<V, 1, 8>(),
+                2 => self.groups::<V, 2, 8>(),
+                3 | 4 => self.groups::<V, 4, 4>(),
+                _ => self.groups::<V, 8, 2>(),
+            }
+        } else {
+            match t {
+                1 => self.groups::<V, 1, 4>(),
+                2 => self.groups::<V, 2, 2>(),
+                _ => self.groups::<V, 4, 1>(),
+            }
+        }
+    }
+}
+
+impl<E: Elements> Range<'_, E> {
+    #[inline(always)]
+    fn groups<V: F32x16, const ROWS: usize, const VECS: usize>(&self) {
+        for panel in (self.first..self.last).step_by(VECS) {
+            for token in (0..self.product.t).step_by(ROWS) {
+                V::call(Group::<E, ROWS, VECS> {
+                    elements: self.elements,
+                    product: self.product,
+                    y: self.y,
+                    panel,
+                    panels: VECS.min(self.last - panel),
+                    token,
+                    tokens: ROWS.min(self.product.t - token),
+                });
+            }
+        }
+    }
+}
+
+/// Up to `VECS` panels times up to `ROWS` tokens. Missing ones repeat the last and are not stored.
+struct Group<'a, E, const ROWS: usize, const VECS: usize> {
+    elements: E,
+    product: &'a StreamProduct<'a>,
+    y: &'a SharedSlice<'a, f32>,
+    panel: usize,
+    panels: usize,
+    token: usize,
+    tokens: usize,
+}
+
+impl<E: Elements, const ROWS: usize, const VECS: usize> Kernel for Group<'_, E, ROWS, VECS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Weight { k, .. } = self.product.weight;
+        let x: [*const f32; ROWS] = std::array::from_fn(|i| {
+            let row = self.token + i.min(self.tokens - 1);
+            self.product.x_tk[row * k..(row + 1) * k].as_ptr()
+        });
+        let panels: [usize; VECS] = std::array::from_fn(|j| self.panel + j.min(self.panels - 1));
+        let mut sums = self.begin::<V>();
+        for column in 0..k {
+            let mut lanes = [V::zero(); VECS];
+            for (lane, &panel) in lanes.iter_mut().zip(&panels) {
+                self.elements.prefetch::<V>(panel, column + AHEAD);
+                // SAFETY: the weight has `panel` (below its last) and `column` (below k).
+                *lane = unsafe { self.elements.lanes(panel, column) };
+            }
+            for (row, x) in sums.iter_mut().zip(x) {
+                // SAFETY: `x` points to a row of k floats.
+                let x = V::splat(unsafe { *x.wrapping_add(column) });
+                for (sum, lane) in row.iter_mut().zip(lanes) {
+                    *sum = x.mul_add(lane, *sum);
+                }
+            }
+        }
+        self.finish(&sums);
+    }
+}
+
+impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS> {
+    /// The output's columns of panel `j`, and how many there are.
+    #[inline(always)]
+    fn columns(&self, j: usize) -> (usize, usize) {
+        let first = (self.panel + j) * LANES;
+        (first, LANES.min(self.product.weight.n - first))
+    }
+
+    #[inline(always)]
+    fn row(&self, i: usize, j: usize) -> &mut [f32] {
+        let (first, count) = self.columns(j);
+        let start = (self.token + i) * self.product.weight.n + first;
+        // SAFETY: these panels' columns belong to this task alone.
+        unsafe { self.y.slice_mut(start..start + count) }
+    }
+
+    #[inline(always)]
+    fn begin<V: F32x16>(&self) -> [[V; VECS]; ROWS] {
+        let mut sums = [[V::zero(); VECS]; ROWS];
+        for (i, row) in sums.iter_mut().enumerate().take(self.tokens) {
+            for (j, sum) in row.iter_mut().enumerate().take(self.panels) {
+                match self.product.start {
+                    Start::Zero => {}
+                    Start::Bias(bias) => {
+                        let (first, count) = self.columns(j);
+                        *sum = V::load_partial(&bias[first..first + count], 0.0);
+                    }
+                    Start::Keep => *sum = V::load_partial(self.row(i, j), 0.0),
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn finish<V: F32x16>(&self, sums: &[[V; VECS]; ROWS]) {
+        for (i, row) in sums.iter().enumerate().take(self.tokens) {
+            for (j, &sum) in row.iter().enumerate().take(self.panels) {
+                sum.store_partial(self.row(i, j));
+            }
+        }
+    }
+}
