@@ -1,0 +1,106 @@
+//! What can be wrong with a tokenizer, and what to do about it.
+
+use std::path::PathBuf;
+
+use cairn_artifacts::FileError;
+use cairn_spec::Hint;
+
+/// A tokenizer that cannot be read, made or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file is larger than any tokenizer.
+    #[error("tokenizer {path} has {bytes} bytes, more than the limit of {limit}", path = path.display())]
+    FileTooLarge {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// `TOKENIZER_BYTES_MAX`.
+        limit: u64,
+    },
+    /// The file is not a tokenizer.
+    #[error("{path} is not a tokenizer.json: {reason}", path = path.display())]
+    Parse {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// The vocabulary is empty or larger than the limit.
+    #[error("tokenizer {path} has {vocab_size} token ids, expected 1 to {limit}", path = path.display())]
+    Vocab {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// One more than its largest id.
+        vocab_size: u64,
+        /// `VOCAB_SIZE_MAX`.
+        limit: u32,
+    },
+    /// A vocabulary too small for the alphabet and the special token.
+    #[error("a byte-level vocabulary needs at least {min} tokens, {vocab_size} asked for")]
+    VocabTooSmall {
+        /// What was asked for.
+        vocab_size: u32,
+        /// 256 bytes and the end of document.
+        min: u32,
+    },
+    /// There was no text to train on.
+    #[error("no text to train a tokenizer on")]
+    NoText,
+    /// The trainer failed.
+    #[error("cannot train a tokenizer: {reason}")]
+    Train {
+        /// What the trainer says.
+        reason: String,
+    },
+    /// The text cannot be encoded.
+    #[error("cannot encode the text: {reason}")]
+    Encode {
+        /// What the model says.
+        reason: String,
+    },
+    /// The tokens cannot be decoded.
+    #[error("cannot decode the tokens: {reason}")]
+    Decode {
+        /// What the decoder says.
+        reason: String,
+    },
+    /// An id that no token has.
+    #[error("token id {id} is not in the vocabulary of {vocab_size}")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// One more than the largest id.
+        vocab_size: u32,
+    },
+}
+
+impl Hint for TokenizerError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::File(error) => error.hints(),
+            Self::Parse { .. } => {
+                vec!["`cairn tokenizer train` makes a tokenizer.json".to_owned()]
+            }
+            Self::VocabTooSmall { min, .. } => {
+                vec![format!("set the vocabulary size to {min} or more")]
+            }
+            Self::NoText => vec!["the input has no readable text; name another one".to_owned()],
+            Self::UnknownId { .. } => {
+                vec![
+                    "the ids come from another tokenizer; use the one they were made with"
+                        .to_owned(),
+                ]
+            }
+            Self::FileTooLarge { .. }
+            | Self::Vocab { .. }
+            | Self::Train { .. }
+            | Self::Encode { .. }
+            | Self::Decode { .. } => Vec::new(),
+        }
+    }
+}
