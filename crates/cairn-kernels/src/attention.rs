@@ -20,6 +20,7 @@
 //!
 //! Sources: Dao et al. 2022 and 2023 (FlashAttention), Milakov and Gimelshein 2018 (online softmax).
 
+mod backward;
 mod cache;
 mod forward;
 mod mask;
@@ -175,8 +176,8 @@ pub fn attention(cpu: &Cpu, args: Attention<'_>) {
 }
 
 /// The gradients of [`attention`].
-pub fn attention_grad(_cpu: &Cpu, args: AttentionGrad<'_>) {
-    attention_grad_reference(args);
+pub fn attention_grad(cpu: &Cpu, args: AttentionGrad<'_>) {
+    backward::attention_grad_blocks(cpu, args);
 }
 
 #[cfg(test)]

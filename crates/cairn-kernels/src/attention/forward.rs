@@ -71,7 +71,7 @@ impl Block<'_> {
 
 /// Where lane ranges of a tile lie.
 #[inline(always)]
-fn within(visible: &Range<usize>, tile: usize) -> Range<usize> {
+pub(super) fn within(visible: &Range<usize>, tile: usize) -> Range<usize> {
     let clamp = |position: usize| position.saturating_sub(tile * KEY_TILE).min(KEY_TILE);
     clamp(visible.start)..clamp(visible.end)
 }
@@ -480,7 +480,7 @@ pub(super) fn attention_blocks(cpu: &Cpu, args: Attention<'_>) {
 }
 
 /// Sequences must not share rows, which the parallel writes rely on.
-fn check(batch: &RaggedBatch<'_>, spec: &AttentionSpec, keys: &Keys<'_>) {
+pub(super) fn check(batch: &RaggedBatch<'_>, spec: &AttentionSpec, keys: &Keys<'_>) {
     spec.check();
     let mut end = 0;
     for slot in batch.sequences {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::memory::{bytes_of, bytes_of_mut};
-use crate::testing::{Numbers, assert_bits, check_bits, every_cpu};
+use crate::testing::{Numbers, assert_bits, check_bits, check_slope, every_cpu, functional};
 
 /// A layer and the sequences of one run, dense.
 struct Layer {
@@ -88,6 +88,32 @@ impl Layer {
             }
         }
         out
+    }
+
+    /// Gradients of queries, keys and values for the output gradient `dout`.
+    fn grads(&self, cpu: Option<&Cpu>, dout: &[f32]) -> Vec<Vec<f32>> {
+        let Self { spec, q, k, v, .. } = self;
+        let forward = self.dense(None);
+        let mut grads = [q, k, v].map(|x| vec![0.5; x.len()]);
+        let [dq_thk, dk_tgk, dv_tgv] = &mut grads;
+        let args = AttentionGrad {
+            dout_thv: dout,
+            q_thk: q,
+            k_tgk: k,
+            v_tgv: v,
+            out_thv: &forward[0],
+            lse_th: &forward[1],
+            dq_thk,
+            dk_tgk,
+            dv_tgv,
+            batch: RaggedBatch { sequences: &self.slots() },
+            spec: *spec,
+        };
+        match cpu {
+            Some(cpu) => attention_grad(cpu, args),
+            None => attention_grad_reference(args),
+        }
+        grads.into()
     }
 
     fn cache(&self, dtype: CacheType) -> CacheSpec {
@@ -209,6 +235,15 @@ proptest! {
     }
 
     #[test]
+    fn gradient_kernels_equal_the_reference(
+        spec in specs(), lens in proptest::collection::vec(0..150_usize, 0..4), seed: u64,
+    ) {
+        let layer = Layer::new(spec, &lens, seed);
+        let dout = Numbers::new(!seed).floats(layer.tokens() * spec.heads * spec.value_dim, 1.0);
+        check_bits("attention_grad", |cpu| layer.grads(cpu, &dout));
+    }
+
+    #[test]
     fn where_keys_lie_and_how_prefill_is_cut_changes_nothing(
         spec in specs(), lens in proptest::collection::vec(1..150_usize, 1..4),
         chunk in 1..200_usize, seed: u64,
@@ -284,6 +319,31 @@ fn decoding_in_chunks_equals_the_reference() {
         let slots = [SeqSlot { start: 0, len: 1, cached: len - 1, blocks: &blocks.blocks[0] }];
         let q = &layer.q[(len - 1) * spec.heads * spec.key_dim..];
         check_bits("decode", |cpu| run(cpu, spec, q, Keys::Paged { pages, cache }, &slots, 1));
+    }
+}
+
+#[test]
+fn gradients_are_slopes() {
+    for (values_in_keys, softcap) in [(false, None), (false, Some(2.0)), (true, None)] {
+        let spec = AttentionSpec {
+            key_dim: 5,
+            value_dim: 4,
+            values_in_keys,
+            softcap,
+            mask: Mask { window: Some(7), ..Mask::CAUSAL },
+            ..PLAIN
+        };
+        let layer = Layer::new(spec, &[6, 9], 11);
+        let dout = Numbers::new(12).floats(15 * spec.heads * spec.value_dim, 1.0);
+        let grads = layer.grads(None, &dout);
+        let loss = |q: &[f32], k: &[f32], v: &[f32]| {
+            let (q, k, v) = (q.to_vec(), k.to_vec(), v.to_vec());
+            functional(&Layer { spec, lens: vec![6, 9], q, k, v }.dense(None)[0], &dout)
+        };
+        let Layer { q, k, v, .. } = &layer;
+        check_slope("dq", q, &grads[0], 4e-3, 3e-3, |q| loss(q, k, v));
+        check_slope("dk", k, &grads[1], 4e-3, 3e-3, |k| loss(q, k, v));
+        check_slope("dv", v, &grads[2], 4e-3, 3e-3, |v| loss(q, k, v));
     }
 }
 

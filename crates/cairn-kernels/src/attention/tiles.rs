@@ -142,7 +142,7 @@ impl DenseTiles<'_> {
 }
 
 /// Cuts a slice into the panels or segments of a tile.
-fn quarters<T>(tile: &[T]) -> [&[T]; PANELS] {
+pub(super) fn quarters<T>(tile: &[T]) -> [&[T]; PANELS] {
     let quarter = tile.len() / PANELS;
     std::array::from_fn(|j| &tile[j * quarter..][..quarter])
 }
