@@ -1,0 +1,450 @@
+//! `cairn generate`: a prompt continued.
+
+use std::io::Read;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use cairn_artifacts::FileError;
+use cairn_data::tokenizer::{TokenStream, Tokenizer};
+use cairn_engine::{
+    BeamParams, BeamRequest, Engine, EngineOptions, EnginePlan, Finish, Request, SamplingFields,
+    SamplingParams,
+};
+use cairn_kernels::{CacheType, Encoding};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::failure::UserError;
+use crate::figures::Count;
+use crate::model_folder::ModelFolder;
+use crate::runs;
+use crate::stop_strings::StopStrings;
+
+const EXAMPLES: &str = "\
+Examples:
+  cairn generate --prompt 'fn main() {'
+  cairn generate --prompt 'use std::' --temperature 0 --max-new-tokens 40
+  echo 'impl Iterator for' | cairn generate --prompt-file - --top-p 0.9 --seed 7
+  cairn generate --model DIR --prompt-ids 5,6,7 --max-new-tokens 24 --temperature 0 --json";
+
+/// New tokens, where nothing is asked for and the model has room.
+const MAX_NEW_TOKENS: usize = 128;
+
+/// Continue a prompt
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct GenerateArgs {
+    /// Folder of a model or a run [default: the last run]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// Tokens to add at most [default: 128, or what the model has room for]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Print one JSON object with `token_ids` (prompt and new) at the end
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    ending: EndingArgs,
+    #[command(flatten)]
+    beams: BeamArgs,
+    #[command(flatten)]
+    storage: StorageArgs,
+}
+
+/// What to continue.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct PromptArgs {
+    /// Text to continue
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// File with the text to continue; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Token ids to continue; no tokenizer is needed
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    prompt_ids: Vec<u32>,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+struct SamplingArgs {
+    /// 0 takes the likeliest token, 1 leaves the model's distribution as it is
+    #[arg(long, value_name = "X", default_value_t = 0.8)]
+    temperature: f32,
+    /// Keep the N likeliest tokens
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Keep the likeliest tokens that together reach this probability
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Keep tokens with at least this share of the largest probability
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Keep the most typical tokens that together reach this probability
+    #[arg(long, value_name = "P")]
+    typical_p: Option<f32>,
+    /// Divide the logits of tokens that occurred in prompt or output
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Subtract from the logits of tokens that occurred in the output
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
+    presence_penalty: f32,
+    /// Subtract once for every occurrence in the output
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
+    frequency_penalty: f32,
+    /// Let no sequence of N tokens occur twice
+    #[arg(long, value_name = "N")]
+    no_repeat_ngram_size: Option<usize>,
+    /// Seed; the same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+/// When to end.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Ending")]
+struct EndingArgs {
+    /// End in front of this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// End after this token; may be repeated
+    #[arg(long, value_name = "ID")]
+    stop_token: Vec<u32>,
+    /// Go on after the model's end-of-text token
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+/// Beam search.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Beam search")]
+struct BeamArgs {
+    /// Search with N beams instead of sampling
+    #[arg(long, value_name = "N", conflicts_with_all = ["stop", "top_k", "top_p", "min_p", "typical_p"])]
+    beams: Option<usize>,
+    /// Exponent of the length that scores are divided by
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        requires = "beams",
+        allow_hyphen_values = true
+    )]
+    length_penalty: f32,
+}
+
+/// How the model is held.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Storage")]
+struct StorageArgs {
+    /// Encoding of weight matrices in memory
+    #[arg(long, value_enum, default_value_t = WeightType::F32)]
+    weights: WeightType,
+    /// Encoding of cached keys and values
+    #[arg(long, value_enum, default_value_t = CachedType::F32)]
+    cache: CachedType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WeightType {
+    F32,
+    Bf16,
+    Q8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CachedType {
+    F32,
+    Bf16,
+}
+
+/// Generates and prints.
+pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> {
+    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?)?;
+    let tokenizer = model.tokenizer()?;
+    let prompt = Prompt::read(&args.prompt, &model, tokenizer.as_ref())?;
+    let stops = stops(&args.ending, &model, tokenizer.as_ref());
+    let max_new_tokens = args.room(&model, prompt.ids.len())?;
+    let mut engine = engine(args, &model, prompt.ids.len() + max_new_tokens, context)?;
+    if let Some(num_beams) = args.beams.beams {
+        let mut beams = BeamParams::new(num_beams);
+        beams.length_penalty = args.beams.length_penalty;
+        let request =
+            BeamRequest { prompt: prompt.ids.clone(), beams, max_new_tokens, stop_tokens: stops };
+        return search(args, &mut engine, &request, (&prompt, tokenizer.as_ref()), context);
+    }
+    let sampling = SamplingParams::new(args.sampling.fields())?;
+    let mut request = Request::new(prompt.ids.clone(), sampling, max_new_tokens);
+    request.stop_tokens = stops;
+    sample(args, &mut engine, request, (&prompt, tokenizer.as_ref()), context)
+}
+
+impl GenerateArgs {
+    /// New tokens that are asked for and that the model has room for.
+    fn room(&self, model: &ModelFolder, prompt_tokens: usize) -> anyhow::Result<usize> {
+        let positions = model.spec.max_position_embeddings;
+        let room = positions.saturating_sub(prompt_tokens);
+        let too_long = |what: String| {
+            Err(UserError::new(format!("{what}, but the model has {positions} positions"))
+                .hint(match room {
+                    0 => format!("shorten the prompt to fewer than {positions} tokens"),
+                    room => format!("ask for at most {room} new tokens"),
+                })
+                .into())
+        };
+        match self.max_new_tokens {
+            _ if room == 0 => too_long(format!("the prompt has {prompt_tokens} tokens")),
+            Some(asked) if asked > room => too_long(format!(
+                "{prompt_tokens} prompt tokens and {asked} new ones are asked for"
+            )),
+            Some(asked) => Ok(asked),
+            None => Ok(MAX_NEW_TOKENS.min(room)),
+        }
+    }
+}
+
+impl SamplingArgs {
+    fn fields(&self) -> SamplingFields {
+        SamplingFields {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            typical_p: self.typical_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            no_repeat_ngram_size: self.no_repeat_ngram_size,
+            logit_bias: Vec::new(),
+            seed: self.seed,
+        }
+    }
+}
+
+/// The prompt as ids, and as the text it was given as.
+struct Prompt {
+    ids: Vec<u32>,
+    text: Option<String>,
+}
+
+impl Prompt {
+    fn read(
+        args: &PromptArgs,
+        model: &ModelFolder,
+        tokenizer: Option<&Tokenizer>,
+    ) -> anyhow::Result<Self> {
+        let text = match (&args.prompt, &args.prompt_file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) if path.as_os_str() == "-" => {
+                let mut text = String::new();
+                let read = std::io::stdin().lock().read_to_string(&mut text);
+                read.context("cannot read a prompt from standard input")?;
+                text
+            }
+            (None, Some(path)) => {
+                std::fs::read_to_string(path).map_err(FileError::on("read", path))?
+            }
+            (None, None) => return Ok(Self { ids: args.prompt_ids.clone(), text: None }),
+        };
+        let tokenizer = tokenizer.ok_or_else(|| {
+            UserError::new(format!("{} has no tokenizer.json", model.path.display()))
+                .hint("give the prompt as token ids: --prompt-ids 5,6,7")
+        })?;
+        let mut ids = tokenizer.encode(&text)?;
+        if ids.is_empty() {
+            // An empty prompt means a new document.
+            ids.extend(tokenizer.end_of_document());
+        }
+        Ok(Self { ids, text: Some(text) })
+    }
+}
+
+/// Tokens that end the output: the model's own, the tokenizer's end of document, and those asked
+/// for. An id outside the vocabulary, which small models inherit from large ones, never comes.
+fn stops(args: &EndingArgs, model: &ModelFolder, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
+    let mut stops = args.stop_token.clone();
+    if !args.ignore_eos {
+        let own = model.spec.tokens.eos.iter().copied();
+        let end = tokenizer.and_then(Tokenizer::end_of_document);
+        let vocab_size = model.spec.vocab_size;
+        stops.extend(own.chain(end).filter(|&id| (id as usize) < vocab_size));
+    }
+    stops
+}
+
+fn engine(
+    args: &GenerateArgs,
+    model: &ModelFolder,
+    max_context: usize,
+    context: &Context,
+) -> anyhow::Result<Engine> {
+    let mut options = EngineOptions::new(args.beams.beams.unwrap_or(1).max(1), max_context);
+    options.encoding = match args.storage.weights {
+        WeightType::F32 => Encoding::F32,
+        WeightType::Bf16 => Encoding::Bf16,
+        WeightType::Q8 => Encoding::Q8,
+    };
+    options.cache_type = match args.storage.cache {
+        CachedType::F32 => CacheType::F32,
+        CachedType::Bf16 => CacheType::Bf16,
+    };
+    let plan = EnginePlan::new(&model.spec, options)?;
+    Engine::load(plan, context.cpu(), &model.weights)
+        .with_context(|| format!("cannot load {}", model.path.display()))
+}
+
+/// Samples, printing the text as it comes.
+fn sample(
+    args: &GenerateArgs,
+    engine: &mut Engine,
+    request: Request,
+    (prompt, tokenizer): (&Prompt, Option<&Tokenizer>),
+    context: &Context,
+) -> anyhow::Result<()> {
+    let streams = !args.json;
+    let mut writer = TextWriter::new((prompt, tokenizer), &args.ending.stop, streams, context);
+    let begin = Instant::now();
+    let mut failure = None;
+    let output = engine.generate(request, &mut |token| match writer.push(token) {
+        Ok(false) => ControlFlow::Continue(()),
+        Ok(true) => ControlFlow::Break(()),
+        Err(error) => {
+            failure = Some(error);
+            ControlFlow::Break(())
+        }
+    })?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    let stopped = writer.stopped();
+    let text = writer.finish()?;
+    let finish = if stopped { Finish::Stop } else { output.finish };
+    let count = output.tokens.len();
+    if args.json {
+        let object = json!({
+            "token_ids": joined(&prompt.ids, &output.tokens),
+            "num_prompt_tokens": prompt.ids.len(),
+            "num_new_tokens": count,
+            "text": text,
+            "finish": finish,
+            "seconds": seconds,
+        });
+        return context.terminal.print(object);
+    }
+    let rate = Count(count as f64 / seconds);
+    context.terminal.step("Generated", format_args!("{count} tokens, {rate} tokens/s"));
+    Ok(())
+}
+
+/// Searches with beams and prints the best.
+fn search(
+    args: &GenerateArgs,
+    engine: &mut Engine,
+    request: &BeamRequest,
+    (prompt, tokenizer): (&Prompt, Option<&Tokenizer>),
+    context: &Context,
+) -> anyhow::Result<()> {
+    let found = engine.beam_search(request)?;
+    let best = found.first().context("the search found nothing")?;
+    let text = tokenizer.map(|tokenizer| tokenizer.decode(&best.tokens)).transpose()?;
+    if args.json {
+        let object = json!({
+            "token_ids": joined(&prompt.ids, &best.tokens),
+            "num_prompt_tokens": prompt.ids.len(),
+            "num_new_tokens": best.tokens.len(),
+            "text": text,
+            "score": best.score,
+        });
+        return context.terminal.print(object);
+    }
+    let shown = match (&prompt.text, text) {
+        (Some(before), Some(text)) => format!("{before}{text}"),
+        _ => spelled(&joined(&prompt.ids, &best.tokens)),
+    };
+    context.terminal.print(shown)
+}
+
+fn joined(prompt: &[u32], new: &[u32]) -> Vec<u32> {
+    [prompt, new].concat()
+}
+
+fn spelled(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Turns tokens into printed text, or into printed ids where there is no tokenizer.
+struct TextWriter<'a> {
+    context: &'a Context,
+    prints: bool,
+    /// The prompt as it is shown, until the first token comes: a refused request shows nothing.
+    prompt: Option<String>,
+    stream: Option<TokenStream<'a>>,
+    stops: StopStrings<'a>,
+    /// The text so far, without the prompt's.
+    text: String,
+}
+
+impl<'a> TextWriter<'a> {
+    fn new(
+        (prompt, tokenizer): (&Prompt, Option<&'a Tokenizer>),
+        stops: &'a [String],
+        prints: bool,
+        context: &'a Context,
+    ) -> Self {
+        let shown = prompt.text.clone().unwrap_or_else(|| spelled(&prompt.ids));
+        Self {
+            context,
+            prints,
+            prompt: prints.then_some(shown),
+            stream: tokenizer.map(Tokenizer::stream),
+            stops: StopStrings::new(stops),
+            text: String::new(),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stops.stopped()
+    }
+
+    /// Takes a token; whether a stop string has come.
+    fn push(&mut self, token: u32) -> anyhow::Result<bool> {
+        if let Some(prompt) = self.prompt.take() {
+            self.context.terminal.print_piece(&prompt)?;
+        }
+        let piece = match &mut self.stream {
+            Some(stream) => self.stops.push(&stream.push(token)?),
+            None => format!(",{token}"),
+        };
+        self.emit(&piece)?;
+        Ok(self.stops.stopped())
+    }
+
+    fn emit(&mut self, piece: &str) -> anyhow::Result<()> {
+        self.text += piece;
+        if self.prints { self.context.terminal.print_piece(piece) } else { Ok(()) }
+    }
+
+    /// Ends the text; returns it where there is a tokenizer.
+    fn finish(mut self) -> anyhow::Result<Value> {
+        let has_text = self.stream.is_some();
+        let rest = self.stream.take().map(TokenStream::finish).transpose()?.unwrap_or_default();
+        let certain = self.stops.push(&rest);
+        self.emit(&certain)?;
+        let stops = std::mem::replace(&mut self.stops, StopStrings::new(&[]));
+        self.emit(&stops.finish())?;
+        if self.prints {
+            self.context.terminal.print_piece("\n")?;
+        }
+        Ok(if has_text { self.text.into() } else { Value::Null })
+    }
+}

@@ -1,0 +1,286 @@
+//! `cairn inspect`: what is in a model folder or a tensor file.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
+use cairn_model::{BuildOptions, Head, build_program};
+use cairn_program::{Class, Cost, Loss, Program, Workload, differentiate};
+use cairn_spec::ModelSpec;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::failure::UserError;
+use crate::figures::{Bytes, Count};
+use crate::model_folder::{CONFIG_FILE, read_spec};
+use crate::runs;
+use crate::table::Table;
+
+const EXAMPLES: &str = "\
+Examples:
+  cairn inspect runs/quickstart
+  cairn inspect model/ --program --training
+  cairn inspect model.safetensors --tensors";
+
+/// Tokens of the run that is accounted, where the model allows as many.
+const TOKENS: usize = 1024;
+
+/// Show what is in a model, a run or a tensor file
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct InspectArgs {
+    /// Folder of a model or a run, or a safetensors file [default: the last run]
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    parts: Parts,
+    /// Tokens of the sequence that FLOPs and bytes are counted for [default: 1024, or what the
+    /// model allows]
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "program")]
+    json: bool,
+}
+
+/// What to look at besides the summary.
+#[derive(Clone, Copy, Debug, Args)]
+struct Parts {
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Print the program that the model is lowered to
+    #[arg(long)]
+    program: bool,
+    /// With `--program`: the program of a training step
+    #[arg(long, requires = "program")]
+    training: bool,
+}
+
+/// Looks and prints.
+pub(crate) fn run(args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
+    if let Some(path) = args.path.as_deref().filter(|path| path.is_file()) {
+        return match path.parent() {
+            Some(folder) if path.ends_with(CONFIG_FILE) => inspect_model(folder, args, context),
+            _ => inspect_file(path, args, context),
+        };
+    }
+    inspect_model(&runs::model_folder(args.path.as_deref())?, args, context)
+}
+
+fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
+    if args.parts.program {
+        return Err(UserError::new(format!("{} is a file, not a model", path.display()))
+            .hint(format!("a program is made from a folder with {CONFIG_FILE}"))
+            .into());
+    }
+    let file = SafetensorsFile::open(path)?;
+    let tensors: Vec<TensorView<'_>> = file.tensors().collect();
+    if args.json {
+        let list: Vec<Value> = tensors.iter().map(tensor_json).collect();
+        return context.terminal.print(serde_json::to_string_pretty(&json!({ "tensors": list }))?);
+    }
+    context.terminal.print(tensor_table(&tensors))
+}
+
+fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
+    let spec = read_spec(folder)?;
+    if args.parts.program {
+        return context.terminal.print_piece(&program_of(&spec, args.parts.training)?.to_string());
+    }
+    let tokens = args.tokens.unwrap_or(TOKENS.min(spec.max_position_embeddings));
+    let account = Account::new(&spec, tokens)?;
+    // A description alone is worth a look too.
+    let weights = WeightFolder::open(folder).ok();
+    let mut tensors: Vec<TensorView<'_>> =
+        weights.as_ref().map(|weights| weights.tensors().collect()).unwrap_or_default();
+    tensors.sort_by(|a, b| a.name.cmp(b.name));
+    if args.json {
+        let mut object = account.json(&spec)?;
+        if args.parts.tensors {
+            object["tensors"] = tensors.iter().map(tensor_json).collect();
+        }
+        return context.terminal.print(serde_json::to_string_pretty(&object)?);
+    }
+    let mut text = format!("{}\n\n{}", summary(&spec, weights.as_ref()), account.table(&spec));
+    if args.parts.tensors {
+        let _ = write!(text, "\n\n{}", tensor_table(&tensors));
+    }
+    context.terminal.print(text)
+}
+
+fn program_of(spec: &ModelSpec, training: bool) -> anyhow::Result<Program> {
+    if !training {
+        return Ok(build_program(spec, &BuildOptions::new(Head::Logits))?);
+    }
+    // Without dropout: a recipe decides on that, not the description of a finished model.
+    let forward = build_program(spec, &BuildOptions::new(Head::TokenLogprob))?;
+    let trainable =
+        forward.of_class(Class::Weight).map(|(_, weight)| weight.name.clone()).collect();
+    Ok(differentiate(&forward, &trainable, &Loss::CrossEntropy)?)
+}
+
+fn summary(spec: &ModelSpec, weights: Option<&WeightFolder>) -> String {
+    let count = spec.parameter_count();
+    let mut table = Table::new(&[]).with_text_columns(2);
+    table.row([&"family", &spec.family]);
+    table.row([&"parameters", &format!("{} ({})", Count(count.total() as f64), count.total())]);
+    table.row([&"layers", &spec.num_hidden_layers]);
+    table.row([&"hidden size", &spec.hidden_size]);
+    table.row([&"feed-forward", &spec.mlp.intermediate_size()]);
+    table.row([&"attention", &attention(spec)]);
+    let tied = if spec.tie_word_embeddings { ", head tied to the embedding" } else { "" };
+    table.row([&"vocabulary", &format!("{}{tied}", spec.vocab_size)]);
+    table.row([&"positions", &spec.max_position_embeddings]);
+    let stored = weights.map_or_else(
+        || "none here".to_owned(),
+        |weights| {
+            let files = weights.files().len();
+            format!(
+                "{} in {files} file{}",
+                Bytes::of(weights.bytes()),
+                if files == 1 { "" } else { "s" }
+            )
+        },
+    );
+    table.row([&"weights", &format!("{stored} ({})", spec.dtype)]);
+    table.to_string()
+}
+
+fn attention(spec: &ModelSpec) -> String {
+    match &spec.attention.form {
+        cairn_spec::model::AttentionForm::Gqa(gqa) => format!(
+            "{} heads of {}, {} key/value heads",
+            gqa.num_attention_heads, gqa.head_dim, gqa.num_key_value_heads
+        ),
+        cairn_spec::model::AttentionForm::Mla(mla) => format!("latent: {mla:?}"),
+    }
+}
+
+/// Parameters, arithmetic and traffic, by block.
+struct Account {
+    tokens: usize,
+    /// Of embedding, final norm and head together.
+    outside: Part,
+    /// Of each block.
+    blocks: Vec<Part>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    parameters: u64,
+    forward: Cost,
+    training: Cost,
+}
+
+impl Account {
+    fn new(spec: &ModelSpec, tokens: usize) -> anyhow::Result<Self> {
+        let workload = Workload::causal(1, tokens);
+        let mut account = Self {
+            tokens,
+            outside: Part::default(),
+            blocks: vec![Part::default(); spec.num_hidden_layers],
+        };
+        let programs = [program_of(spec, false)?, program_of(spec, true)?];
+        for (training, program) in [false, true].into_iter().zip(&programs) {
+            for (instr, cost) in program.instrs.iter().zip(program.account(&workload)) {
+                let part = account.part(instr.block);
+                *(if training { &mut part.training } else { &mut part.forward }) += cost;
+            }
+        }
+        let count = spec.parameter_count();
+        account.outside.parameters = count.embedding + count.final_norm + count.head;
+        for block in &mut account.blocks {
+            block.parameters = count.block();
+        }
+        Ok(account)
+    }
+
+    fn part(&mut self, block: Option<u32>) -> &mut Part {
+        let index = block.and_then(|block| usize::try_from(block).ok());
+        match index.and_then(|index| self.blocks.get_mut(index)) {
+            Some(part) => part,
+            None => &mut self.outside,
+        }
+    }
+
+    fn total(&self) -> Part {
+        let mut total = self.outside;
+        for block in &self.blocks {
+            total.parameters += block.parameters;
+            total.forward += block.forward;
+            total.training += block.training;
+        }
+        total
+    }
+
+    fn table(&self, spec: &ModelSpec) -> String {
+        let header = ["part", "parameters", "forward FLOPs", "moved", "training FLOPs", "moved"];
+        let mut table = Table::new(&header);
+        let mut row = |name: &str, part: &Part| {
+            table.row([
+                &name,
+                &Count(part.parameters as f64),
+                &Count(part.forward.flops),
+                &Bytes(part.forward.bytes),
+                &Count(part.training.flops),
+                &Bytes(part.training.bytes),
+            ]);
+        };
+        row("embedding, final norm, head", &self.outside);
+        let last = spec.num_hidden_layers - 1;
+        match self.blocks.as_slice() {
+            [first, .., end] if first.forward == end.forward => {
+                row(&format!("each of blocks 0 to {last}"), first);
+            }
+            blocks => {
+                for (index, block) in blocks.iter().enumerate() {
+                    row(&format!("block {index}"), block);
+                }
+            }
+        }
+        row("all", &self.total());
+        format!(
+            "one sequence of {} tokens, operands read and results written once:\n{table}",
+            self.tokens
+        )
+    }
+
+    fn json(&self, spec: &ModelSpec) -> anyhow::Result<Value> {
+        let part = |part: &Part| {
+            json!({
+                "parameters": part.parameters,
+                "forward": part.forward,
+                "training": part.training,
+            })
+        };
+        Ok(json!({
+            "spec": serde_json::to_value(spec)?,
+            "parameters": spec.parameter_count(),
+            "tokens": self.tokens,
+            "outside_blocks": part(&self.outside),
+            "blocks": self.blocks.iter().map(part).collect::<Vec<_>>(),
+            "total": part(&self.total()),
+        }))
+    }
+}
+
+fn tensor_json(tensor: &TensorView<'_>) -> Value {
+    json!({
+        "name": tensor.name,
+        "dtype": tensor.dtype.to_string(),
+        "shape": tensor.shape,
+        "bytes": tensor.bytes.len(),
+    })
+}
+
+fn tensor_table(tensors: &[TensorView<'_>]) -> String {
+    let mut table = Table::new(&["tensor", "type", "shape", "bytes"]).with_text_columns(3);
+    for tensor in tensors {
+        let shape = format!("{:?}", tensor.shape);
+        table.row([&tensor.name, &tensor.dtype, &shape, &tensor.bytes.len()]);
+    }
+    let bytes: usize = tensors.iter().map(|tensor| tensor.bytes.len()).sum();
+    format!("{table}\n{} tensors, {}", tensors.len(), Bytes::of(bytes))
+}

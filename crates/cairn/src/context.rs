@@ -1,0 +1,49 @@
+//! What every command is given besides its arguments.
+
+use cairn_kernels::Cpu;
+
+use crate::args::Global;
+use crate::environment::Environment;
+use crate::failure::UserError;
+use crate::terminal::Terminal;
+
+/// Threads beyond which a wish is a mistake.
+const THREADS_MAX: usize = 4096;
+
+/// The outside of a command.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// What the process was given.
+    pub(crate) environment: Environment,
+    /// Where to print.
+    pub(crate) terminal: Terminal,
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+}
+
+impl Context {
+    /// Resolves the global flags.
+    pub(crate) fn new(
+        global: &Global,
+        environment: Environment,
+        terminal: Terminal,
+    ) -> anyhow::Result<Self> {
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = match global.threads {
+            Some(threads) => threads,
+            None => environment.threads()?.unwrap_or_else(all),
+        };
+        if !(1..=THREADS_MAX).contains(&threads) {
+            let message = format!("cannot compute with {threads} threads");
+            return Err(UserError::new(message)
+                .hint(format!("choose 1 to {THREADS_MAX}; this machine has {}", all()))
+                .into());
+        }
+        Ok(Self { environment, terminal, threads })
+    }
+
+    /// The processor, with the wished number of threads.
+    pub(crate) fn cpu(&self) -> Cpu {
+        Cpu::detect(self.threads)
+    }
+}

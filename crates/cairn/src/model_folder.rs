@@ -1,0 +1,54 @@
+//! A folder with a model in it: `config.json` and safetensors.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use cairn_artifacts::FileError;
+use cairn_artifacts::checkpoint::TOKENIZER_FILE;
+use cairn_artifacts::safetensors::WeightFolder;
+use cairn_data::tokenizer::Tokenizer;
+use cairn_spec::ModelSpec;
+
+use crate::failure::UserError;
+
+pub(crate) use cairn_artifacts::checkpoint::CONFIG_FILE;
+
+/// A model's description and its mapped weights.
+#[derive(Debug)]
+pub(crate) struct ModelFolder {
+    /// The folder itself.
+    pub(crate) path: PathBuf,
+    /// What the model computes.
+    pub(crate) spec: ModelSpec,
+    /// Its tensors.
+    pub(crate) weights: WeightFolder,
+}
+
+impl ModelFolder {
+    /// Opens a folder in the Hugging Face layout.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let spec = read_spec(path)?;
+        let weights = WeightFolder::open(path)?;
+        Ok(Self { path: path.to_owned(), spec, weights })
+    }
+
+    /// The tokenizer beside the weights, if there is one.
+    pub(crate) fn tokenizer(&self) -> anyhow::Result<Option<Tokenizer>> {
+        let path = self.path.join(TOKENIZER_FILE);
+        Ok(if path.exists() { Some(Tokenizer::load(&path)?) } else { None })
+    }
+}
+
+/// Reads the description of the model in `folder`.
+pub(crate) fn read_spec(folder: &Path) -> anyhow::Result<ModelSpec> {
+    let config = folder.join(CONFIG_FILE);
+    if !config.exists() {
+        let what = if folder.is_dir() { "holds no model" } else { "is not a folder" };
+        return Err(UserError::new(format!("{} {what}", folder.display()))
+            .hint(format!("a model is a folder with {CONFIG_FILE} and safetensors"))
+            .into());
+    }
+    let text = std::fs::read_to_string(&config).map_err(FileError::on("read", &config))?;
+    ModelSpec::from_hf_json(&text)
+        .with_context(|| format!("{} does not describe a model", config.display()))
+}

@@ -1,0 +1,90 @@
+//! Ending a text where one of several strings begins, while the text still grows.
+
+/// A growing text that ends in front of the first stop string.
+#[derive(Debug)]
+pub(crate) struct StopStrings<'a> {
+    stops: &'a [String],
+    /// Text that may turn out to be the beginning of a stop string.
+    held: String,
+    stopped: bool,
+}
+
+impl<'a> StopStrings<'a> {
+    /// Empty strings never stop anything.
+    pub(crate) fn new(stops: &'a [String]) -> Self {
+        Self { stops, held: String::new(), stopped: false }
+    }
+
+    /// Whether a stop string has come.
+    pub(crate) fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Takes a piece and returns what is certain to belong to the text.
+    pub(crate) fn push(&mut self, piece: &str) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        self.held += piece;
+        let stops = || self.stops.iter().filter(|stop| !stop.is_empty());
+        if let Some(at) = stops().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.stopped = true;
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let keep = stops().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let certain = self.held.len() - keep;
+        let rest = self.held.split_off(certain);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// Ends the text and returns what was held back.
+    pub(crate) fn finish(self) -> String {
+        if self.stopped { String::new() } else { self.held }
+    }
+}
+
+/// Bytes at the end of `text` that begin `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let longest = text.len().min(stop.len() - 1);
+    let begins = |&length: &usize| {
+        let start = text.len() - length;
+        text.is_char_boundary(start) && stop.starts_with(&text[start..])
+    };
+    (1..=longest).rev().find(begins).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds a text one character at a time.
+    fn check(stops: &[&str], text: &str, expected: &str) {
+        let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
+        for width in 1..=3 {
+            let mut stream = StopStrings::new(&stops);
+            let characters: Vec<char> = text.chars().collect();
+            let mut out = String::new();
+            for piece in characters.chunks(width) {
+                out += &stream.push(&piece.iter().collect::<String>());
+            }
+            out += &stream.finish();
+            assert_eq!(out, expected, "pieces of {width}");
+        }
+    }
+
+    #[test]
+    fn the_text_ends_in_front_of_the_first_stop() {
+        check(&["\n\n"], "a\nb\n\nc", "a\nb");
+        check(&["xyz", "bc"], "abcxyz", "a");
+        check(&["é!"], "caféé!s", "café");
+    }
+
+    #[test]
+    fn what_only_began_to_be_a_stop_is_text() {
+        check(&["stop"], "no sto", "no sto");
+        check(&["aab"], "aaab", "a");
+        check(&[""], "all", "all");
+        check(&[], "all", "all");
+    }
+}

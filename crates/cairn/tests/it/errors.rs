@@ -1,0 +1,140 @@
+//! Mistakes: what is said, and the exit code.
+
+use std::fs;
+
+use crate::{cairn, golden, shown};
+
+fn failure(arguments: &[&str]) -> String {
+    shown(&cairn(arguments).output().unwrap(), None)
+}
+
+#[test]
+fn an_unknown_command_is_refused() {
+    insta::assert_snapshot!(failure(&["inspec"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: unrecognized subcommand 'inspec'
+
+      tip: a similar subcommand exists: 'inspect'
+
+    Usage: cairn [OPTIONS] <COMMAND>
+
+    For more information, try '--help'.
+    "#);
+}
+
+#[test]
+fn a_missing_flag_is_named() {
+    insta::assert_snapshot!(failure(&["logits", "--model", "x"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: the following required arguments were not provided:
+      --input <FILE>
+      --output <FILE>
+
+    Usage: cairn logits --input <FILE> --output <FILE> --model <DIR>
+
+    For more information, try '--help'.
+    "#);
+}
+
+#[test]
+fn a_folder_without_a_model_is_named() {
+    insta::assert_snapshot!(failure(&["inspect", "/nowhere/model"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: /nowhere/model is not a folder
+    hint: a model is a folder with config.json and safetensors
+    "#);
+}
+
+#[test]
+fn zero_threads_are_refused() {
+    let text = failure(&["doctor", "--threads", "0"]);
+    let text = text.split("; this machine").next().unwrap();
+    insta::assert_snapshot!(text, @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: cannot compute with 0 threads
+    hint: choose 1 to 4096
+    "#);
+}
+
+#[test]
+fn a_malformed_variable_is_named() {
+    let output = cairn(["doctor"]).env("CAIRN_THREADS", "many").output().unwrap();
+    insta::assert_snapshot!(shown(&output, None), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: CAIRN_THREADS is 'many', not a number above 0
+    hint: set CAIRN_THREADS to 1 or more, or unset it
+    "#);
+}
+
+#[test]
+fn a_malformed_description_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = fs::read_to_string(golden("llama").join("config.json")).unwrap();
+    let config = config.replace("\"num_attention_heads\": 4", "\"num_attention_heads\": 0");
+    fs::write(folder.path().join("config.json"), config).unwrap();
+    let output = cairn(["inspect"]).arg(folder.path()).output().unwrap();
+    insta::assert_snapshot!(shown(&output, Some(folder.path())), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR/config.json does not describe a model
+      because: 'num_attention_heads' must be between 1 and 4096, not 0
+    "#);
+}
+
+#[test]
+fn a_truncated_weight_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = fs::read(golden("llama").join("model.safetensors")).unwrap();
+    fs::copy(golden("llama").join("config.json"), folder.path().join("config.json")).unwrap();
+    fs::write(folder.path().join("model.safetensors"), &whole[..whole.len() - 100]).unwrap();
+    let mut command = cairn(["logits", "--model"]);
+    command.arg(folder.path()).arg("--input").arg(golden("llama").join("golden.safetensors"));
+    let output = command.args(["--output", "/nowhere/out"]).output().unwrap();
+    insta::assert_snapshot!(shown(&output, Some(folder.path())), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR/model.safetensors is not a sound safetensors file
+      because: the tensors need 681728 bytes, but the file holds 681628
+    hint: the file was probably cut short; copy or download it again
+    "#);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_named() {
+    let mut command = cairn(["logits", "--model"]);
+    command.arg(golden("llama")).arg("--input").arg(golden("llama").join("golden.safetensors"));
+    let output = command.args(["--output", "/nowhere/out"]).output().unwrap();
+    insta::assert_snapshot!(shown(&output, None), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: cannot write /nowhere/out
+      because: No such file or directory (os error 2)
+    hint: check the path
+    "#);
+}
+
+#[test]
+fn weights_of_another_model_are_named() {
+    let mut command = cairn(["logits", "--model"]);
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden("gpt2").join("config.json"), folder.path().join("config.json")).unwrap();
+    let weights = golden("llama").join("model.safetensors");
+    fs::copy(weights, folder.path().join("model.safetensors")).unwrap();
+    command.arg(folder.path()).arg("--input").arg(golden("llama").join("golden.safetensors"));
+    let output = command.args(["--output", "/nowhere/out"]).output().unwrap();
+    let text = shown(&output, Some(folder.path()));
+    assert!(text.starts_with("exit 1\n") && text.contains("transformer.wte.weight"), "{text}");
+}

@@ -1,0 +1,113 @@
+//! Generation as a user sees it.
+
+use crate::{cairn, golden, shown, succeed};
+
+fn generate(arguments: &[&str]) -> std::process::Command {
+    let mut command = cairn(["generate", "--model"]);
+    command.arg(golden("llama")).args(arguments);
+    command
+}
+
+fn failure(arguments: &[&str]) -> String {
+    shown(&generate(arguments).output().unwrap(), Some(&golden("llama")))
+}
+
+#[test]
+fn without_a_tokenizer_ids_are_printed() {
+    let text = succeed(&mut generate(&["--prompt-ids", "5,6,7", "--max-new-tokens", "4"]));
+    let ids: Vec<u32> = text.trim_end().split(',').map(|id| id.parse().unwrap()).collect();
+    assert_eq!((ids.len(), &ids[..3]), (7, &[5, 6, 7][..]));
+}
+
+#[test]
+fn a_seed_decides() {
+    let ids = |seed| {
+        let arguments = ["--prompt-ids", "5,6,7", "--max-new-tokens", "16", "--seed", seed];
+        succeed(&mut generate(&arguments))
+    };
+    assert_eq!(ids("1"), ids("1"));
+    assert_ne!(ids("1"), ids("2"));
+}
+
+#[test]
+fn stop_tokens_end_the_output() {
+    let greedy = ["--prompt-ids", "5,6,7", "--max-new-tokens", "8", "--temperature", "0"];
+    let text = succeed(&mut generate(&greedy));
+    let third = text.trim_end().split(',').nth(5).unwrap().to_owned();
+    let stopped = succeed(generate(&greedy).args(["--stop-token", &third]));
+    assert!(text.starts_with(stopped.trim_end()) && stopped.len() < text.len(), "{stopped}");
+}
+
+#[test]
+fn beams_give_a_score() {
+    let mut command = generate(&["--prompt-ids", "5,6,7", "--max-new-tokens", "4", "--beams", "3"]);
+    let object: serde_json::Value = serde_json::from_str(&succeed(command.arg("--json"))).unwrap();
+    assert_eq!(object["token_ids"].as_array().unwrap().len(), 7);
+    assert!(object["score"].as_f64().unwrap() < 0.0);
+}
+
+#[test]
+fn a_prompt_outside_the_vocabulary_is_refused() {
+    insta::assert_snapshot!(failure(&["--prompt-ids", "5,999"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: the request is refused
+      because: prompt: token 999 at position 1 is not below 320
+    hint: is this the tokenizer the model was trained with?
+    "#);
+}
+
+#[test]
+fn text_without_a_tokenizer_is_refused() {
+    insta::assert_snapshot!(failure(&["--prompt", "hello"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR has no tokenizer.json
+    hint: give the prompt as token ids: --prompt-ids 5,6,7
+    "#);
+}
+
+#[test]
+fn too_many_tokens_are_refused() {
+    let arguments = ["--prompt-ids", "5,6,7", "--max-new-tokens", "1000"];
+    insta::assert_snapshot!(failure(&arguments), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: 3 prompt tokens and 1000 new ones are asked for, but the model has 256 positions
+    hint: ask for at most 253 new tokens
+    "#);
+}
+
+#[test]
+fn an_impossible_setting_is_refused() {
+    insta::assert_snapshot!(failure(&["--prompt-ids", "5", "--top-p", "2"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: top_p is 2, which is not in (0, 1]
+    hint: set top_p to a number in (0, 1]
+    "#);
+}
+
+#[test]
+fn a_prompt_is_required() {
+    let text = failure(&[]);
+    assert!(text.starts_with("exit 1\n") && text.contains("--prompt-ids <IDS>"), "{text}");
+}
+
+#[test]
+fn without_a_run_there_is_no_default_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = cairn(["generate", "--prompt", "x"]);
+    let output = command.current_dir(folder.path()).output().unwrap();
+    insta::assert_snapshot!(shown(&output, None), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: there is no run in runs/ to take the model from
+    hint: pass --model DIR, or train one: cairn quickstart
+    "#);
+}

@@ -1,0 +1,65 @@
+//! What `--help` says, and how soon.
+
+use std::time::{Duration, Instant};
+
+use crate::{cairn, shown, succeed};
+
+/// Every command: its help must have an example.
+const COMMANDS: &[&str] = &["generate", "inspect", "logits", "doctor", "completions"];
+
+#[test]
+fn help_lists_every_command() {
+    let help = succeed(&mut cairn(["--help"]));
+    insta::assert_snapshot!(help, @r#"
+    Text in, a trained model that answers out
+
+    Usage: cairn [OPTIONS] <COMMAND>
+
+    Commands:
+      generate     Continue a prompt
+      inspect      Show what is in a model, a run or a tensor file
+      logits       Write the logits and hidden states of token ids
+      doctor       Show what this machine has, what is missing and which kernels will run
+      completions  Print a completion script for a shell
+
+    Options:
+      -h, --help     Print help
+      -V, --version  Print version
+
+    Global options:
+          --threads <N>  Threads to compute with; results do not depend on it [default: all, or
+                         `CAIRN_THREADS`]
+      -q, --quiet        Print results, warnings and errors only
+    "#);
+}
+
+#[test]
+fn every_command_explains_itself_with_examples() {
+    for command in COMMANDS {
+        let help = succeed(&mut cairn([command, "--help"]));
+        assert!(help.contains("Examples:\n  cairn "), "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+}
+
+#[test]
+fn help_comes_at_once() {
+    let start = || {
+        let begin = Instant::now();
+        succeed(&mut cairn(["--help"]));
+        begin.elapsed()
+    };
+    // The best of several: the machine has other things to do, too.
+    let best = (0..20).map(|_| start()).min().unwrap();
+    assert!(best < Duration::from_millis(20), "{best:?}");
+}
+
+#[test]
+fn completions_are_scripts() {
+    for (shell, start) in [("bash", "_cairn()"), ("zsh", "#compdef cairn"), ("fish", "# Print")] {
+        let script = succeed(&mut cairn(["completions", shell]));
+        assert!(script.starts_with(start), "{shell}: {}", &script[..80]);
+    }
+    let refused = shown(&cairn(["completions", "tcsh"]).output().unwrap(), None);
+    assert!(refused.starts_with("exit 1\n"), "{refused}");
+}

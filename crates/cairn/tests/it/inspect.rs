@@ -1,0 +1,68 @@
+//! What `inspect` and `doctor` show.
+
+use serde_json::Value;
+
+use crate::{cairn, golden, succeed};
+
+#[test]
+fn a_model_is_described() {
+    let text = succeed(cairn(["inspect"]).arg(golden("llama")));
+    insta::assert_snapshot!(text, @r#"
+    family        llama
+    parameters    170 k (170432)
+    layers        3
+    hidden size   64
+    feed-forward  160
+    attention     4 heads of 16, 2 key/value heads
+    vocabulary    320
+    positions     256
+    weights       666 KiB in 1 file (f32)
+
+    one sequence of 256 tokens, operands read and results written once:
+    part                         parameters  forward FLOPs     moved  training FLOPs     moved
+    embedding, final norm, head      41.0 k         10.6 M   737 KiB          31.7 M  1.04 MiB
+    each of blocks 0 to 2            43.1 k         30.7 M  2.86 MiB          96.2 M  7.58 MiB
+    all                               170 k          103 M  9.29 MiB           320 M  23.8 MiB
+    "#);
+}
+
+#[test]
+fn a_description_is_json_on_demand() {
+    let text = succeed(cairn(["inspect", "--json", "--tensors"]).arg(golden("gpt2")));
+    let object: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(object["spec"]["family"], "gpt2");
+    let blocks = object["blocks"].as_array().unwrap();
+    assert_eq!(
+        blocks.len(),
+        usize::try_from(object["spec"]["num_hidden_layers"].as_u64().unwrap()).unwrap()
+    );
+    assert!(blocks[0]["forward"]["flops"].as_f64().unwrap() > 0.0);
+    assert!(object["tensors"].as_array().unwrap().len() > 10);
+}
+
+#[test]
+fn programs_are_printed() {
+    let forward = succeed(cairn(["inspect", "--program"]).arg(golden("llama")));
+    assert!(forward.starts_with("program vis/1\n  input ids : u32[t]\n"), "{forward}");
+    assert!(!forward.contains("backward:"));
+    let training = succeed(cairn(["inspect", "--program", "--training"]).arg(golden("llama")));
+    assert!(training.contains("\nbackward:\n"));
+}
+
+#[test]
+fn a_tensor_file_is_listed() {
+    let text = succeed(cairn(["inspect"]).arg(golden("llama").join("model.safetensors")));
+    assert!(text.contains("model.norm.weight"), "{text}");
+    assert!(text.lines().last().unwrap().starts_with("30 tensors, "), "{text}");
+}
+
+#[test]
+fn the_doctor_looks_at_the_machine() {
+    let report: Value = serde_json::from_str(&succeed(&mut cairn(["doctor", "--json"]))).unwrap();
+    assert!(report["machine"]["num_cpus"].as_u64().unwrap() > 0);
+    let registered = report["kernels_registered"].as_u64().unwrap();
+    let selected = report["kernels_selected"].as_array().unwrap();
+    assert!(!selected.is_empty() && (selected.len() as u64) <= registered);
+    // The environment of the test has no home, so there is no registry either.
+    assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{report}");
+}
