@@ -25,8 +25,17 @@ pub(super) trait Elements: Copy {
     /// - The matrix has that panel and that column.
     unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V;
 
-    /// Hints that the vector `ahead` columns after (`panel`, `column`) is read soon.
+    /// Asks memory for four columns of a panel, from `column` on. They need not exist.
     fn prefetch<V: F32x16>(self, panel: usize, column: usize);
+}
+
+/// Asks memory for four columns of sixteen elements.
+#[inline(always)]
+fn prefetch_columns<V: F32x16, T>(values: &[T], first: usize) {
+    let address = values.as_ptr().wrapping_add(first).cast::<u8>();
+    for line in 0..size_of::<T>() {
+        V::prefetch(address.wrapping_add(line * 64));
+    }
 }
 
 /// 32-bit floats with `stride` elements between rows; the panels have `stride` columns.
@@ -94,8 +103,7 @@ impl Elements for F32Elements<'_> {
     }
     #[inline(always)]
     fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
-        let start = (panel * self.stride + column) * LANES;
-        V::prefetch(self.values.as_ptr().wrapping_add(start).cast());
+        prefetch_columns::<V, _>(self.values, (panel * self.stride + column) * LANES);
     }
 }
 
@@ -117,8 +125,7 @@ impl Elements for Bf16Elements<'_> {
     }
     #[inline(always)]
     fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
-        let start = (panel * self.stride + column) * LANES;
-        V::prefetch(self.values.as_ptr().wrapping_add(start).cast());
+        prefetch_columns::<V, _>(self.values, (panel * self.stride + column) * LANES);
     }
 }
 
@@ -146,8 +153,7 @@ impl Elements for Q8Elements<'_> {
     }
     #[inline(always)]
     fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
-        let start = (panel * self.stride + column) * LANES;
-        V::prefetch(self.values.as_ptr().wrapping_add(start).cast());
+        prefetch_columns::<V, _>(self.values, (panel * self.stride + column) * LANES);
     }
 }
 

@@ -15,6 +15,8 @@ use crate::simd::{F32x16, Kernel, LANES, dispatch};
 pub(super) const STREAM_TOKENS_MAX: usize = 16;
 /// Weight bytes of one task: long enough for the memory's streams, short enough to share out.
 const TASK_BYTES: usize = 128 << 10;
+/// Panels that are read together for one token.
+const GROUP_PANELS: usize = 4;
 /// Columns of a panel between a read and the hint for it.
 const AHEAD: usize = 32;
 
@@ -34,10 +36,8 @@ pub(super) fn run(cpu: &Cpu, product: &StreamProduct<'_>, y_tn: &mut [f32]) {
         return;
     }
     let panel_bytes = (product.weight.bytes.len() / panels).max(1);
-    let wanted = (panels * panel_bytes).div_ceil(TASK_BYTES).max(cpu.threads()).min(panels);
-    // Whole groups of panels for every task but the last.
-    let task_panels = panels.div_ceil(wanted);
-    let task_panels = if task_panels > 4 { task_panels.next_multiple_of(4) } else { task_panels };
+    let wanted = (panels * panel_bytes).div_ceil(TASK_BYTES).next_multiple_of(cpu.threads());
+    let task_panels = panels.div_ceil(wanted).next_multiple_of(GROUP_PANELS);
     let y = SharedSlice::new(y_tn);
     let simd = cpu.simd();
     cpu.parallel(panels.div_ceil(task_panels), |task, _| {
@@ -82,14 +82,14 @@ impl<E: Elements> Kernel for Range<'_, E> {
         // Accumulators: at most 16 of 32 registers, or 8 of 16 where a vector takes two.
         if V::TILE.0 == 2 {
             match t {
-                1 => self.groups::<V, 1, 8>(),
-                2 => self.groups::<V, 2, 8>(),
-                3 | 4 => self.groups::<V, 4, 4>(),
+                1 => self.groups::<V, 1, GROUP_PANELS>(),
+                2 => self.groups::<V, 2, GROUP_PANELS>(),
+                3 | 4 => self.groups::<V, 4, GROUP_PANELS>(),
                 _ => self.groups::<V, 8, 2>(),
             }
         } else {
             match t {
-                1 => self.groups::<V, 1, 4>(),
+                1 => self.groups::<V, 1, GROUP_PANELS>(),
                 2 => self.groups::<V, 2, 2>(),
                 _ => self.groups::<V, 4, 1>(),
             }
@@ -139,19 +139,26 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Kernel for Group<'_, E, 
         });
         let panels: [usize; VECS] = std::array::from_fn(|j| self.panel + j.min(self.panels - 1));
         let mut sums = self.begin::<V>();
-        for column in 0..k {
-            let mut lanes = [V::zero(); VECS];
-            for (lane, &panel) in lanes.iter_mut().zip(&panels) {
+        let mut column = 0;
+        while column < k {
+            for &panel in &panels {
                 self.elements.prefetch::<V>(panel, column + AHEAD);
-                // SAFETY: the weight has `panel` (below its last) and `column` (below k).
-                *lane = unsafe { self.elements.lanes(panel, column) };
             }
-            for (row, x) in sums.iter_mut().zip(x) {
-                // SAFETY: `x` points to a row of k floats.
-                let x = V::splat(unsafe { *x.wrapping_add(column) });
-                for (sum, lane) in row.iter_mut().zip(lanes) {
-                    *sum = x.mul_add(lane, *sum);
+            let until = k.min(column + 4);
+            while column < until {
+                let mut lanes = [V::zero(); VECS];
+                for (lane, &panel) in lanes.iter_mut().zip(&panels) {
+                    // SAFETY: the weight has `panel` (below its last) and `column` (below k).
+                    *lane = unsafe { self.elements.lanes(panel, column) };
                 }
+                for (row, x) in sums.iter_mut().zip(x) {
+                    // SAFETY: `x` points to a row of k floats.
+                    let x = V::splat(unsafe { *x.wrapping_add(column) });
+                    for (sum, lane) in row.iter_mut().zip(lanes) {
+                        *sum = x.mul_add(lane, *sum);
+                    }
+                }
+                column += 1;
             }
         }
         self.finish(&sums);

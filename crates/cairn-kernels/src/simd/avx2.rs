@@ -83,6 +83,13 @@ pub(super) fn max8(lanes: __m256) -> f32 {
 }
 
 #[inline(always)]
+fn widen_words(words: &[u16; 8]) -> __m256i {
+    // SAFETY: module invariant; the array is 16 bytes.
+    let words = unsafe { _mm_loadu_si128(words.as_ptr().cast()) };
+    op!(_mm256_cvtepu16_epi32(words))
+}
+
+#[inline(always)]
 fn transpose8(rows: [__m256; 8]) -> [__m256; 8] {
     let mut quads = rows;
     for i in [0, 4] {
@@ -135,14 +142,24 @@ impl F32x16 for Avx2 {
     }
     #[inline(always)]
     fn load_partial(from: &[f32], fill: f32) -> Self {
-        let mut lanes = [fill; LANES];
-        lanes[..from.len()].copy_from_slice(from);
-        Self::load(&lanes)
+        assert!(from.len() <= LANES, "more than one vector");
+        let mask = Avx2Mask::first(from.len());
+        let (low, high) = (mask.low_bits(), mask.high_bits());
+        // SAFETY: module invariant; the masks cover exactly the slice, other lanes are not read.
+        let first = unsafe { _mm256_maskload_ps(from.as_ptr(), low) };
+        // SAFETY: as above; an address past the slice is not read.
+        let second = unsafe { _mm256_maskload_ps(from.as_ptr().wrapping_add(8), high) };
+        Self::select(mask, Self(first, second), Self::splat(fill))
     }
     #[inline(always)]
     fn store_partial(self, to: &mut [f32]) {
-        let lanes = self.to_array();
-        to.copy_from_slice(&lanes[..to.len()]);
+        assert!(to.len() <= LANES, "more than one vector");
+        let mask = Avx2Mask::first(to.len());
+        let (low, high) = (mask.low_bits(), mask.high_bits());
+        // SAFETY: module invariant; the masks cover exactly the slice, nothing else is written.
+        unsafe { _mm256_maskstore_ps(to.as_mut_ptr(), low, self.0) };
+        // SAFETY: as above.
+        unsafe { _mm256_maskstore_ps(to.as_mut_ptr().wrapping_add(8), high, self.1) };
     }
     #[inline(always)]
     unsafe fn load_ptr(from: *const f32) -> Self {
@@ -170,12 +187,7 @@ impl F32x16 for Avx2 {
     #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {
         let (halves, _) = bits.as_chunks::<8>();
-        let widen = |half: &[u16; 8]| {
-            // SAFETY: module invariant; the array is 16 bytes.
-            let words = unsafe { _mm_loadu_si128(half.as_ptr().cast()) };
-            op!(_mm256_cvtepu16_epi32(words))
-        };
-        Avx2Int(widen(&halves[0]), widen(&halves[1])).shl(16).as_float()
+        Avx2Int(widen_words(&halves[0]), widen_words(&halves[1])).shl(16).as_float()
     }
     #[inline(always)]
     fn to_bf16(self, to: &mut [u16; LANES]) {
@@ -266,20 +278,21 @@ impl F32x16 for Avx2 {
     }
     #[inline(always)]
     fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
-        // Four 8×8 blocks; the two off the diagonal change places.
-        let block = |first: usize, high: bool| {
-            let mut part = [rows[0].0; 8];
-            for (i, row) in part.iter_mut().enumerate() {
-                *row = if high { rows[first + i].1 } else { rows[first + i].0 };
-            }
-            transpose8(part)
-        };
-        let (top, right) = (block(0, false), block(0, true));
-        let (bottom, corner) = (block(8, false), block(8, true));
+        // Four 8×8 blocks; the two off the diagonal change places. No closures: they would be
+        // compiled without the instruction set.
+        let mut halves = [[rows[0].0; 8]; 4];
+        for i in 0..8 {
+            halves[0][i] = rows[i].0;
+            halves[1][i] = rows[i + 8].0;
+            halves[2][i] = rows[i].1;
+            halves[3][i] = rows[i + 8].1;
+        }
+        let (low, low_end) = (transpose8(halves[0]), transpose8(halves[1]));
+        let (high, high_end) = (transpose8(halves[2]), transpose8(halves[3]));
         let mut out = rows;
         for i in 0..8 {
-            out[i] = Self(top[i], bottom[i]);
-            out[8 + i] = Self(right[i], corner[i]);
+            out[i] = Self(low[i], low_end[i]);
+            out[8 + i] = Self(high[i], high_end[i]);
         }
         out
     }
@@ -297,8 +310,10 @@ impl I32x16 for Avx2Int {
     fn load(from: &[i32; LANES]) -> Self {
         let (halves, _) = from.as_chunks::<8>();
         // SAFETY: module invariant; the array is 32 bytes.
-        let half = |from: &[i32; 8]| unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
-        Self(half(&halves[0]), half(&halves[1]))
+        let low = unsafe { _mm256_loadu_si256(halves[0].as_ptr().cast()) };
+        // SAFETY: as above.
+        let high = unsafe { _mm256_loadu_si256(halves[1].as_ptr().cast()) };
+        Self(low, high)
     }
     #[inline(always)]
     fn to_array(self) -> [i32; LANES] {
@@ -361,6 +376,17 @@ impl I32x16 for Avx2Int {
     #[inline(always)]
     fn as_float(self) -> Avx2 {
         Avx2(op!(_mm256_castsi256_ps(self.0)), op!(_mm256_castsi256_ps(self.1)))
+    }
+}
+
+impl Avx2Mask {
+    #[inline(always)]
+    fn low_bits(self) -> __m256i {
+        op!(_mm256_castps_si256(self.0))
+    }
+    #[inline(always)]
+    fn high_bits(self) -> __m256i {
+        op!(_mm256_castps_si256(self.1))
     }
 }
 
