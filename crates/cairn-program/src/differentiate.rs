@@ -293,17 +293,7 @@ impl<'a> Tape<'a> {
         match &instr.op {
             Op::Matmul | Op::HeadMatmul => self.product_adjoint(instr, dy[0])?,
             Op::RmsNorm(_) | Op::LayerNorm(_) => self.norm_adjoint(instr, dy[0])?,
-            Op::Embed => {
-                if let Some(dw) = self.accumulator(slot(1).expect("verified")) {
-                    self.builder.push_slots(Op::EmbedGrad, vec![dy[0], slot(0), Some(dw)], &[])?;
-                }
-            }
-            Op::PositionEmbed => {
-                if let Some(dw) = self.accumulator(slot(2).expect("verified")) {
-                    self.builder.push_slots(Op::EmbedGrad, vec![dy[0], slot(1), Some(dw)], &[])?;
-                }
-                self.pass(slot(0), dy[0])?;
-            }
+            Op::Embed | Op::PositionEmbed => self.lookup_adjoint(instr, dy[0])?,
             Op::Add => {
                 self.pass(slot(0), dy[0])?;
                 self.pass(slot(1), dy[0])?;
@@ -347,6 +337,16 @@ impl<'a> Tape<'a> {
             op => return Err(DifferentiateError::NoAdjoint { op: op.name() }),
         }
         Ok(())
+    }
+
+    fn lookup_adjoint(&mut self, instr: &Instr, dy: Option<ValueId>) -> Result<(), VerifyError> {
+        // A position embedding has the vectors it adds to in front.
+        let first = usize::from(instr.op == Op::PositionEmbed);
+        let (rows, table) = (instr.inputs[first], instr.inputs[first + 1].expect("verified"));
+        if let Some(dw) = self.accumulator(table) {
+            self.builder.push_slots(Op::EmbedGrad, vec![dy, rows, Some(dw)], &[])?;
+        }
+        if first == 0 { Ok(()) } else { self.pass(instr.inputs[0], dy) }
     }
 
     /// The gradient passes through unchanged.
