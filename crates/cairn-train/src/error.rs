@@ -1,0 +1,125 @@
+//! Why a training run ends early.
+
+use std::path::PathBuf;
+
+use cairn_artifacts::FileError;
+use cairn_artifacts::run::{MetricsError, RecordError};
+use cairn_artifacts::safetensors::WeightsError;
+use cairn_data::corpus::ReadError;
+use cairn_data::loader::LoaderError;
+use cairn_model::LoadError;
+use cairn_program::{RunError, SessionError};
+use cairn_spec::Hint;
+
+use crate::checkpoint::StateError;
+use crate::resume::ResumeError;
+use crate::validation::ValidationError;
+
+/// A run that cannot start, go on or be saved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The training data cannot be read.
+    #[error(transparent)]
+    Data(#[from] LoaderError),
+    /// The corpus or its tokenizer cannot be read.
+    #[error(transparent)]
+    Corpus(#[from] ReadError),
+    /// A file of the run folder cannot be written or read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The metrics cannot be written or read.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The record cannot be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The checkpoint belongs to another run.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+    /// A checkpoint cannot be read.
+    #[error(transparent)]
+    Load(Box<StateError>),
+    /// A checkpoint cannot be written. The one before it is untouched.
+    #[error("the checkpoint of step {step} could not be saved")]
+    Save {
+        /// Finished steps.
+        step: u64,
+        /// What went wrong.
+        source: Box<StateError>,
+    },
+    /// The memory of the plan cannot be had.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The weights to start from cannot be read.
+    #[error("the weights to start from in {} cannot be read", folder.display())]
+    InitialWeights {
+        /// The model folder.
+        folder: PathBuf,
+        /// What went wrong.
+        source: Box<WeightsError>,
+    },
+    /// The weights to start from are not those of the recipe's model.
+    #[error("the weights to start from in {} do not fit the recipe's model", folder.display())]
+    InitialModel {
+        /// The model folder.
+        folder: PathBuf,
+        /// What does not fit.
+        source: LoadError,
+    },
+    /// The tokenizer has more tokens than the model.
+    #[error("the model has {vocab_size} tokens, its corpus' tokenizer {tokenizer_vocab_size}")]
+    Vocab {
+        /// `vocab_size` of the model.
+        vocab_size: usize,
+        /// Tokens of the tokenizer.
+        tokenizer_vocab_size: usize,
+    },
+    /// A batch does not fit the model.
+    #[error("the batch of step {step} does not fit the model")]
+    Step {
+        /// The step, from 0.
+        step: u64,
+        /// What does not fit.
+        source: RunError,
+    },
+    /// Validation failed.
+    #[error("validation failed")]
+    Validation(#[from] ValidationError),
+    /// A loss or gradient is no number. Nothing is saved; the batch is kept.
+    #[error("the {what} of step {step} is {value}; its batch is kept in {}", batch.display())]
+    NotFinite {
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// The step, from 0.
+        step: u64,
+        /// What it is instead.
+        value: f64,
+        /// The file with the batch.
+        batch: PathBuf,
+    },
+}
+
+impl Hint for TrainError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Data(error) => error.hints(),
+            Self::File(error) => error.hints(),
+            Self::Load(error) | Self::Save { source: error, .. } => error.hints(),
+            Self::Resume(_) => vec![
+                "resume with the recipe the run was started with, or give the new run another \
+                 folder"
+                    .to_owned(),
+            ],
+            Self::Vocab { tokenizer_vocab_size, .. } => {
+                vec![format!("leave model.vocab_size out, or set it to {tokenizer_vocab_size}")]
+            }
+            Self::NotFinite { .. } => vec![
+                "resuming would repeat it: start a new run with a lower optimizer.learning_rate, \
+                 a longer schedule.warmup_steps or a smaller optimizer.max_grad_norm"
+                    .to_owned(),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! How fast this machine trains a model: measured on the first blocks of it.
+//!
+//! One block and two blocks of the model are run forward and backward over a few rows. Their
+//! difference is the time of a block, the rest that of embedding and head; the whole model's time
+//! is put together from the two, so that a wide vocabulary on few blocks does not mislead.
+
+use cairn_data::loader::{LoaderBatch, Sequence};
+use cairn_kernels::Cpu;
+use cairn_program::{Recompute, RunError, Workload};
+use cairn_spec::ModelSpec;
+use cairn_spec::recipe::TrainRecipe;
+
+use crate::batch::MicroBatch;
+use crate::host::Host;
+use crate::learner::{Learner, Place};
+use crate::plan::{Pace, programs_of};
+use crate::programs::ProgramsError;
+
+/// Rows are added until a run has so many tokens, or the micro-batch is full.
+const TOKENS_WISHED: usize = 1024;
+/// Runs measured; the fastest counts, since everything that disturbs makes one slower.
+const RUNS: usize = 3;
+
+/// Why the pace cannot be measured.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PaceError {
+    /// The model cannot be trained.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    /// The probe does not run, which is a bug.
+    #[error("the probe does not run")]
+    Run(#[from] RunError),
+}
+
+/// Time and arithmetic of a part of the model.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    seconds: f64,
+    flops: f64,
+}
+
+/// Measures the pace of a recipe's model with the threads and instructions of `cpu`, which the
+/// probe takes over. Takes a few seconds for a large model, and the memory of two of its blocks.
+///
+/// # Errors
+///
+/// [`PaceError::Programs`] if the model cannot be trained.
+pub fn measure_pace(
+    recipe: &TrainRecipe,
+    cpu: impl Fn() -> Cpu,
+    host: &dyn Host,
+) -> Result<Pace, PaceError> {
+    let layers = recipe.model.num_hidden_layers;
+    let (one, update) = probe(recipe, 1, cpu(), host)?;
+    if layers == 1 {
+        return Ok(Pace { flops_per_s: one.flops / one.seconds, update_s_per_parameter: update });
+    }
+    let (two, update) = probe(recipe, 2, cpu(), host)?;
+    let block = Cost { seconds: two.seconds - one.seconds, flops: two.flops - one.flops };
+    let others = (layers - 1) as f64;
+    let seconds = one.seconds + others * block.seconds;
+    let flops = one.flops + others * block.flops;
+    // A disturbed probe may make one block slower than two; then two blocks stand for all.
+    let disturbed = block.seconds <= 0.0;
+    let flops_per_s = if disturbed { two.flops / two.seconds } else { flops / seconds };
+    Ok(Pace { flops_per_s, update_s_per_parameter: update })
+}
+
+/// Runs `layers` blocks of the model with its embedding and head. Returns what forward and backward
+/// cost, and the seconds of the update per parameter.
+fn probe(
+    recipe: &TrainRecipe,
+    layers: usize,
+    cpu: Cpu,
+    host: &dyn Host,
+) -> Result<(Cost, f64), PaceError> {
+    let mut fields = recipe.model.clone().into_fields();
+    fields.num_hidden_layers = layers;
+    let spec = ModelSpec::new(fields).expect("fewer blocks of a valid model are valid");
+    let programs = programs_of(&spec, recipe, Recompute::None)?;
+    let parameters = programs.train.num_parameters() as f64;
+    let seq_len = recipe.data.seq_len;
+    let rows_max = usize::try_from(recipe.batch.micro_batch_size).unwrap_or(usize::MAX);
+    let rows = TOKENS_WISHED.div_ceil(seq_len).clamp(1, rows_max);
+    let flops = programs.train.total_cost(&Workload::causal(rows, seq_len)).flops;
+    let plan = programs.memory_plan(rows * seq_len).map_err(ProgramsError::from)?;
+    let mut learner = Learner::new(plan, cpu).map_err(ProgramsError::from)?;
+    cairn_model::init_weights(learner.session_mut(), &spec, 0);
+    learner.start_states();
+    let batch = pattern(rows, seq_len, spec.vocab_size);
+    let (micro, weight) = (MicroBatch::whole(&batch), 1e-6);
+    let (mut training, mut updating) = (f64::INFINITY, f64::INFINITY);
+    for step in 0..=RUNS as u64 {
+        let start = host.monotonic_s();
+        let place = Place { seed: 0, step, first_token: 0 };
+        learner.accumulate(&micro, weight, place, &mut 0.0)?;
+        let middle = host.monotonic_s();
+        learner.update(1e-6, step)?;
+        let end = host.monotonic_s();
+        // The first run pays for what is touched the first time.
+        if step != 0 {
+            training = training.min(middle - start);
+            updating = updating.min(end - middle);
+        }
+    }
+    Ok((Cost { seconds: training, flops }, updating / parameters))
+}
+
+/// Rows of one sequence each, over all of the vocabulary.
+fn pattern(rows: usize, seq_len: usize, vocab_size: usize) -> LoaderBatch {
+    let id = |token: usize| u32::try_from(token * 7919 % vocab_size).unwrap_or(0);
+    let position = |token: usize| u32::try_from(token % seq_len).unwrap_or(0);
+    let tokens = rows * seq_len;
+    LoaderBatch {
+        ids: (0..tokens).map(id).collect(),
+        positions: (0..tokens).map(position).collect(),
+        targets: (1..=tokens).map(id).collect(),
+        loss_weights: vec![1.0; tokens],
+        sequences: (0..rows).map(|row| Sequence { start: row * seq_len, len: seq_len }).collect(),
+        row_tokens: seq_len,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::FakeHost;
+    use crate::trainer::tests::recipe;
+
+    #[test]
+    fn a_pace_is_positive() {
+        let pace = measure_pace(&recipe(&[]), || Cpu::detect(1), &FakeHost::new()).unwrap();
+        assert!(pace.flops_per_s > 0.0 && pace.update_s_per_parameter > 0.0, "{pace:?}");
+    }
+}

@@ -1,0 +1,309 @@
+//! What a run will take, before it starts: bytes, arithmetic, time.
+//!
+//! A plan is made from the resolved recipe alone. A plan over the memory limit is refused, with the
+//! fastest one that fits in its place: recomputation does not change a bit of the result, the
+//! micro-batch size at most the last bits of a gradient (see [`crate::Learner`]).
+
+use std::fmt;
+
+use cairn_kernels::Encoding;
+use cairn_program::{MemoryPlan, PlannedBytes, Recompute, SessionError, Workload};
+use cairn_spec::recipe::{self, TrainRecipe};
+use cairn_spec::{DType, Hint, ModelSpec};
+use serde::Serialize;
+
+use crate::programs::{ProgramOptions, Programs, ProgramsError};
+use crate::tensors::gather_bytes_max;
+
+/// Buffers of open files, the report and other small things that come and go.
+const SMALL_BYTES: u64 = 4 << 20;
+/// Bytes of a token in the loader's batch and the micro-batch made of it.
+const BATCH_BYTES_PER_TOKEN: u64 = 32;
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanRequest<'a> {
+    /// What the run does.
+    pub recipe: &'a TrainRecipe,
+    /// Anonymous memory of the process without the run, measured.
+    pub baseline_bytes: u64,
+    /// Scratch memory of the threads: [`cairn_kernels::Cpu::scratch_bytes`].
+    pub scratch_bytes: u64,
+    /// How fast this machine is, measured; without it the plan says nothing about time.
+    pub pace: Option<Pace>,
+}
+
+/// Speed of training, measured on this machine with a short model of the same widths.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Pace {
+    /// Arithmetic of forward and backward, per second.
+    pub flops_per_s: f64,
+    /// Time of the update for one parameter.
+    pub update_s_per_parameter: f64,
+}
+
+/// Bytes of a run, by what they hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PredictedBytes {
+    /// Weights, gradients, states and arena, each as planned.
+    pub session: PlannedBytes,
+    /// Scratch memory of the threads.
+    pub scratch: u64,
+    /// Batches, and the largest tensor that is rearranged while a checkpoint is written.
+    pub host: u64,
+    /// The process without the run.
+    pub baseline: u64,
+}
+
+impl PredictedBytes {
+    /// Everything together: the anonymous memory of the process at its peak.
+    pub fn total(&self) -> u64 {
+        self.session.total() as u64 + self.scratch + self.host + self.baseline
+    }
+}
+
+/// What can be chosen without changing what is learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Shape {
+    /// Sequences computed at a time.
+    pub micro_batch_size: usize,
+    /// Micro-batches of a step.
+    pub grad_accum_steps: usize,
+    /// What the backward pass computes again.
+    pub recompute: Recompute,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { micro_batch_size, grad_accum_steps, recompute } = self;
+        let recompute = match recompute {
+            Recompute::None => "none",
+            // Chosen by `auto`; recipes do not name it.
+            Recompute::Cheap => "auto",
+            Recompute::Blocks => "blocks",
+        };
+        write!(
+            f,
+            "batch.micro_batch_size={micro_batch_size} batch.grad_accum_steps={grad_accum_steps} \
+             run.recompute={recompute}"
+        )
+    }
+}
+
+/// A run that fits.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// Batch and recomputation.
+    pub shape: Shape,
+    /// Elements of all weights, tied ones once.
+    pub parameters: u64,
+    /// Bytes by what they hold.
+    pub bytes: PredictedBytes,
+    /// Tokens of a step.
+    pub tokens_per_step: u64,
+    /// Arithmetic of a step, recomputation left out: what the model itself needs. Attention counts
+    /// rows of one document each, the most there can be.
+    pub model_flops_per_step: f64,
+    /// Arithmetic of a step, recomputation counted.
+    pub flops_per_step: f64,
+    /// Steps of the run.
+    pub total_steps: u64,
+    /// Seconds of the run without validation and checkpoints, at the measured pace.
+    pub seconds: Option<f64>,
+    #[serde(skip)]
+    programs: Programs,
+    #[serde(skip)]
+    tokens_per_run: usize,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The model cannot be trained as asked.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    /// The run needs more memory than it may have.
+    #[error("the plan needs {needed} bytes, the limit is {limit}")]
+    OverLimit {
+        /// Bytes of the plan as asked.
+        needed: u64,
+        /// Bytes it may have.
+        limit: u64,
+        /// The fastest choice that fits, and its bytes.
+        nearest: Option<(Shape, u64)>,
+        /// Bytes of the smallest plan of this model.
+        smallest: u64,
+    },
+}
+
+impl Hint for PlanError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::OverLimit { nearest: Some((shape, bytes)), .. } => {
+                vec![format!("this fits in {bytes} bytes and learns the same: {shape}")]
+            }
+            Self::OverLimit { smallest, .. } => vec![format!(
+                "even one sequence at a time takes {smallest} bytes; raise run.memory_limit, \
+                 shorten data.seq_len or make the model smaller"
+            )],
+            Self::Programs(_) => Vec::new(),
+        }
+    }
+}
+
+impl From<SessionError> for PlanError {
+    fn from(error: SessionError) -> Self {
+        Self::Programs(ProgramsError::from(error))
+    }
+}
+
+impl Plan {
+    /// Plans a run.
+    ///
+    /// With `recompute = auto` it is the fastest of no, cheap and full recomputation that fits.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError::OverLimit`] with the nearest plan that fits; [`PlanError::Programs`] naming
+    /// what of the model cannot be trained.
+    pub fn new(request: &PlanRequest<'_>) -> Result<Self, PlanError> {
+        let recipe = request.recipe;
+        let limit = recipe.run.memory_limit_bytes.unwrap_or(u64::MAX);
+        let [rows, accum] =
+            [recipe.batch.micro_batch_size, recipe.batch.grad_accum_steps].map(narrow);
+        let policies: &[Recompute] = match recipe.run.recompute {
+            recipe::Recompute::None => &[Recompute::None],
+            recipe::Recompute::Blocks => &[Recompute::Blocks],
+            recipe::Recompute::Auto => &POLICIES,
+        };
+        let mut needed = u64::MAX;
+        for &recompute in policies {
+            let shape = Shape { micro_batch_size: rows, grad_accum_steps: accum, recompute };
+            let plan = Self::of_shape(request, shape)?;
+            if plan.bytes.total() <= limit {
+                return Ok(plan);
+            }
+            needed = needed.min(plan.bytes.total());
+        }
+        let (nearest, smallest) = nearest(request, limit)?;
+        Err(PlanError::OverLimit { needed, limit, nearest, smallest })
+    }
+
+    /// The plan of one choice, whatever it takes.
+    fn of_shape(request: &PlanRequest<'_>, shape: Shape) -> Result<Self, PlanError> {
+        let recipe = request.recipe;
+        let programs = programs_of(&recipe.model, recipe, shape.recompute)?;
+        let tokens = shape.micro_batch_size * recipe.data.seq_len;
+        let workload = Workload::causal(shape.micro_batch_size, recipe.data.seq_len);
+        let micro = programs.train.total_cost(&workload).flops;
+        let model = programs.differentiated.total_cost(&workload).flops;
+        let update = programs.update.total_cost(&Workload::causal(0, 0)).flops;
+        let accum = real(shape.grad_accum_steps as u64);
+        let model_flops_per_step = accum * model + update;
+        let total_steps = recipe.total_steps(model_flops_per_step);
+        let parameters = programs.train.num_parameters() as u64;
+        let seconds = request.pace.map(|pace| {
+            let step =
+                accum * micro / pace.flops_per_s + real(parameters) * pace.update_s_per_parameter;
+            step * real(total_steps)
+        });
+        let session = programs.clone().memory_plan(tokens)?.bytes();
+        let bytes = PredictedBytes {
+            session,
+            scratch: request.scratch_bytes,
+            host: host_bytes(recipe),
+            baseline: request.baseline_bytes,
+        };
+        Ok(Self {
+            shape,
+            parameters,
+            bytes,
+            tokens_per_step: recipe.tokens_per_step(),
+            model_flops_per_step,
+            flops_per_step: accum * micro + update,
+            total_steps,
+            seconds,
+            programs,
+            tokens_per_run: tokens,
+        })
+    }
+
+    /// The programs of the run.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// Where every byte of the session will lie.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`] if the programs do not fit together, which is a bug.
+    pub fn memory_plan(&self) -> Result<MemoryPlan, SessionError> {
+        self.programs.clone().memory_plan(self.tokens_per_run)
+    }
+}
+
+/// From the fastest to the smallest.
+const POLICIES: [Recompute; 3] = [Recompute::None, Recompute::Cheap, Recompute::Blocks];
+
+/// The programs of a model under a recipe's settings.
+pub(crate) fn programs_of(
+    spec: &ModelSpec,
+    recipe: &TrainRecipe,
+    recompute: Recompute,
+) -> Result<Programs, ProgramsError> {
+    let encoding = match recipe.run.weights {
+        DType::Bf16 => Encoding::Bf16,
+        _ => Encoding::F32,
+    };
+    let options = ProgramOptions::of_recipe(&recipe.optimizer, encoding, recompute);
+    Programs::new(spec, &options)
+}
+
+/// The choice with the least arithmetic that fits (among those with the largest micro-batch), and
+/// the bytes of the smallest there is.
+fn nearest(
+    request: &PlanRequest<'_>,
+    limit: u64,
+) -> Result<(Option<(Shape, u64)>, u64), PlanError> {
+    let rows = narrow(request.recipe.batch.global_batch_size());
+    let asked = narrow(request.recipe.batch.micro_batch_size);
+    let mut smallest = u64::MAX;
+    let mut best: Option<(f64, Shape, u64)> = None;
+    for recompute in POLICIES {
+        for micro_batch_size in (1..=asked).rev().filter(|&size| rows.is_multiple_of(size)) {
+            let grad_accum_steps = rows / micro_batch_size;
+            let shape = Shape { micro_batch_size, grad_accum_steps, recompute };
+            let plan = Plan::of_shape(request, shape)?;
+            let total = plan.bytes.total();
+            smallest = smallest.min(total);
+            if total <= limit {
+                let flops = plan.flops_per_step;
+                if best.is_none_or(|(least, ..)| flops < least) {
+                    best = Some((flops, shape, total));
+                }
+                // Smaller micro-batches of this policy are no faster.
+                break;
+            }
+        }
+    }
+    Ok((best.map(|(_, shape, bytes)| (shape, bytes)), smallest))
+}
+
+fn host_bytes(recipe: &TrainRecipe) -> u64 {
+    let batch = BATCH_BYTES_PER_TOKEN * recipe.tokens_per_step();
+    let saving = gather_bytes_max(&recipe.model) as u64;
+    batch + saving + SMALL_BYTES
+}
+
+fn narrow(count: u64) -> usize {
+    usize::try_from(count).expect("recipes limit the batch")
+}
+
+fn real(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! The three programs of a training run: forward and backward; scoring; update.
+
+use std::collections::BTreeSet;
+
+use cairn_kernels::{Encoding, Layout};
+use cairn_model::{BuildError, BuildOptions, Head, build_program};
+use cairn_program::{
+    AdamWAttrs, Class, DifferentiateError, Instr, KvPlacement, Loss, MemoryPlan, Op, Program,
+    ProgramId, Recompute, SessionError, SessionProgram, Sizes, UpdateOptions, VerifyError,
+    differentiate, recompute, update_program,
+};
+use cairn_spec::ModelSpec;
+use cairn_spec::recipe::{Decay, Optimizer};
+
+/// Forward and backward.
+pub(crate) const TRAIN: ProgramId = ProgramId(0);
+/// Forward without dropout, for validation.
+pub(crate) const SCORE: ProgramId = ProgramId(1);
+/// Gradients to new weights.
+pub(crate) const UPDATE: ProgramId = ProgramId(2);
+
+/// What decides the programs besides the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProgramOptions {
+    /// Storage of weight matrices: `f32`, or `bf16` with an `f32` master beside it.
+    pub encoding: Encoding,
+    /// Weights to train; `None` trains all.
+    pub trainable: Option<BTreeSet<String>>,
+    /// What the backward pass computes again.
+    pub recompute: Recompute,
+    /// The optimizer; its weight decay falls on the weights that `decay` names.
+    pub update: UpdateOptions,
+    /// Which weights decay.
+    pub decay: Decay,
+}
+
+impl ProgramOptions {
+    /// What a recipe asks for.
+    pub fn of_recipe(optimizer: &Optimizer, encoding: Encoding, recompute: Recompute) -> Self {
+        let [beta1, beta2] = optimizer.betas;
+        let Optimizer { eps, weight_decay, decay, max_grad_norm, ema_decay, .. } = *optimizer;
+        Self {
+            encoding,
+            trainable: None,
+            recompute,
+            update: UpdateOptions {
+                adamw: AdamWAttrs { beta1, beta2, eps, weight_decay },
+                max_grad_norm: max_grad_norm.map(rounded),
+                ema_decay: ema_decay.map(rounded),
+            },
+            decay,
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "applied to f32 values")]
+fn rounded(setting: f64) -> f32 {
+    setting as f32
+}
+
+/// Why a model cannot be trained as asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramsError {
+    /// The model cannot be built.
+    #[error("this model cannot be built")]
+    Build(#[from] BuildError),
+    /// The model cannot be differentiated.
+    #[error("this model cannot be trained as asked")]
+    Differentiate(#[from] DifferentiateError),
+    /// The update does not verify: a bug.
+    #[error("the update program does not verify")]
+    Update(#[from] VerifyError),
+    /// The programs do not share a session: a bug.
+    #[error("the programs of a step do not fit together")]
+    Session(#[from] SessionError),
+}
+
+/// Programs that share weights, gradients and states.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// Forward and backward.
+    pub train: Program,
+    /// Forward without dropout.
+    pub score: Program,
+    /// Gradients to new weights.
+    pub update: Program,
+    /// Forward and backward before recomputation: what the model itself needs.
+    pub(crate) differentiated: Program,
+}
+
+impl Programs {
+    /// Lowers `spec`, differentiates it and derives its update.
+    ///
+    /// # Errors
+    ///
+    /// [`ProgramsError`] naming what of the spec has no program.
+    pub fn new(spec: &ModelSpec, options: &ProgramOptions) -> Result<Self, ProgramsError> {
+        let build = |dropout| BuildOptions {
+            encoding: options.encoding,
+            layout: Layout::RowMajor,
+            dropout,
+            ..BuildOptions::new(Head::TokenLogprob)
+        };
+        let forward = build_program(spec, &build(true))?;
+        let trainable = match &options.trainable {
+            Some(names) => names.clone(),
+            None => forward.of_class(Class::Weight).map(|(_, w)| w.name.clone()).collect(),
+        };
+        let differentiated = differentiate(&forward, &trainable, &Loss::CrossEntropy)?;
+        let mut update = update_program(&differentiated, &options.update)?;
+        set_decay(&mut update, &differentiated, options);
+        let train = recompute(&differentiated, options.recompute);
+        let score = build_program(spec, &build(false))?;
+        Ok(Self { train, score, update, differentiated })
+    }
+
+    /// Lays the programs out for runs of up to `tokens` tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`] if the programs declare a shared value differently, which is a bug.
+    pub fn memory_plan(self, tokens: usize) -> Result<MemoryPlan, SessionError> {
+        // In the worst case every token is a document of its own.
+        let sizes = Sizes::dense(tokens, tokens);
+        let kv = KvPlacement::Arena;
+        let programs = [self.train, self.score, self.update];
+        MemoryPlan::new(
+            programs.into_iter().map(|program| SessionProgram { program, sizes, kv }).collect(),
+            None,
+        )
+    }
+}
+
+/// Gives each weight of an update its decay. [`update_program`] lets matrices decay; embeddings are
+/// told from other matrices by the lookups that read them, also where they are the head as well.
+fn set_decay(update: &mut Program, training: &Program, options: &ProgramOptions) {
+    let lookup = |op: &Op| match op {
+        Op::Embed => Some(1),
+        Op::PositionEmbed => Some(2),
+        _ => None,
+    };
+    let looked_up = |instr: &Instr| lookup(&instr.op).and_then(|slot| instr.inputs[slot]);
+    let embeddings: BTreeSet<&str> = training
+        .instrs
+        .iter()
+        .filter_map(looked_up)
+        .map(|id| training.value(id).name.as_str())
+        .collect();
+    for index in 0..update.instrs.len() {
+        let Some(id) = update.instrs[index].inputs.first().copied().flatten() else { continue };
+        let name = &update.value(id).name;
+        let weight = name.strip_prefix("master.").unwrap_or(name);
+        let is_embedding = embeddings.contains(weight);
+        if let Op::AdamW(attrs) = &mut update.instrs[index].op {
+            match options.decay {
+                Decay::Matrices => {}
+                Decay::MatricesWithoutEmbeddings if is_embedding => attrs.weight_decay = 0.0,
+                Decay::MatricesWithoutEmbeddings => {}
+                Decay::All => attrs.weight_decay = options.update.adamw.weight_decay,
+            }
+        }
+    }
+}

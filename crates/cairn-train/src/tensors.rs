@@ -1,0 +1,161 @@
+//! Tensors between a session and files in Hugging Face's layout.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::ops::Range;
+
+use cairn_artifacts::safetensors::{OutTensor, TensorView, WeightFolder};
+use cairn_model::{Placement, TensorMap, TensorSlice, TensorSource, tensor_f32};
+use cairn_program::Session;
+use cairn_spec::{DType, ModelSpec};
+
+/// The weights of a model folder, as [`cairn_model::load_weights`] wants them.
+#[derive(Clone, Copy, Debug)]
+pub struct FolderTensors<'a>(pub &'a WeightFolder);
+
+impl TensorSource for FolderTensors<'_> {
+    fn names(&self) -> Vec<String> {
+        self.0.tensors().map(|tensor| tensor.name.to_owned()).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.tensor(name).map(|tensor| tensor.shape.to_vec())
+    }
+
+    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+        let tensor = self.0.tensor(name).ok_or("it is gone")?;
+        read_range(&tensor, elements, out)
+    }
+}
+
+/// Copies elements of a tensor, widened to `f32`.
+pub(crate) fn read_range(
+    tensor: &TensorView<'_>,
+    elements: Range<usize>,
+    out: &mut [f32],
+) -> Result<(), String> {
+    let size = tensor.dtype.size_bytes();
+    let shape = [elements.len()];
+    let bytes = tensor
+        .bytes
+        .get(elements.start * size..elements.end * size)
+        .ok_or_else(|| format!("elements {elements:?} lie outside of it"))?;
+    let part = TensorView { shape: &shape, bytes, ..*tensor };
+    part.copy_to_f32(out).map_err(|error| error.to_string())
+}
+
+/// The family's tensors of a session, to write. `prefix` picks what is written: empty for the
+/// weights themselves, `ema.` for their averages.
+///
+/// Weights that a family stores as they are go out without a copy; others are gathered one tensor
+/// at a time while the file is written.
+pub(crate) fn out_tensors<'a>(
+    session: &'a Session,
+    spec: &ModelSpec,
+    prefix: &'a str,
+) -> Vec<OutTensor<'a>> {
+    let map = TensorMap::new(spec);
+    let tensors = map.tensors();
+    let out = tensors.iter().map(|(name, shape)| {
+        let slices: Vec<TensorSlice> =
+            map.slices.iter().filter(|slice| slice.tensor == *name).cloned().collect();
+        out_tensor(session, prefix, (name, shape), slices)
+    });
+    out.collect()
+}
+
+fn out_tensor<'a>(
+    session: &'a Session,
+    prefix: &'a str,
+    (name, shape): (&str, &[usize]),
+    slices: Vec<TensorSlice>,
+) -> OutTensor<'a> {
+    let first = stored(session, prefix, &slices[0].weight);
+    match (&first, &slices[..]) {
+        (Stored::F32(values), [only]) if only.placement == Placement::Whole => {
+            OutTensor::f32(name, shape, values)
+        }
+        (Stored::Bf16(bytes), [only]) if only.placement == Placement::Whole => {
+            OutTensor::bytes(name, DType::Bf16, shape, bytes)
+        }
+        (Stored::F32(_) | Stored::Bf16(_), _) => {
+            let dtype = if matches!(first, Stored::F32(_)) { DType::F32 } else { DType::Bf16 };
+            let tensor = name.to_owned();
+            let write = move |out: &mut dyn Write| gather(session, prefix, &slices, &tensor, out);
+            OutTensor::stream(name, dtype, shape, write)
+        }
+    }
+}
+
+/// A weight or state as the session holds it.
+enum Stored<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [u8]),
+}
+
+impl Stored<'_> {
+    fn widened(&self) -> Cow<'_, [f32]> {
+        match self {
+            Stored::F32(values) => Cow::Borrowed(values),
+            Stored::Bf16(bytes) => Cow::Owned(widened(bytes)),
+        }
+    }
+}
+
+fn stored<'a>(session: &'a Session, prefix: &str, weight: &str) -> Stored<'a> {
+    let name = format!("{prefix}{weight}");
+    match session.stored_f32(&name) {
+        Some(values) => Stored::F32(values),
+        None => Stored::Bf16(session.stored(&name).expect("the family's map names only weights")),
+    }
+}
+
+/// Little-endian bf16 as f32.
+pub(crate) fn widened(bytes: &[u8]) -> Vec<f32> {
+    let (pairs, rest) = bytes.as_chunks::<2>();
+    assert!(rest.is_empty(), "bf16 takes two bytes");
+    pairs.iter().map(|&pair| f32::from_bits(u32::from(u16::from_le_bytes(pair)) << 16)).collect()
+}
+
+/// Most bytes that writing a tensor of a model takes beside the session: those that are rearranged
+/// exist a second time, widened, while they are written.
+pub(crate) fn gather_bytes_max(spec: &ModelSpec) -> usize {
+    let map = TensorMap::new(spec);
+    let rearranged = map.slices.iter().filter(|slice| {
+        let shared = map.slices.iter().filter(|other| other.tensor == slice.tensor).count() > 1;
+        shared || slice.placement != Placement::Whole
+    });
+    rearranged.map(|slice| 8 * slice.shape.iter().product::<usize>()).max().unwrap_or(0)
+}
+
+/// Writes a tensor made of several weights, or transposed.
+fn gather(
+    session: &Session,
+    prefix: &str,
+    slices: &[TensorSlice],
+    tensor: &str,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let parts: Vec<(&str, Stored<'_>)> = slices
+        .iter()
+        .map(|slice| (slice.weight.as_str(), stored(session, prefix, &slice.weight)))
+        .collect();
+    let values: Vec<(&str, Cow<'_, [f32]>)> =
+        parts.iter().map(|(weight, part)| (*weight, part.widened())).collect();
+    let lookup = |weight: &str| -> Option<&[f32]> {
+        values.iter().find(|(name, _)| *name == weight).map(|(_, values)| &values[..])
+    };
+    let map = TensorMap { slices: slices.to_vec() };
+    let (_, gathered) = tensor_f32(&map, tensor, &lookup);
+    let narrow = parts.iter().any(|(_, part)| matches!(part, Stored::Bf16(_)));
+    for value in gathered {
+        if narrow {
+            // Exact: the value was widened from bf16.
+            let [_, _, low, high] = value.to_le_bytes();
+            out.write_all(&[low, high])?;
+        } else {
+            out.write_all(&value.to_le_bytes())?;
+        }
+    }
+    Ok(())
+}

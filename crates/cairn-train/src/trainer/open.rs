@@ -1,0 +1,274 @@
+//! Opening a run: a new one, or where the newest checkpoint left it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cairn_artifacts::checkpoint::SavedCheckpoint;
+use cairn_artifacts::run::{CodeRevision, RunFolder, RunRecord};
+use cairn_artifacts::safetensors::WeightFolder;
+use cairn_artifacts::{FileError, atomic};
+use cairn_data::corpus::Corpus;
+use cairn_data::loader::{Loader, LoaderError, LoaderSettings};
+use cairn_data::tokenizer::Tokenizer;
+use cairn_kernels::Cpu;
+use cairn_model::{init_weights, load_weights};
+use cairn_spec::ModelSpec;
+use cairn_spec::model::SpecialTokens;
+use cairn_spec::recipe::TrainRecipe;
+use serde_json::json;
+
+use super::Trainer;
+use super::finish::timestamp;
+use crate::checkpoint::{self, StateError, TrainState};
+use crate::error::TrainError;
+use crate::host::Host;
+use crate::learner::Learner;
+use crate::metrics::{Metric, RunLog};
+use crate::observer::Warning;
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::resume::{ResumeError, check_recipe};
+use crate::schedule::Schedule;
+use crate::tensors::FolderTensors;
+use crate::validation::Validation;
+
+/// What a run is opened with.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    /// What the run does.
+    pub recipe: &'a TrainRecipe,
+    /// What it learns from.
+    pub corpus: Arc<Corpus>,
+    /// Where everything it writes goes.
+    pub folder: &'a Path,
+    /// A model folder whose weights a new run starts from, instead of fresh ones.
+    pub initial: Option<&'a Path>,
+    /// The code, for the record.
+    pub code: CodeRevision,
+    /// The machine's measured arithmetic peak in f32, for the fraction of it that training reaches.
+    pub peak_flops_per_s: Option<f64>,
+}
+
+impl Trainer {
+    /// Opens a run folder: reads the newest checkpoint if there is one, else makes fresh weights.
+    /// The resolved recipe and the record, with machine and plan, are written into the folder.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Resume`] if the checkpoint was made with another recipe,
+    /// [`TrainError::Data`] if with other data, [`TrainError::Load`] if it is damaged.
+    pub fn open(
+        setup: &Setup<'_>,
+        plan: Plan,
+        cpu: Cpu,
+        host: &dyn Host,
+    ) -> Result<Self, TrainError> {
+        let recipe = setup.recipe;
+        let tokenizer = setup.corpus.load_tokenizer()?;
+        let spec = saved_spec(recipe, &setup.corpus, &tokenizer)?;
+        let loader = loader(recipe, &setup.corpus)?;
+        let folder = RunFolder::new(setup.folder);
+        let mut warnings = Vec::new();
+        // Refusals come before the memory is taken and anything is written.
+        let saved = match newest(&folder, &mut warnings)? {
+            Some(saved) => Some((read_checked(&saved, recipe, &loader, &tokenizer, &plan)?, saved)),
+            None => None,
+        };
+        let validation = validation(recipe, &setup.corpus, &tokenizer, &plan, &mut warnings)?;
+        let mut learner = Learner::new(plan.memory_plan()?, cpu)?;
+        match &saved {
+            Some((state, saved)) => {
+                checkpoint::load(&saved.folder, &spec, &mut learner).map_err(load_error)?;
+                warnings.extend(other_length(state, &plan));
+            }
+            None => start_fresh(setup, &spec, &mut learner)?,
+        }
+        let step = saved.as_ref().map_or(0, |(_, saved)| saved.manifest.step);
+        let record = write_run_files(setup, &folder, &plan, (step, host.unix_s()))?;
+        let log = RunLog::open(&folder, step, host.unix_s())?;
+        let expected =
+            saved.as_ref().map(|(state, saved)| (state.state_hash, saved.folder.clone()));
+        let trainer = Self {
+            schedule: Schedule::of_recipe(recipe, plan.total_steps),
+            saved_step: saved.as_ref().map(|(_, saved)| saved.manifest.step),
+            elapsed_before_s: log.metrics().last().map_or(0.0, Metric::elapsed_s),
+            progress: saved.map_or_else(Progress::default, |(state, _)| state.progress),
+            checkpoints: folder.checkpoints(),
+            recipe: recipe.clone(),
+            peak_flops_per_s: setup.peak_flops_per_s,
+            folder,
+            record,
+            spec,
+            plan,
+            learner,
+            loader,
+            tokenizer,
+            validation,
+            log,
+            step,
+            warnings,
+        };
+        match expected {
+            Some((expected, folder)) => trainer.check_state(expected, folder),
+            None => Ok(trainer),
+        }
+    }
+
+    /// Refuses to go on from anything but exactly what was saved.
+    fn check_state(
+        self,
+        expected: cairn_artifacts::Hash,
+        folder: std::path::PathBuf,
+    ) -> Result<Self, TrainError> {
+        let actual = self.state_hash();
+        if actual != expected {
+            return Err(load_error(StateError::OtherState { folder, expected, actual }));
+        }
+        Ok(self)
+    }
+}
+
+fn load_error(error: StateError) -> TrainError {
+    TrainError::Load(Box::new(error))
+}
+
+/// The newest complete checkpoint; warns of a newer one that is damaged.
+fn newest(
+    folder: &RunFolder,
+    warnings: &mut Vec<Warning>,
+) -> Result<Option<SavedCheckpoint>, TrainError> {
+    let series = folder.checkpoints();
+    let load = |error| load_error(StateError::from(error));
+    series.clean().map_err(load)?;
+    let latest = series.latest().map_err(load)?;
+    if !series.folder().exists() {
+        return Ok(None);
+    }
+    let entries =
+        std::fs::read_dir(series.folder()).map_err(FileError::on("list", series.folder()));
+    for entry in entries? {
+        let path = entry.map_err(FileError::on("list", series.folder()))?.path();
+        let is_newer = latest.as_ref().is_none_or(|latest| latest.folder < path);
+        if is_newer && path.is_dir() {
+            warnings.push(Warning::Damaged { path });
+        }
+    }
+    Ok(latest)
+}
+
+/// The recipe's model as checkpoints describe it: with the tokenizer's end-of-document token and
+/// the dtype that weights are saved in.
+fn saved_spec(
+    recipe: &TrainRecipe,
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+) -> Result<ModelSpec, TrainError> {
+    let mut fields = recipe.model.clone().into_fields();
+    let tokenizer_vocab_size = tokenizer.vocab_size() as usize;
+    let vocab_size = fields.vocab_size;
+    if vocab_size < tokenizer_vocab_size {
+        return Err(TrainError::Vocab { vocab_size, tokenizer_vocab_size });
+    }
+    fields.tokens = SpecialTokens { eos: vec![corpus.end_of_document()], ..fields.tokens };
+    fields.dtype = recipe.run.weights;
+    Ok(ModelSpec::new(fields).expect("the end-of-document token is below the vocabulary's size"))
+}
+
+fn loader(recipe: &TrainRecipe, corpus: &Arc<Corpus>) -> Result<Loader, LoaderError> {
+    let batch_rows = usize::try_from(recipe.batch.global_batch_size())
+        .expect("recipes limit the sequences of a step");
+    let settings =
+        LoaderSettings { seq_len: recipe.data.seq_len, batch_rows, seed: recipe.run.seed };
+    Loader::new(Arc::clone(corpus), settings)
+}
+
+/// Reads a checkpoint's state and refuses it if this run would not continue its numbers.
+fn read_checked(
+    saved: &SavedCheckpoint,
+    recipe: &TrainRecipe,
+    loader: &Loader,
+    tokenizer: &Tokenizer,
+    plan: &Plan,
+) -> Result<TrainState, TrainError> {
+    let state = checkpoint::train_state(&saved.folder, &saved.manifest).map_err(load_error)?;
+    if state.tokenizer_hash != tokenizer.hash() {
+        let (started, now) = (state.tokenizer_hash.to_string(), tokenizer.hash().to_string());
+        return Err(ResumeError::OtherTokenizer { started, now }.into());
+    }
+    check_recipe(&state.recipe, recipe)?;
+    loader.resume(&state.loader)?;
+    let (step, total_steps) = (saved.manifest.step, plan.total_steps);
+    if step > total_steps {
+        return Err(ResumeError::AlreadyPast { step, total_steps }.into());
+    }
+    Ok(state)
+}
+
+fn other_length(state: &TrainState, plan: &Plan) -> Option<Warning> {
+    let (before, now) = (state.total_steps, plan.total_steps);
+    (before != now).then_some(Warning::OtherLength { before, now })
+}
+
+fn validation(
+    recipe: &TrainRecipe,
+    corpus: &Arc<Corpus>,
+    tokenizer: &Tokenizer,
+    plan: &Plan,
+    warnings: &mut Vec<Warning>,
+) -> Result<Option<Validation>, TrainError> {
+    let rows = (plan.shape.micro_batch_size, recipe.data.seq_len);
+    match Validation::new(corpus, tokenizer, rows, recipe.eval.max_tokens) {
+        Err(LoaderError::NoTargets { .. }) => {
+            warnings.push(Warning::NoValidation);
+            Ok(None)
+        }
+        result => Ok(Some(result?)),
+    }
+}
+
+fn start_fresh(
+    setup: &Setup<'_>,
+    spec: &ModelSpec,
+    learner: &mut Learner,
+) -> Result<(), TrainError> {
+    match setup.initial {
+        None => init_weights(learner.session_mut(), spec, setup.recipe.run.seed),
+        Some(path) => {
+            let folder = || path.to_owned();
+            let weights = WeightFolder::open(path).map_err(|e| TrainError::InitialWeights {
+                folder: folder(),
+                source: Box::new(e),
+            })?;
+            load_weights(learner.session_mut(), spec, &FolderTensors(&weights))
+                .map_err(|source| TrainError::InitialModel { folder: folder(), source })?;
+        }
+    }
+    learner.start_states();
+    Ok(())
+}
+
+/// Writes the resolved recipe and a record of what begins.
+fn write_run_files(
+    setup: &Setup<'_>,
+    folder: &RunFolder,
+    plan: &Plan,
+    (step, unix_s): (u64, f64),
+) -> Result<RunRecord, TrainError> {
+    let root = folder.root();
+    std::fs::create_dir_all(root).map_err(FileError::on("create", root))?;
+    atomic::clean(root)?;
+    atomic::write_bytes(&folder.recipe(), setup.recipe.to_toml().as_bytes())?;
+    let mut record = RunRecord::new("train", json!(setup.recipe.to_file()), setup.code.clone());
+    record.data_hash = Some(setup.corpus.data_hash());
+    // A run that goes on keeps its beginning.
+    let earlier = RunRecord::load(&folder.record()).ok().filter(|_| step != 0);
+    record.started = earlier.and_then(|earlier| earlier.started).or(timestamp(unix_s));
+    record.figures.insert("plan".to_owned(), json!(plan));
+    record.figures.insert("opened_at_step".to_owned(), json!(step));
+    if let Some(initial) = setup.initial {
+        let initial = initial.display().to_string();
+        record.figures.insert("initial_weights".to_owned(), json!(initial));
+    }
+    record.save(&folder.record())?;
+    Ok(record)
+}
