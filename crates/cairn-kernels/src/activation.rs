@@ -6,7 +6,7 @@
 
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_elements};
-use crate::lanes::{at, map, map2, put, vectors};
+use crate::lanes::{at, put, sweep, vectors};
 use crate::math::{self, Real};
 use crate::simd::kernel;
 
@@ -197,7 +197,7 @@ macro_rules! with_constant_act {
 
 kernel! {
     fn activation_part<V>(act: Act, x: &[f32], y: &mut [f32]) {
-        with_constant_act!(act, act => map::<V>(x, y, |x| act.value(x)));
+        with_constant_act!(act, act => sweep!(y, i => act.value(at::<V>(x, i))));
     }
 }
 
@@ -223,7 +223,7 @@ pub fn activation_grad(cpu: &Cpu, args: ActivationGrad<'_>) {
 kernel! {
     fn activation_grad_part<V>(act: Act, dy: &[f32], x: &[f32], dx: &mut [f32]) {
         with_constant_act!(act, act => {
-            map2::<V>(dy, x, dx, |dy, x| dy * act.value_and_slope(x).1);
+            sweep!(dx, i => at::<V>(dy, i) * act.value_and_slope(at::<V>(x, i)).1);
         });
     }
 }
@@ -249,7 +249,9 @@ pub fn glu(cpu: &Cpu, args: Glu<'_>) {
 
 kernel! {
     fn glu_part<V>(act: Act, gate: &[f32], up: &[f32], y: &mut [f32]) {
-        with_constant_act!(act, act => map2::<V>(gate, up, y, |gate, up| act.value(gate) * up));
+        with_constant_act!(act, act => {
+            sweep!(y, i => act.value(at::<V>(gate, i)) * at(up, i));
+        });
     }
 }
 

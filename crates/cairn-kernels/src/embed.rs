@@ -6,6 +6,7 @@ use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
 use crate::encoding::{Encoding, Layout, Weight};
 use crate::rows::{ScatterRows, add_row, scatter_rows};
+use crate::simd::{LANES, f32_from_bf16};
 
 /// `y[t] = weight[ids[t]]`, whatever the encoding and the layout of the weight: a tied head is
 /// stored once, in the form its products want.
@@ -62,13 +63,28 @@ pub fn embed(cpu: &Cpu, args: Embed<'_>) {
 
 /// One row of a table.
 fn row(weight: &Weight<'_>, id: usize, y_d: &mut [f32]) {
-    assert!(id < weight.n, "row {id} of a table with {} rows", weight.n);
-    if let (Encoding::F32, Layout::RowMajor) = (weight.encoding, weight.layout) {
-        y_d.copy_from_slice(&weight.f32s()[id * weight.k..][..weight.k]);
-        return;
-    }
-    for (column, y) in y_d.iter_mut().enumerate() {
-        *y = weight.value(id, column);
+    let Weight { encoding, layout, n, k, .. } = *weight;
+    assert!(id < n, "row {id} of a table with {n} rows");
+    // A row is contiguous, or one lane of a panel.
+    let (start, step) = match layout {
+        Layout::RowMajor => (id * k, 1),
+        Layout::Panel => (id / LANES * k * LANES + id % LANES, LANES),
+    };
+    match (encoding, layout) {
+        (Encoding::F32, Layout::RowMajor) => y_d.copy_from_slice(&weight.f32s()[start..][..k]),
+        (Encoding::F32, Layout::Panel) => {
+            let numbers = weight.f32s()[start..].iter().step_by(step);
+            y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = x);
+        }
+        (Encoding::Bf16, _) => {
+            let numbers = weight.u16s()[start..].iter().step_by(step);
+            y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = f32_from_bf16(x));
+        }
+        (Encoding::Q8, _) => {
+            for (column, y) in y_d.iter_mut().enumerate() {
+                *y = weight.value(id, column);
+            }
+        }
     }
 }
 

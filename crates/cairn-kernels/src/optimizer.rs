@@ -3,7 +3,7 @@
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_elements};
 use crate::lanes::{self, at, put, vectors};
-use crate::simd::{F32x16, LANES, bf16_from_f32, kernel};
+use crate::simd::{LANES, bf16_from_f32, kernel};
 
 /// Elements whose squares form one f32 reduction of [`SumSquares`].
 pub const SUM_SQUARES_CHUNK: usize = 65_536;

@@ -4,7 +4,7 @@
 
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_elements};
-use crate::lanes::{at, map, map2, put, update, vectors};
+use crate::lanes::{at, sweep};
 use crate::math;
 use crate::simd::kernel;
 
@@ -93,7 +93,7 @@ pub fn add(cpu: &Cpu, args: Add<'_>) {
 
 kernel! {
     fn add_part<V>(a: &[f32], b: &[f32], y: &mut [f32]) {
-        map2::<V>(a, b, y, |a, b| a + b);
+        sweep!(y, i => at::<V>(a, i) + at(b, i));
     }
 }
 
@@ -118,9 +118,7 @@ pub fn add_assign(cpu: &Cpu, args: AddAssign<'_>) {
 
 kernel! {
     fn add_assign_part<V>(x: &[f32], y: &mut [f32]) {
-        for i in vectors(y.len()) {
-            put(at::<V>(y, i) + at(x, i), y, i);
-        }
+        sweep!(y, i => at::<V>(y, i) + at(x, i));
     }
 }
 
@@ -146,7 +144,7 @@ pub fn scale(cpu: &Cpu, args: Scale<'_>) {
 kernel! {
     fn scale_part<V>(factor: f32, x: &[f32], y: &mut [f32]) {
         let factor = V::splat(factor);
-        map::<V>(x, y, |x| x * factor);
+        sweep!(y, i => at::<V>(x, i) * factor);
     }
 }
 
@@ -171,7 +169,7 @@ pub fn scale_assign(cpu: &Cpu, args: ScaleAssign<'_>) {
 kernel! {
     fn scale_assign_part<V>(factor: f32, y: &mut [f32]) {
         let factor = V::splat(factor);
-        update::<V>(y, |y| y * factor);
+        sweep!(y, i => at::<V>(y, i) * factor);
     }
 }
 
@@ -195,7 +193,7 @@ pub fn softcap(cpu: &Cpu, args: Softcap<'_>) {
 kernel! {
     fn softcap_part<V>(cap: f32, x: &[f32], y: &mut [f32]) {
         let (inverse, cap) = (V::splat(1.0 / cap), V::splat(cap));
-        map::<V>(x, y, |x| cap * math::tanh(x * inverse));
+        sweep!(y, i => cap * math::tanh(at::<V>(x, i) * inverse));
     }
 }
 
@@ -221,9 +219,10 @@ pub fn softcap_grad(cpu: &Cpu, args: SoftcapGrad<'_>) {
 kernel! {
     fn softcap_grad_part<V>(cap: f32, inputs: [&[f32]; 2], dx: &mut [f32]) {
         let (inverse, one) = (V::splat(1.0 / cap), V::splat(1.0));
-        map2::<V>(inputs[0], inputs[1], dx, |dy, y| {
-            let t = y * inverse;
-            dy * (-t).mul_add(t, one)
+        let [dy, y] = inputs;
+        sweep!(dx, i => {
+            let t = at::<V>(y, i) * inverse;
+            at::<V>(dy, i) * (-t).mul_add(t, one)
         });
     }
 }

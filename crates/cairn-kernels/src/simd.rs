@@ -99,6 +99,9 @@ pub(crate) trait F32x16:
     unsafe fn store_ptr(self, to: *mut f32);
     /// Hints that the cache line at `address` is used soon. Any address is fine.
     fn prefetch(address: *const u8);
+    /// As [`prefetch`](Self::prefetch), into the second-level cache, which has room for more
+    /// outstanding lines: for streams out of memory.
+    fn prefetch_far(address: *const u8);
     /// Widens sixteen bf16 values (their bits).
     fn from_bf16(bits: &[u16; LANES]) -> Self;
     /// Rounds to the nearest bf16, ties to even; a NaN stays a (quiet) NaN.

@@ -15,7 +15,7 @@ use crate::cpu::Cpu;
 use crate::disjoint::{RowParts, RowSlice, parallel_rows, rows_per_task, serial_rows};
 use crate::encoding::Weight;
 use crate::isa::Simd;
-use crate::lanes::vectors;
+use crate::lanes::{at, sweep, vectors};
 use crate::math::Real;
 use crate::matmul::{Matmul, MatmulDw, MatmulDx, matmul, matmul_dw, matmul_dx};
 use crate::matmul::{matmul_dw_reference, matmul_dx_reference, matmul_reference};
@@ -210,7 +210,7 @@ kernel! {
     ) -> RowResult {
         if let Some(cap) = softcap {
             let (inverse, cap) = (V::splat(1.0 / cap), V::splat(cap));
-            lanes::update::<V>(logits_v, |x| cap * math::tanh(x * inverse));
+            sweep!(logits_v, i => cap * math::tanh(at::<V>(logits_v, i) * inverse));
         }
         let lse = row_lse::<V>(logits_v);
         let mut entropy = V::zero();
@@ -265,9 +265,11 @@ kernel! {
             // The common case without its constant zeros: −0 · (z + H) adds nothing to the base.
             let lse = V::splat(slope.result.lse);
             let base = V::splat(slope.grads.lse - slope.grads.logprob);
-            lanes::update::<V>(logits_v, |x| math::exp(x - lse).mul_add(base, V::zero()));
+            sweep!(logits_v, i => {
+                math::exp(at::<V>(logits_v, i) - lse).mul_add(base, V::zero())
+            });
         } else {
-            lanes::update::<V>(logits_v, |x| slope.at(x, 0.0));
+            sweep!(logits_v, i => slope.at(at::<V>(logits_v, i), 0.0));
         }
         logits_v[target as usize] = at_target;
     }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::forward::{check, head_rows, within};
-use super::product::{Left, Mix, PANEL, Segments, mix, scores};
+use super::product::{Left, Mix, Operand, PANEL, Segments, mix, scores};
 use super::tiles::{HeadRows, PANELS, quarters};
 use super::{AttentionGrad, AttentionSpec, Keys, SeqSlot};
 use crate::cpu::{Cpu, SharedSlice};
@@ -56,10 +56,15 @@ struct Buffers<'m> {
     dq: &'m mut [f32],
     dk: &'m mut [f32],
     dv: &'m mut [f32],
+    /// `Σ dout · out` of each query of each query head, if there are at most [`DELTAS_MAX`].
+    deltas: &'m mut [f32],
 }
 
+/// Queries whose `Σ dout · out` is kept; of longer sequences it is computed anew for each tile.
+const DELTAS_MAX: usize = 1 << 16;
+
 impl<'m> Buffers<'m> {
-    fn new(scratch: &'m mut Scratch, spec: &AttentionSpec) -> Self {
+    fn new(scratch: &'m mut Scratch, spec: &AttentionSpec, queries: usize) -> Self {
         let (k, v) = (spec.key_dim, spec.value_dim);
         let [key_rows, value_rows] = [k, v].map(|dim| dim.next_multiple_of(LANES) * KEY_TILE);
         let pairs = BLOCK_QUERIES * KEY_TILE;
@@ -74,6 +79,7 @@ impl<'m> Buffers<'m> {
             key_rows,
             key_rows,
             value_rows,
+            if queries <= DELTAS_MAX { queries } else { 0 },
         ];
         let [
             key_panels,
@@ -86,6 +92,7 @@ impl<'m> Buffers<'m> {
             dq,
             dk,
             dv,
+            deltas,
         ] = scratch.f32_parts(lens);
         Self {
             key_panels,
@@ -98,6 +105,7 @@ impl<'m> Buffers<'m> {
             dq,
             dk,
             dv,
+            deltas,
         }
     }
 }
@@ -128,6 +136,7 @@ impl Kernel for HeadJob<'_, '_> {
         let group = spec.group();
         let heads = self.head * group..(self.head + 1) * group;
         self.each_dq_row(heads.clone(), |dq_k| dq_k.fill(0.0));
+        self.keep_deltas::<V>(heads.clone());
         let keys = self.keys();
         let values = self.values();
         for tile in 0..len.div_ceil(KEY_TILE) {
@@ -195,6 +204,27 @@ impl<'a> HeadJob<'a, '_> {
         }
     }
 
+    /// `Σ dout · out` of a query.
+    #[inline(always)]
+    fn delta<V: F32x16>(&self, head: usize, query: usize) -> f32 {
+        let Inputs { spec, dout_thv, out_thv, .. } = self.inputs;
+        let douts = self.query_rows(dout_thv, head, spec.value_dim);
+        let outs = self.query_rows(out_thv, head, spec.value_dim);
+        lanes::row_dot::<V>(douts.row(query), outs.row(query))
+    }
+
+    #[inline(always)]
+    fn keep_deltas<V: F32x16>(&mut self, heads: Range<usize>) {
+        if self.buffers.deltas.is_empty() {
+            return;
+        }
+        for (head, i) in heads.zip(0..) {
+            for query in 0..self.slot.len {
+                self.buffers.deltas[i * self.slot.len + query] = self.delta::<V>(head, query);
+            }
+        }
+    }
+
     /// One block of queries against the tile in the buffers, of `keys` keys.
     #[inline(always)]
     fn pair<V: F32x16>(&mut self, pair: &Pair, keys: usize) {
@@ -209,10 +239,12 @@ impl<'a> HeadJob<'a, '_> {
         let panels_of = |group: Range<usize>| seen[group.end - 1].end.div_ceil(PANEL);
         let used = keys.div_ceil(PANEL);
         let Buffers { key_panels, value_panels, weights, slopes, .. } = &mut self.buffers;
-        let panels = &quarters(key_panels)[..used];
+        let panels = quarters(key_panels);
+        let panels = Operand { now: &panels[..used], next: &[] };
         let rows = row_starts(&queries, begin);
         scores::<V, _, _>(&rows, (count, spec.key_dim), panels, weights, panels_of);
-        let panels = &quarters(value_panels)[..used];
+        let panels = quarters(value_panels);
+        let panels = Operand { now: &panels[..used], next: &[] };
         let rows = row_starts(&douts, begin);
         scores::<V, _, _>(&rows, (count, spec.value_dim), panels, slopes, panels_of);
         self.slopes::<V>(pair, &seen[..count]);
@@ -225,18 +257,21 @@ impl<'a> HeadJob<'a, '_> {
     /// Scores become weights, the weights' gradients the scores'.
     #[inline(always)]
     fn slopes<V: F32x16>(&mut self, pair: &Pair, seen: &[Range<usize>]) {
-        let Inputs { spec, dout_thv, out_thv, lse_th, .. } = self.inputs;
-        let douts = self.query_rows(dout_thv, pair.head, spec.value_dim);
-        let outs = self.query_rows(out_thv, pair.head, spec.value_dim);
-        let weights = self.buffers.weights.chunks_exact_mut(KEY_TILE);
-        let rows = weights.zip(self.buffers.slopes.chunks_exact_mut(KEY_TILE)).zip(seen);
-        for (query, ((weights, slopes), seen)) in pair.queries.clone().zip(rows) {
+        let Inputs { spec, lse_th, .. } = self.inputs;
+        let in_group = pair.head - self.head * spec.group();
+        for ((query, seen), first) in pair.queries.clone().zip(seen).zip((0..).step_by(KEY_TILE)) {
+            let kept = self.buffers.deltas.get(in_group * self.slot.len + query).copied();
             let row = RowSlope {
-                delta: lanes::row_dot::<V>(douts.row(query), outs.row(query)),
+                delta: match kept {
+                    Some(delta) => delta,
+                    None => self.delta::<V>(pair.head, query),
+                },
                 lse: lse_th[(self.slot.start + query) * spec.heads + pair.head],
                 seen: seen.clone(),
             };
-            row.apply::<V>(&spec, weights, slopes);
+            let Buffers { weights, slopes, .. } = &mut self.buffers;
+            let pair = (&mut weights[first..][..KEY_TILE], &mut slopes[first..][..KEY_TILE]);
+            row.apply::<V>(&spec, pair);
         }
     }
 
@@ -256,7 +291,7 @@ impl<'a> HeadJob<'a, '_> {
             let left = Left { numbers: left, start: |key| key, step: KEY_TILE };
             let stride = dim.next_multiple_of(LANES);
             let segments = quarters(right);
-            let segments = Segments { segments: &segments, stride };
+            let segments = Segments { segments: Operand { now: &segments, next: &[] }, stride };
             let args = Mix { rows: keys, columns: stride, out, keep: true };
             mix::<V, _, _>(&left, segments, args, queries_of);
         }
@@ -277,7 +312,8 @@ impl<'a> HeadJob<'a, '_> {
         let Buffers { slopes, key_rows, dq, .. } = &mut self.buffers;
         let left = Left { numbers: slopes, start: |r| r * KEY_TILE, step: 1 };
         let segments = quarters(key_rows);
-        let segments = Segments { segments: &segments, stride: columns };
+        let segments =
+            Segments { segments: Operand { now: &segments, next: &[] }, stride: columns };
         let args = Mix { rows: seen.len(), columns, out: dq, keep: true };
         mix::<V, _, _>(&left, segments, args, |group| {
             let start = seen[group.start].start;
@@ -334,7 +370,7 @@ struct RowSlope {
 
 impl RowSlope {
     #[inline(always)]
-    fn apply<V: F32x16>(&self, spec: &AttentionSpec, weights: &mut [f32], slopes: &mut [f32]) {
+    fn apply<V: F32x16>(&self, spec: &AttentionSpec, (weights, slopes): (&mut [f32], &mut [f32])) {
         let Range { start, end } = self.seen;
         for first in vectors(KEY_TILE) {
             if first >= end || first + LANES <= start {
@@ -380,7 +416,7 @@ pub(super) fn attention_grad_blocks(cpu: &Cpu, args: AttentionGrad<'_>) {
     let simd = cpu.simd();
     cpu.parallel(batch.sequences.len() * spec.kv_heads, |task, scratch| {
         let (slot, head) = (batch.sequences[task / spec.kv_heads], task % spec.kv_heads);
-        let buffers = Buffers::new(scratch, &spec);
+        let buffers = Buffers::new(scratch, &spec, slot.len * spec.group());
         dispatch(simd, HeadJob { inputs, grads: &grads, slot, head, buffers });
     });
 }

@@ -7,6 +7,8 @@
 
 use super::{RaggedBatch, SeqSlot};
 use crate::cpu::Cpu;
+use crate::disjoint::{RowSlice, parallel_rows};
+use crate::memory::BytesMut;
 use crate::simd::bf16_from_f32;
 
 /// Positions in a page.
@@ -115,8 +117,66 @@ pub struct KvWrite<'a> {
 }
 
 /// Adds keys and values to the cache.
-pub fn kv_write(_cpu: &Cpu, args: KvWrite<'_>) {
-    kv_write_reference(args);
+pub fn kv_write(cpu: &Cpu, args: KvWrite<'_>) {
+    let KvWrite { k_tgk, v_tgv, pages, cache, batch } = args;
+    batch.sequences.iter().for_each(check_blocks);
+    let all = pages.len() / cache.page_bytes();
+    // Each task owns some pages and looks for the tokens that go there.
+    let per_task = all.div_ceil(4 * cpu.threads()).max(1);
+    let rows = RowSlice::new(pages, cache.page_bytes());
+    parallel_rows(cpu, all, per_task, rows, |range, pages, _| {
+        for (row, page, lane) in batch.sequences.iter().flat_map(SeqSlot::places) {
+            if range.contains(&(page as usize)) {
+                let page = &mut pages[(page as usize - range.start) * cache.page_bytes()..];
+                let page = &mut page[..cache.page_bytes()];
+                match cache.dtype {
+                    CacheType::F32 => {
+                        let numbers = BytesMut::new(page).f32s();
+                        write_token(&cache, (k_tgk, v_tgv, row), (numbers, lane), |x| x);
+                    }
+                    CacheType::Bf16 => {
+                        let numbers = BytesMut::new(page).u16s();
+                        write_token(&cache, (k_tgk, v_tgv, row), (numbers, lane), bf16_from_f32);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Writes the keys and values of one token into one lane of a page.
+fn write_token<E>(
+    cache: &CacheSpec,
+    (k_tgk, v_tgv, row): (&[f32], &[f32], usize),
+    (page, lane): (&mut [E], usize),
+    encode: impl Fn(f32) -> E,
+) {
+    let CacheSpec { kv_heads, key_dim, value_dim, values_in_keys, .. } = *cache;
+    let (keys, values) = page.split_at_mut(cache.page_keys());
+    let k_gk = &k_tgk[row * kv_heads * key_dim..][..kv_heads * key_dim];
+    for (to, &x) in keys.chunks_exact_mut(PAGE_TOKENS).zip(k_gk) {
+        to[lane] = encode(x);
+    }
+    if values_in_keys {
+        return;
+    }
+    let v_gv = &v_tgv[row * kv_heads * value_dim..][..kv_heads * value_dim];
+    let heads = values.chunks_exact_mut(PAGE_TOKENS * value_dim);
+    for (head, v_v) in heads.zip(v_gv.chunks_exact(value_dim)) {
+        for (to, &x) in head[lane * value_dim..].iter_mut().zip(v_v) {
+            *to = encode(x);
+        }
+    }
+}
+
+impl SeqSlot<'_> {
+    /// Row, page and lane of each of the run's tokens.
+    fn places(&self) -> impl Iterator<Item = (usize, u32, usize)> {
+        (0..self.len).map(|i| {
+            let position = self.cached + i;
+            (self.start + i, self.blocks[position / PAGE_TOKENS], position % PAGE_TOKENS)
+        })
+    }
 }
 
 /// [`kv_write`] in plain loops.

@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use super::cache::check_blocks;
-use super::product::{Element, Left, Mix, PANEL, Segments, mix, scores};
+use super::product::{Element, Left, Mix, Operand, PANEL, Segments, mix, scores};
 use super::tiles::{DenseTiles, HeadRows, PagedTiles, RepackedTiles, TileBuffers, Tiles};
 use super::{Attention, AttentionSpec, CacheType, Keys, RaggedBatch, SeqSlot};
 use crate::cpu::{Cpu, SharedSlice};
@@ -271,12 +271,13 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
         }
         let queries =
             Left { numbers: q_thk, start: |r| block.token_head(r) * spec.key_dim, step: 1 };
-        for tile in tiles {
+        for tile in tiles.clone() {
             let keys = (block.slot.keys() - tile * KEY_TILE).min(KEY_TILE);
             let seen = |r: usize| within(&visible[r], tile);
             source.load::<V>(tile, keys, buffers);
-            let panels = source.panels(tile, buffers);
-            let panels = &panels[..keys.div_ceil(PANEL)];
+            let ahead = if tile + 1 < tiles.end { tile + 1 } else { tile };
+            let (panels, next) = (source.panels(tile, buffers), source.panels(ahead, buffers));
+            let panels = Operand { now: &panels[..keys.div_ceil(PANEL)], next: &next };
             scores::<V, _, _>(&queries, (rows, spec.key_dim), panels, weights, |group| {
                 seen(group.end - 1).end.div_ceil(PANEL)
             });
@@ -287,7 +288,8 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
             max[rows..].fill(f32::NEG_INFINITY);
             sum[rows..].fill(0.0);
             let (segments, stride) = source.values(tile, buffers);
-            let segments = Segments { segments: &segments, stride };
+            let (next, _) = source.values(ahead, buffers);
+            let segments = Segments { segments: Operand { now: &segments, next: &next }, stride };
             let columns = spec.value_dim.next_multiple_of(LANES);
             let weights = Left { numbers: weights, start: |r| r * KEY_TILE, step: 1 };
             mix::<V, _, _>(&weights, segments, Mix { rows, columns, out, keep: false }, |group| {

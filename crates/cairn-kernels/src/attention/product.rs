@@ -82,6 +82,8 @@ impl<F: Fn(usize) -> usize> Left<'_, F> {
 struct ScoreTile<E, const ROWS: usize, const VECS: usize> {
     left: [*const f32; ROWS],
     panels: [*const E; VECS],
+    /// What is read next: asked for line by line, because pages end before prefetchers learn.
+    ahead: [*const E; VECS],
     steps: usize,
     out: *mut f32,
 }
@@ -93,9 +95,12 @@ impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for ScoreTile<E, R
     fn run<V: F32x16>(self) {
         let mut sums = [[V::zero(); VECS]; ROWS];
         for step in 0..self.steps {
-            // SAFETY: panels hold `steps` vectors (`scores`).
-            let keys =
-                self.panels.map(|panel| unsafe { E::load(panel.wrapping_add(step * LANES)) });
+            let mut keys = [V::zero(); VECS];
+            for ((keys, panel), ahead) in keys.iter_mut().zip(self.panels).zip(self.ahead) {
+                V::prefetch_far(ahead.wrapping_add(step * LANES).cast());
+                // SAFETY: panels hold `steps` vectors (`scores`).
+                *keys = unsafe { E::load(panel.wrapping_add(step * LANES)) };
+            }
             for (sum, left) in sums.iter_mut().zip(self.left) {
                 // SAFETY: rows hold `steps` numbers (`Left::pointers`).
                 let x = V::splat(unsafe { *left.wrapping_add(step) });
@@ -113,16 +118,33 @@ impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for ScoreTile<E, R
     }
 }
 
+/// The panels or segments of a tile, and of the one that is read after it (itself, if none is).
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a, E> {
+    pub(super) now: &'a [&'a [E]],
+    pub(super) next: &'a [&'a [E]],
+}
+
+impl<E> Operand<'_, E> {
+    /// What to ask for while part `part` is read by rows from `first` on.
+    #[inline(always)]
+    fn ahead(&self, part: usize, first: usize) -> *const E {
+        let next = if first == 0 { self.next } else { self.now };
+        next.get(part).unwrap_or(&self.now[part]).as_ptr()
+    }
+}
+
 /// `out[r][16j + l] = Σ_i a[r][i] · panel_j[i][l]` for the first `panels_of(rows)` panels of each
 /// group of rows; other columns of `out` (`[rows][KEY_TILE]`) are left as they are.
 #[inline(always)]
 pub(super) fn scores<V: F32x16, E: Element, F: Fn(usize) -> usize>(
     left: &Left<'_, F>,
     (rows, steps): (usize, usize),
-    panels: &[&[E]],
+    operand: Operand<'_, E>,
     out: &mut [f32],
     panels_of: impl Fn(Range<usize>) -> usize,
 ) {
+    let panels = operand.now;
     assert!(panels.iter().all(|panel| panel.len() >= steps * LANES), "short panels");
     assert!(out.len() >= rows * KEY_TILE && panels.len() <= KEY_TILE / PANEL, "scores");
     assert_eq!(left.step, 1, "rows of queries are contiguous");
@@ -133,7 +155,7 @@ pub(super) fn scores<V: F32x16, E: Element, F: Fn(usize) -> usize>(
         let mut j = 0;
         while j < wanted {
             let vectors = if V::TILE.0 == 1 || wanted - j < 2 { 1 } else { (wanted - j) & !1 };
-            let panels = &panels[j..];
+            let panels = (operand, j);
             let out = &mut out[first * KEY_TILE + j * PANEL..];
             match vectors {
                 4 => score_rows::<V, E, F, 4>(left, group.clone(), steps, panels, out),
@@ -150,14 +172,15 @@ fn score_rows<V: F32x16, E: Element, F: Fn(usize) -> usize, const VECS: usize>(
     left: &Left<'_, F>,
     rows: Range<usize>,
     steps: usize,
-    panels: &[&[E]],
+    (operand, first_panel): (Operand<'_, E>, usize),
     out: &mut [f32],
 ) {
     macro_rules! tile {
         ($rows:literal) => {
             V::call(ScoreTile::<E, $rows, VECS> {
                 left: left.pointers(rows.start, &(0..steps)),
-                panels: std::array::from_fn(|j| panels[j].as_ptr()),
+                panels: std::array::from_fn(|j| operand.now[first_panel + j].as_ptr()),
+                ahead: std::array::from_fn(|j| operand.ahead(first_panel + j, rows.start)),
                 steps,
                 out: out.as_mut_ptr(),
             })
@@ -176,7 +199,7 @@ fn score_rows<V: F32x16, E: Element, F: Fn(usize) -> usize, const VECS: usize>(
 /// The right operand of [`mix`]: segments of [`PANEL`] rows, rows `stride` numbers apart.
 #[derive(Clone, Copy)]
 pub(super) struct Segments<'a, E> {
-    pub(super) segments: &'a [&'a [E]],
+    pub(super) segments: Operand<'a, E>,
     pub(super) stride: usize,
 }
 
@@ -186,6 +209,7 @@ struct MixTile<'a, E, const ROWS: usize, const VECS: usize> {
     left_step: usize,
     right: Segments<'a, E>,
     column: usize,
+    first_row: usize,
     steps: Range<usize>,
     out: *mut f32,
     out_stride: usize,
@@ -213,12 +237,15 @@ impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for MixTile<'_, E,
             let (segment, within) = (step / PANEL, step % PANEL);
             let count = (PANEL - within).min(self.steps.end - step);
             let start = within * self.right.stride + self.column;
-            let mut right = self.right.segments[segment].as_ptr().wrapping_add(start);
+            let mut right = self.right.segments.now[segment].as_ptr().wrapping_add(start);
+            let mut ahead = self.right.segments.ahead(segment, self.first_row).wrapping_add(start);
             for _ in 0..count {
-                let columns: [V; VECS] = std::array::from_fn(|j| {
+                let mut columns = [V::zero(); VECS];
+                for (j, columns) in columns.iter_mut().enumerate() {
+                    V::prefetch_far(ahead.wrapping_add(j * LANES).cast());
                     // SAFETY: segments hold `PANEL` rows that reach past these columns (`mix`).
-                    unsafe { E::load(right.wrapping_add(j * LANES)) }
-                });
+                    *columns = unsafe { E::load(right.wrapping_add(j * LANES)) };
+                }
                 for (sum, left) in sums.iter_mut().zip(&mut left) {
                     // SAFETY: rows hold all steps (`Left::pointers`).
                     let x = V::splat(unsafe { **left });
@@ -228,6 +255,7 @@ impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for MixTile<'_, E,
                     }
                 }
                 right = right.wrapping_add(self.right.stride);
+                ahead = ahead.wrapping_add(self.right.stride);
             }
             step += count;
         }
@@ -269,7 +297,7 @@ pub(super) fn mix<V: F32x16, E: Element, F: Fn(usize) -> usize>(
         let steps = steps_of(group.clone());
         let segments = steps.start / PANEL..steps.end.div_ceil(PANEL).max(steps.start / PANEL);
         assert!(
-            right.segments[segments].iter().all(|segment| segment.len() >= reach),
+            right.segments.now[segments].iter().all(|segment| segment.len() >= reach),
             "mix: a segment is short"
         );
         let mut column = 0;
@@ -315,6 +343,7 @@ fn mix_rows<V: F32x16, E: Element, F: Fn(usize) -> usize, const VECS: usize>(
                 left_step: left.step,
                 right,
                 column: tile.column,
+                first_row: tile.group.start,
                 steps: tile.steps,
                 out: out.as_mut_ptr(),
                 out_stride,

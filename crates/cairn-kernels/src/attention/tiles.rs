@@ -3,7 +3,7 @@
 //! A panel is `[k][16]`, lanes are keys, exactly as a page stores them. So cached tiles are read
 //! where they lie; dense rows are transposed into scratch once per tile.
 
-use super::product::{Element, PANEL, Segments};
+use super::product::{Element, PANEL};
 use super::{CacheSpec, PAGE_TOKENS};
 use crate::KEY_TILE;
 use crate::lanes::{at, put};
@@ -73,18 +73,27 @@ impl HeadRows<'_> {
             if filled == 0 {
                 break;
             }
-            for column in (0..self.width).step_by(LANES) {
-                let rows = std::array::from_fn(|i| {
-                    if i < filled {
-                        at::<V>(self.row(first + j * PANEL + i), column)
-                    } else {
-                        V::zero()
+            let (blocks, tail) = panel.as_chunks_mut::<{ LANES * LANES }>();
+            for (c, block) in blocks.iter_mut().enumerate() {
+                let mut rows = [V::zero(); LANES];
+                if filled == PANEL {
+                    for (i, row) in rows.iter_mut().enumerate() {
+                        *row = at::<V>(self.row(first + j * PANEL + i), c * LANES);
                     }
-                });
-                let columns = V::transpose(rows);
-                let whole = (self.width - column).min(LANES);
-                for (i, lanes) in columns.into_iter().take(whole).enumerate() {
-                    put(lanes, panel, (column + i) * LANES);
+                } else {
+                    for (i, row) in rows.iter_mut().enumerate().take(filled) {
+                        *row = at::<V>(self.row(first + j * PANEL + i), c * LANES);
+                    }
+                }
+                for (lanes, to) in V::transpose(rows).into_iter().zip(block.as_chunks_mut().0) {
+                    lanes.store(to);
+                }
+            }
+            let columns = self.width - tail.len() / LANES..self.width;
+            for (column, to) in columns.zip(tail.as_chunks_mut::<LANES>().0) {
+                to.fill(0.0);
+                for (i, to) in to.iter_mut().enumerate().take(filled) {
+                    *to = self.row(first + j * PANEL + i)[column];
                 }
             }
         }
@@ -294,13 +303,12 @@ impl<E: Element> Tiles for RepackedTiles<'_, E> {
 fn transpose_values<V: F32x16, E: Element>(panel: &[E], cache: &CacheSpec, segment: &mut [f32]) {
     let padded = cache.value_dim.next_multiple_of(LANES);
     for column in (0..cache.value_dim).step_by(LANES) {
-        let columns = std::array::from_fn(|i| {
-            let numbers = panel.get((column + i) * LANES..).and_then(|rest| rest.first_chunk());
-            match numbers {
-                Some(numbers) if column + i < cache.value_dim => load_chunk::<V, E>(numbers),
-                _ => V::zero(),
-            }
-        });
+        let mut columns = [V::zero(); LANES];
+        let whole = (cache.value_dim - column).min(LANES);
+        let panel = panel[column * LANES..].as_chunks::<LANES>().0;
+        for (lanes, numbers) in columns.iter_mut().zip(panel).take(whole) {
+            *lanes = load_chunk::<V, E>(numbers);
+        }
         for (key, lanes) in V::transpose(columns).into_iter().enumerate() {
             put(lanes, segment, key * padded + column);
         }

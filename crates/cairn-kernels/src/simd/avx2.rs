@@ -185,6 +185,10 @@ impl F32x16 for Avx2 {
         op!(_mm_prefetch::<_MM_HINT_T0>(address.cast::<i8>()))
     }
     #[inline(always)]
+    fn prefetch_far(address: *const u8) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(address.cast::<i8>()))
+    }
+    #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {
         let (halves, _) = bits.as_chunks::<8>();
         Avx2Int(widen_words(&halves[0]), widen_words(&halves[1])).shl(16).as_float()

@@ -119,6 +119,10 @@ impl F32x16 for Avx512 {
         op!(_mm_prefetch::<_MM_HINT_T0>(address.cast::<i8>()))
     }
     #[inline(always)]
+    fn prefetch_far(address: *const u8) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(address.cast::<i8>()))
+    }
+    #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {
         // SAFETY: module invariant; the array is 32 bytes.
         let half = unsafe { _mm256_loadu_si256(bits.as_ptr().cast()) };

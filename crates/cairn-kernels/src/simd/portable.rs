@@ -107,6 +107,8 @@ impl F32x16 for Portable {
     #[inline(always)]
     fn prefetch(_address: *const u8) {}
     #[inline(always)]
+    fn prefetch_far(_address: *const u8) {}
+    #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {
         Self(bits.map(f32_from_bf16))
     }
