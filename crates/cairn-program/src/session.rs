@@ -424,12 +424,21 @@ fn cache_spec(program: &Program, index: usize, options: CacheOptions) -> CacheSp
         })
     };
     let (kv_heads, key_dim) = dims(0).expect("verified: keys are present");
+    let values_in_keys = instr.inputs[1].is_none();
+    // Values that are columns of their keys have no operand; the attention that reads them tells.
+    let latent_dim = || {
+        let reader = program.instrs.iter().find_map(|reader| match &reader.op {
+            Op::Attention(attrs) if reader.inputs[1] == instr.outputs[0] => Some(attrs.value_dim),
+            _ => None,
+        });
+        reader.unwrap_or(0)
+    };
     CacheSpec {
         dtype: options.dtype,
         kv_heads,
         key_dim,
-        value_dim: dims(1).map_or(0, |(_, value_dim)| value_dim),
-        values_in_keys: instr.inputs[1].is_none(),
+        value_dim: dims(1).map_or_else(latent_dim, |(_, value_dim)| value_dim),
+        values_in_keys,
     }
 }
 
