@@ -1,0 +1,156 @@
+//! Decode speed, and the share of the memory bandwidth it uses.
+//!
+//! A decode step at batch 1 reads every weight but the embedding rows it does not need, and the keys
+//! and values of all tokens so far; nothing it computes takes longer than that. So tokens per second
+//! are judged by the bytes they move, against what the same machine reads in the same minute.
+
+use std::time::Instant;
+
+use cairn_engine::{Engine, Event, Request, SamplingParams};
+use cairn_kernels::bandwidth::{Bandwidth, measure_bandwidth};
+use cairn_program::{Class, Op, Program, ProgramId, SessionError, ValueId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::EvalError;
+use crate::scorer::check_limit;
+
+/// How decoding is measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeBench {
+    /// What is read before the clock starts.
+    pub prompt: Vec<u32>,
+    /// Tokens that are decoded; the first comes out of the prompt and is not timed.
+    pub num_new: usize,
+    /// Runs; the figures are their median, best and worst.
+    pub repetitions: usize,
+}
+
+/// What decoding reaches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecodeFigures {
+    /// Threads used.
+    pub threads: usize,
+    /// Tokens of the prompt.
+    pub num_prompt: usize,
+    /// Tokens decoded in a run.
+    pub num_new: usize,
+    /// Tokens of the prompt read a second, of each run, in order.
+    pub prefill_tokens_per_s: Vec<f64>,
+    /// Tokens decoded a second, of each run, in order.
+    pub tokens_per_s: Vec<f64>,
+    /// Their median.
+    pub tokens_per_s_median: f64,
+    /// Weights read for a token.
+    pub weight_bytes: u64,
+    /// Cached keys and values read for a token, in the mean over a run.
+    pub cache_bytes: f64,
+    /// Bytes that the median run read a second.
+    pub bytes_per_s: f64,
+    /// What this machine reads a second, measured between the runs: the best.
+    pub bandwidth_bytes_per_s: f64,
+    /// `bytes_per_s` over `bandwidth_bytes_per_s`.
+    pub bandwidth_share: f64,
+}
+
+/// Measures decoding at batch 1.
+///
+/// The bandwidth is measured before every run with the engine's own threads, so that both see the
+/// same machine.
+///
+/// # Errors
+///
+/// [`EvalError::Limit`] without repetitions or with less than two new tokens,
+/// [`EvalError::Request`] if the engine refuses the lengths, [`EvalError::Engine`] if it fails.
+pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFigures, EvalError> {
+    check_limit("repetitions", bench.repetitions, usize::MAX)?;
+    check_limit("num_new - 1", bench.num_new.saturating_sub(1), usize::MAX)?;
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    let mut bandwidth = 0.0_f64;
+    for _ in 0..bench.repetitions {
+        bandwidth = bandwidth.max(bytes_per_s(engine)?);
+        let (prefill_s, decode_s) = run_once(engine, bench)?;
+        prefill.push(bench.prompt.len() as f64 / prefill_s);
+        decode.push((bench.num_new - 1) as f64 / decode_s);
+    }
+    let weight_bytes = weight_bytes(engine);
+    let cache_bytes = cache_bytes(engine, bench);
+    let tokens_per_s_median = median(&decode);
+    let bytes_per_s = tokens_per_s_median * (weight_bytes as f64 + cache_bytes);
+    Ok(DecodeFigures {
+        threads: engine.session().cpu().threads(),
+        num_prompt: bench.prompt.len(),
+        num_new: bench.num_new,
+        prefill_tokens_per_s: prefill,
+        tokens_per_s: decode,
+        tokens_per_s_median,
+        weight_bytes,
+        cache_bytes,
+        bytes_per_s,
+        bandwidth_bytes_per_s: bandwidth,
+        bandwidth_share: bytes_per_s / bandwidth,
+    })
+}
+
+/// Seconds to the first token, and from there to the last.
+fn run_once(engine: &mut Engine, bench: &DecodeBench) -> Result<(f64, f64), EvalError> {
+    let request = Request::new(bench.prompt.clone(), SamplingParams::greedy(), bench.num_new);
+    engine.add_request(request)?;
+    let mut events = Vec::new();
+    let start = Instant::now();
+    let mut first = None;
+    while engine.num_requests() != 0 {
+        engine.step(&mut events)?;
+        if first.is_none() && events.iter().any(|event| matches!(event, Event::Token { .. })) {
+            first = Some(Instant::now());
+        }
+    }
+    let first = first.expect("a run that ends without an error chose tokens");
+    Ok((first.duration_since(start).as_secs_f64(), first.elapsed().as_secs_f64()))
+}
+
+/// Bytes of the weights that a step over one token reads.
+fn weight_bytes(engine: &Engine) -> u64 {
+    let program = engine.session().program(ProgramId(0));
+    let stored = |name: &str| engine.session().stored(name).map_or(0, <[u8]>::len);
+    program
+        .of_class(Class::Weight)
+        .map(|(id, weight)| {
+            // Of a table that is only looked up, one row.
+            let rows = weight.shape.0.first().and_then(|dim| dim.size);
+            let rows = rows.filter(|_| !read_whole(program, id)).unwrap_or(1);
+            (stored(&weight.name) / rows) as u64
+        })
+        .sum()
+}
+
+/// Whether anything but a table lookup reads a weight.
+fn read_whole(program: &Program, weight: ValueId) -> bool {
+    let mut readers = program.instrs.iter().filter(|instr| instr.reads().any(|id| id == weight));
+    readers.any(|instr| !matches!(instr.op, Op::Embed | Op::PositionEmbed))
+}
+
+/// Bytes of keys and values that a decoded token reads, in the mean over the timed tokens.
+fn cache_bytes(engine: &Engine, bench: &DecodeBench) -> f64 {
+    let blocks = engine.options().num_blocks * cairn_engine::BLOCK_TOKENS;
+    let bytes_per_token = engine.session().bytes().cache as f64 / blocks as f64;
+    // The k-th timed step attends to prompt + k tokens, k from 1 to num_new − 1.
+    let tokens = bench.prompt.len() as f64 + bench.num_new as f64 / 2.0;
+    bytes_per_token * tokens
+}
+
+fn bytes_per_s(engine: &Engine) -> Result<f64, EvalError> {
+    let Bandwidth { gbs, .. } =
+        measure_bandwidth(engine.session().cpu()).map_err(SessionError::from)?;
+    Ok(gbs * 1e9)
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) {
+        f64::midpoint(sorted[middle - 1], sorted[middle])
+    } else {
+        sorted[middle]
+    }
+}
