@@ -2,7 +2,7 @@
 //!
 //! Shapes: every slice of one call has the same length, any number of rows of any width.
 //!
-//! Sources: Hendrycks and Gimpel 2016 (GELU), Shazeer 2020 (GLU variants), So et al. 2021 (squared ReLU).
+//! Sources: Hendrycks and Gimpel 2016 (GELU), Shazeer 2020 (GLU variants), So et al. 2021 (squared rectifier).
 
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_elements};

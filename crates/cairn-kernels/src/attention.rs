@@ -50,7 +50,7 @@ pub struct AttentionSpec {
     pub values_in_keys: bool,
     /// Which keys a query sees.
     pub mask: Mask,
-    /// Factor on the scores, usually 1/√key_dim.
+    /// Factor on the scores, usually one over the root of the key dim.
     pub scale: f32,
     /// Bounds scores to ±cap by `cap · tanh(score / cap)` after the scale.
     pub softcap: Option<f32>,

@@ -5,6 +5,8 @@
 //! one, and nothing is stored. The row key is two rounds of splitmix64 (Steele et al. 2014); a
 //! column is mixed into it by two rounds of murmur3's 32-bit finalizer, one per half of the key.
 
+#![expect(clippy::cast_possible_truncation, reason = "halves of a key, and columns below 2³²")]
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
 use crate::lanes::{at, put, vectors};
@@ -53,7 +55,6 @@ impl DropoutMask {
     /// Kept elements have random bits at or above this.
     fn threshold(&self) -> u32 {
         assert!((0.0..1.0).contains(&self.p), "dropout probability outside [0, 1)");
-        #[expect(clippy::cast_possible_truncation, reason = "p < 1 keeps the product below 2^32")]
         #[expect(clippy::cast_sign_loss, reason = "p is not negative")]
         let threshold = (f64::from(self.p) * 4_294_967_296.0) as u32;
         threshold

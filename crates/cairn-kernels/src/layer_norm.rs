@@ -242,9 +242,9 @@ pub fn layer_norm_grad_reference(args: LayerNormGrad<'_>) {
         let normal = |i: usize| (x_d[i] - mean) * r;
         let mean_g = lanes::sum((0..d).map(g)) / d as f32;
         let mean_gx = lanes::dot((0..d).map(|i| (g(i), normal(i)))) / d as f32;
-        for i in 0..d {
+        for (i, to) in dx_d.iter_mut().enumerate() {
             let dx = r * (-mean_gx).mul_add(normal(i), g(i) - mean_g);
-            dx_d[i] = if accumulate_dx { dx_d[i] + dx } else { dx };
+            *to = if accumulate_dx { *to + dx } else { dx };
         }
     }
     let sums = ParameterSums {

@@ -25,6 +25,7 @@ pub mod layer_norm;
 mod math;
 pub mod matmul;
 pub mod memory;
+mod operator_bench;
 pub mod optimizer;
 pub mod peak;
 pub mod pointwise;

@@ -123,7 +123,7 @@ const EXP_MIN: f32 = -86.98;
 pub(crate) fn exp<R: Real>(x: R) -> R {
     let shifted = x.fma(R::splat(std::f32::consts::LOG2_E), R::splat(ROUNDER));
     let n = shifted.minus(R::splat(ROUNDER));
-    let r = n.fma(R::splat(-0.693_147_2), x);
+    let r = n.fma(R::splat(-std::f32::consts::LN_2), x);
     let r = n.fma(R::splat(1.904_654_2e-9), r);
     let p = R::splat(0.001_381_314_5);
     let p = p.fma(r, R::splat(0.008_369_419));
@@ -169,7 +169,7 @@ pub(crate) fn ln(x: f32) -> f32 {
     let p = p.mul_add(f, 0.333_333_13);
     let f2 = f * f;
     let tail = (f2 * f).mul_add(p, (-0.5_f32).mul_add(f2, e * -1.904_654_2e-9));
-    e.mul_add(0.693_147_2, f + tail)
+    e.mul_add(std::f32::consts::LN_2, f + tail)
 }
 
 /// `1 / (1 + e^−x)`, at most 2 ulp off.

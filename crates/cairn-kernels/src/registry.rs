@@ -10,9 +10,20 @@ use crate::cpu::Cpu;
 use crate::encoding::Encoding;
 use crate::isa::Isa;
 use crate::matmul::bench::{MATMUL, MATMUL_DW, MATMUL_DX};
+use crate::operator_bench::OTHERS;
 
 /// Every operator that has kernels.
-pub const OPERATORS: &[&Operator] = &[&MATMUL, &MATMUL_DX, &MATMUL_DW];
+pub const OPERATORS: &[&Operator] = {
+    let mut all = [&MATMUL; OTHERS.len() + 3];
+    all[1] = &MATMUL_DX;
+    all[2] = &MATMUL_DW;
+    let mut i = 0;
+    while i < OTHERS.len() {
+        all[i + 3] = OTHERS[i];
+        i += 1;
+    }
+    &{ all }
+};
 
 /// A named size, for instance `("t", 4096)`.
 pub type Dim = (&'static str, usize);

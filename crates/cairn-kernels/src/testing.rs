@@ -23,7 +23,7 @@ impl Numbers {
 
     /// A whole number below `limit`.
     pub(crate) fn below(&mut self, limit: usize) -> usize {
-        (self.bits() % limit as u64) as usize
+        usize::try_from(self.bits() % limit as u64).unwrap()
     }
 
     /// A number in [−1, 1).
@@ -38,7 +38,7 @@ impl Numbers {
 
     /// `len` whole numbers below `limit`.
     pub(crate) fn indices(&mut self, len: usize, limit: usize) -> Vec<u32> {
-        (0..len).map(|_| self.below(limit) as u32).collect()
+        (0..len).map(|_| u32::try_from(self.below(limit)).unwrap()).collect()
     }
 }
 

@@ -141,9 +141,9 @@ impl Kernel for HeadJob<'_, '_> {
         let values = self.values();
         for tile in 0..len.div_ceil(KEY_TILE) {
             let (first, count) = (tile * KEY_TILE, (len - tile * KEY_TILE).min(KEY_TILE));
-            keys.to_panels::<V>(first, count, self.buffers.key_panels);
-            values.to_panels::<V>(first, count, self.buffers.value_panels);
-            keys.to_rows::<V>(first, count, self.buffers.key_rows);
+            keys.pack_panels::<V>(first, count, self.buffers.key_panels);
+            values.pack_panels::<V>(first, count, self.buffers.value_panels);
+            keys.pack_rows::<V>(first, count, self.buffers.key_rows);
             self.buffers.dk.fill(0.0);
             self.buffers.dv.fill(0.0);
             for head in heads.clone() {
@@ -248,8 +248,8 @@ impl<'a> HeadJob<'a, '_> {
         let rows = row_starts(&douts, begin);
         scores::<V, _, _>(&rows, (count, spec.value_dim), panels, slopes, panels_of);
         self.slopes::<V>(pair, &seen[..count]);
-        queries.to_rows::<V>(begin, count, self.buffers.query_rows);
-        douts.to_rows::<V>(begin, count, self.buffers.dout_rows);
+        queries.pack_rows::<V>(begin, count, self.buffers.query_rows);
+        douts.pack_rows::<V>(begin, count, self.buffers.dout_rows);
         self.key_gradients::<V>(keys, &seen[..count]);
         self.query_gradients::<V>(pair, &seen[..count]);
     }

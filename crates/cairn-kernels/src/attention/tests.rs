@@ -156,7 +156,7 @@ impl Blocks {
         for len in lens {
             let of_sequence = (0..len.div_ceil(PAGE_TOKENS)).map(|_| {
                 next += 1;
-                (count - next) as u32
+                u32::try_from(count - next).unwrap()
             });
             blocks.push(of_sequence.collect());
         }

@@ -67,7 +67,7 @@ impl HeadRows<'_> {
 
     /// Transposes `keys` rows from `first` on into panels `[width][16]`; missing rows become 0.
     #[inline(always)]
-    pub(super) fn to_panels<V: F32x16>(&self, first: usize, keys: usize, panels: &mut [f32]) {
+    pub(super) fn pack_panels<V: F32x16>(&self, first: usize, keys: usize, panels: &mut [f32]) {
         for (j, panel) in panels.chunks_exact_mut(self.width * LANES).enumerate() {
             let filled = keys.saturating_sub(j * PANEL).min(PANEL);
             if filled == 0 {
@@ -102,7 +102,7 @@ impl HeadRows<'_> {
     /// Copies `keys` rows from `first` on, each padded with zeros to whole vectors; so are missing
     /// rows up to a whole segment.
     #[inline(always)]
-    pub(super) fn to_rows<V: F32x16>(&self, first: usize, keys: usize, rows: &mut [f32]) {
+    pub(super) fn pack_rows<V: F32x16>(&self, first: usize, keys: usize, rows: &mut [f32]) {
         let padded = self.width.next_multiple_of(LANES);
         let whole = keys.next_multiple_of(PANEL);
         for (i, to) in rows.chunks_exact_mut(padded).take(whole).enumerate() {
@@ -145,8 +145,8 @@ impl DenseTiles<'_> {
     pub(super) fn pack<V: F32x16>(&self, tile: usize, keys: usize, buffers: &mut TileBuffers<'_>) {
         let ([panels, rows], place) = (self.lens(), self.place(tile));
         let first = tile * KEY_TILE;
-        self.keys.to_panels::<V>(first, keys, &mut buffers.panels[place * panels..][..panels]);
-        self.values.to_rows::<V>(first, keys, &mut buffers.rows[place * rows..][..rows]);
+        self.keys.pack_panels::<V>(first, keys, &mut buffers.panels[place * panels..][..panels]);
+        self.values.pack_rows::<V>(first, keys, &mut buffers.rows[place * rows..][..rows]);
     }
 }
 

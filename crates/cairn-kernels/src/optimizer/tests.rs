@@ -51,7 +51,7 @@ proptest! {
             }
             let copy = copy.into_iter().map(f32::from).collect();
             let total = [total.to_bits() >> 32, total.to_bits() & 0xffff_ffff];
-            let total = total.map(|half| f32::from_bits(half as u32)).to_vec();
+            let total = total.map(|half| f32::from_bits(u32::try_from(half).unwrap())).to_vec();
             vec![w, m, v, average, copy, total]
         });
     }

@@ -182,11 +182,11 @@ impl F32x16 for Avx2 {
     }
     #[inline(always)]
     fn prefetch(address: *const u8) {
-        op!(_mm_prefetch::<_MM_HINT_T0>(address.cast::<i8>()))
+        op!(_mm_prefetch::<_MM_HINT_T0>(address.cast::<i8>()));
     }
     #[inline(always)]
     fn prefetch_far(address: *const u8) {
-        op!(_mm_prefetch::<_MM_HINT_T1>(address.cast::<i8>()))
+        op!(_mm_prefetch::<_MM_HINT_T1>(address.cast::<i8>()));
     }
     #[inline(always)]
     fn from_bf16(bits: &[u16; LANES]) -> Self {
