@@ -19,6 +19,7 @@ use super::manifest::{
     Counts, FileEntry, MANIFEST_BYTES_MAX, MANIFEST_FILE, Manifest, SCHEMA, SettingsEntry,
     ShardEntry, Share, SkippedEntry, SplitEntry, TokenizerEntry,
 };
+use super::read::is_corpus;
 use super::scan::Document;
 use super::skip::{SkipReason, Skipped, Skips};
 use super::token_file::{
@@ -43,7 +44,7 @@ pub enum Existing {
     /// Leave it and fail.
     #[default]
     Refuse,
-    /// Replace the whole folder, once the new corpus is complete.
+    /// Replace a corpus, once the new one is complete; never a folder of anything else.
     Replace,
 }
 
@@ -83,7 +84,7 @@ pub struct BuildReport {
 ///
 /// # Errors
 ///
-/// [`CorpusError::Exists`] unless replacing was asked for, [`CorpusError::NoEndOfDocument`] for a
+/// [`CorpusError::Exists`] unless a corpus is to be replaced, [`CorpusError::NoEndOfDocument`] for a
 /// tokenizer without one, [`CorpusError::File`] naming the file that could not be written,
 /// [`CorpusError::NoDocuments`] if every document changed or vanished since the scan,
 /// [`CorpusError::Setting`], [`CorpusError::TooMany`], [`CorpusError::Interrupted`].
@@ -116,7 +117,8 @@ pub(super) fn build_on(
         }
     }
     let end_of_document = tokenizer.end_of_document().ok_or(CorpusError::NoEndOfDocument)?;
-    if settings.existing == Existing::Refuse && holds_something(&settings.folder) {
+    let may_replace = settings.existing == Existing::Replace && is_corpus(&settings.folder);
+    if !may_replace && holds_something(&settings.folder) {
         return Err(CorpusError::Exists { path: settings.folder.clone() });
     }
     let draft = FolderDraft::new(&settings.folder)?;
@@ -437,6 +439,7 @@ fn settings_entry(scan: &Scan, settings: &BuildSettings) -> SettingsEntry {
         license_allow: scanned.license_allow.as_ref().map(|allow| allow.names().to_vec()),
         file_bytes_max: scanned.limits.file_bytes_max,
         document_bytes_max: scanned.limits.document_bytes_max,
+        group_bytes_max: scanned.limits.group_bytes_max,
         shard_tokens_max: settings.shard_tokens_max,
         split: scanned.split.clone(),
     }

@@ -91,7 +91,11 @@ impl Hint for CorpusError {
             Self::NoEndOfDocument => {
                 "train one with `cairn tokenizer train`, which has one".to_owned()
             }
-            Self::Exists { .. } => "name another folder, or allow it to be replaced".to_owned(),
+            Self::Exists { .. } => {
+                "name another folder, or allow the corpus there to be replaced; a folder that \
+                                      holds something else is never replaced"
+                    .to_owned()
+            }
             Self::File(error) => return error.hints(),
             Self::TooMany { .. } | Self::Setting { .. } | Self::Interrupted => return Vec::new(),
         };

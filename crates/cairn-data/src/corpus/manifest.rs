@@ -140,6 +140,9 @@ pub struct SettingsEntry {
     pub file_bytes_max: u64,
     /// Largest document.
     pub document_bytes_max: u64,
+    /// Most text of a group; any if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_bytes_max: Option<u64>,
     /// Tokens after which a new shard begins.
     pub shard_tokens_max: u64,
     /// What is held out.

@@ -329,6 +329,15 @@ fn read_manifest(path: &Path) -> Result<Manifest, ReadError> {
     parse_manifest(path, &json)
 }
 
+/// Whether a folder holds a corpus of any version, and so nothing of anybody else.
+pub(super) fn is_corpus(folder: &Path) -> bool {
+    match read_manifest(&folder.join(MANIFEST_FILE)) {
+        Ok(_) => true,
+        Err(ReadError::Schema { found, .. }) => found.starts_with("corpus/"),
+        Err(_) => false,
+    }
+}
+
 fn parse_manifest(path: &Path, json: &[u8]) -> Result<Manifest, ReadError> {
     /// The one field that every version has.
     #[derive(serde::Deserialize)]

@@ -47,11 +47,14 @@ pub struct Limits {
     pub file_bytes_max: u64,
     /// Largest text of one document; memory is proportional to it. Below 4 GiB.
     pub document_bytes_max: u64,
+    /// Most text of one group. In a registry it keeps generated bindings, a third of the text of
+    /// some, from crowding out the rest.
+    pub group_bytes_max: Option<u64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { file_bytes_max: 64 << 30, document_bytes_max: 16 << 20 }
+        Self { file_bytes_max: 64 << 30, document_bytes_max: 16 << 20, group_bytes_max: None }
     }
 }
 
@@ -108,6 +111,8 @@ pub struct Scan {
     pub(super) groups: Names<String>,
     pub(super) licenses: Names<License>,
     pub(super) skips: Skips,
+    /// Bytes of text of each group.
+    group_bytes: Vec<u64>,
 }
 
 /// Names and their numbers, in the order of first use.
@@ -170,6 +175,7 @@ pub fn scan(settings: ScanSettings, progress: &mut ProgressFn<'_>) -> Result<Sca
         groups: Names::new(),
         licenses: Names::new(),
         skips,
+        group_bytes: Vec::new(),
         settings,
     };
     let mut first_of_hash = HashMap::new();
@@ -306,15 +312,27 @@ impl Scan {
                 self.skips.push(found.path, SkipReason::Duplicate, same);
                 continue;
             }
+            let group_bytes = self.group_bytes_with(&found);
+            if let Some(limit) = self.settings.limits.group_bytes_max
+                && limit < group_bytes
+            {
+                let detail = format!("group {}, limit {limit} bytes", found.group);
+                self.skips.push(found.path, SkipReason::GroupFull, Some(detail));
+                continue;
+            }
             let number = u32::try_from(self.documents.len()).map_err(|_| TOO_MANY_DOCUMENTS)?;
             first_of_hash.insert(found.hash, number);
+            let group = self.groups.number(found.group);
+            let group_index = usize::try_from(group).expect("a u32 fits");
+            self.group_bytes.resize(self.groups.list.len(), 0);
+            self.group_bytes[group_index] = group_bytes;
             self.documents.push(Document {
                 path: found.path.into_boxed_str(),
                 file,
                 line: found.line,
                 hash: found.hash,
                 text_bytes: found.text_bytes,
-                group: self.groups.number(found.group),
+                group,
                 license: self.licenses.number(found.license),
                 split: Split::Train,
             });
@@ -323,6 +341,13 @@ impl Scan {
             return Err(CorpusError::TooMany { what: "groups", limit: 1 << 20 });
         }
         Ok(())
+    }
+
+    /// Bytes of text that a document's group has with it.
+    fn group_bytes_with(&self, found: &Found) -> u64 {
+        let group = self.groups.numbers.get(&found.group);
+        let group = group.and_then(|group| usize::try_from(*group).ok());
+        group.map_or(0, |group| self.group_bytes[group]) + u64::from(found.text_bytes)
     }
 
     fn split(&mut self) -> Result<(), CorpusError> {

@@ -45,6 +45,8 @@ pub enum SkipReason {
     Duplicate,
     /// The tokenizer refused its text; the detail says why.
     NotTokenized,
+    /// Its group has `group_bytes_max` of text without it.
+    GroupFull,
     /// It changed between the scan and the build.
     Changed,
 }
@@ -78,6 +80,7 @@ impl fmt::Display for SkipReason {
             Self::NoText => "no text field",
             Self::LicenseNotAllowed => "license not allowed",
             Self::Duplicate => "duplicate",
+            Self::GroupFull => "beyond the limit of a group",
             Self::NotTokenized => "refused by the tokenizer",
             Self::Changed => "changed during the build",
         })

@@ -142,6 +142,12 @@ fn corpora_are_not_overwritten_unless_asked() {
     settings.existing = Existing::Replace;
     assert_eq!(build(&scan, tokenizer(), &settings, &mut quiet).unwrap(), first);
     assert!(!folder.join("stray").exists());
+    // What is no corpus is never replaced.
+    std::fs::write(folder.join(MANIFEST_FILE), "{\"schema\": \"album/1\"}").unwrap();
+    let error = build(&scan, tokenizer(), &settings, &mut quiet).unwrap_err();
+    assert!(matches!(error, CorpusError::Exists { .. }), "{error}");
+    std::fs::write(folder.join(MANIFEST_FILE), "{\"schema\": \"corpus/0\"}").unwrap();
+    build(&scan, tokenizer(), &settings, &mut quiet).unwrap();
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 1);
 }
 

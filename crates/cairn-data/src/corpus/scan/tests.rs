@@ -78,7 +78,8 @@ fn bad_files_are_skipped_counted_and_listed() {
         ("build/output.txt", b"not seen"),
     ]);
     let mut settings = settings(path(&root));
-    settings.limits = Limits { document_bytes_max: 100, file_bytes_max: 300 };
+    settings.limits =
+        Limits { document_bytes_max: 100, file_bytes_max: 300, group_bytes_max: None };
     settings.inputs.push(Input::Path(root.path().join("nowhere.txt")));
     let scan = scan_of(settings).unwrap();
     assert_eq!(documents(&scan), [("copy.txt", "copy.txt", "unknown")]);
@@ -161,6 +162,25 @@ fn groups_are_packages_else_top_folders_else_files() {
     let scan = scan_of(settings).unwrap();
     assert_eq!(documents(&scan), [("crates/a/src/lib.rs", "alpha", "MIT")]);
     assert_eq!(scan.skips().counts()[&SkipReason::LicenseNotAllowed], 3);
+}
+
+#[test]
+fn full_groups_take_no_more() {
+    let root = folder(&[
+        ("a/1.txt", b"four"),
+        ("a/2.txt", b"fives"),
+        ("a/3.txt", b"ab"),
+        ("b/1.txt", b"eightlet"),
+        ("c/1.txt", b"six..."),
+    ]);
+    let mut settings = settings(path(&root));
+    settings.limits.group_bytes_max = Some(6);
+    let scan = scan_of(settings).unwrap();
+    let paths: Vec<&str> = documents(&scan).iter().map(|document| document.0).collect();
+    assert_eq!(paths, ["a/1.txt", "a/3.txt", "c/1.txt"]);
+    let full = |name| (name, SkipReason::GroupFull);
+    assert_eq!(skipped(&scan), [full("a/2.txt"), full("b/1.txt")]);
+    assert_eq!(scan.groups.list, ["a", "c"]);
 }
 
 #[test]
