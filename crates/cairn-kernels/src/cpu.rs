@@ -5,7 +5,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::isa::{Isa, Simd};
+use crate::matmul::Estimates;
 use crate::pool::{Pool, SCRATCH_BYTES, Scratch};
+use crate::tuner::Tuning;
 
 /// An instruction set, a pool of threads and their scratch memory, allocated once.
 ///
@@ -28,6 +30,8 @@ pub struct Cpu {
     simd: Simd,
     pool: Pool,
     partials: RefCell<Scratch>,
+    tuning: Tuning,
+    estimates: Estimates,
 }
 
 impl Cpu {
@@ -39,7 +43,13 @@ impl Cpu {
     pub fn new(isa: Isa, threads: usize) -> Self {
         let pool = Pool::new(threads).expect("the system gives threads and their scratch memory");
         let partials = Scratch::new().expect("the system gives scratch memory");
-        Self { simd: Simd::new(isa), pool, partials: RefCell::new(partials) }
+        Self {
+            simd: Simd::new(isa),
+            pool,
+            partials: RefCell::new(partials),
+            tuning: Tuning::default(),
+            estimates: Estimates::default(),
+        }
     }
 
     /// A handle with the machine's widest instruction set.
@@ -55,6 +65,21 @@ impl Cpu {
     /// The proof that the instruction set is there, for the `kernel!` functions.
     pub(crate) fn simd(&self) -> Simd {
         self.simd
+    }
+
+    /// Measured choices that the products follow from now on; without one they estimate.
+    pub fn set_tuning(&mut self, tuning: Tuning) {
+        self.tuning = tuning;
+    }
+
+    /// The measured choices.
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Estimates made before, so that a product of known sizes does not estimate again.
+    pub(crate) fn estimates(&self) -> &Estimates {
+        &self.estimates
     }
 
     /// Threads that take part in [`parallel`](Self::parallel).

@@ -96,6 +96,32 @@ fn has_avx512() -> bool {
     false
 }
 
+/// The processor's own name, for instance `AMD EPYC 9R14`, or its architecture where it has none.
+pub fn cpu_name() -> String {
+    let name = brand_string();
+    let trimmed = name.trim_matches(|c: char| c == '\0' || c.is_whitespace());
+    if trimmed.is_empty() { std::env::consts::ARCH.to_owned() } else { trimmed.to_owned() }
+}
+
+/// Leaves 0x80000002 to 0x80000004 of `cpuid` hold 48 characters.
+#[cfg(target_arch = "x86_64")]
+fn brand_string() -> String {
+    use std::arch::x86_64::__cpuid;
+    const LAST_LEAF: u32 = 0x8000_0004;
+    if __cpuid(0x8000_0000).eax < LAST_LEAF {
+        return String::new();
+    }
+    let leaves = (LAST_LEAF - 2..=LAST_LEAF).map(__cpuid);
+    let registers = leaves.flat_map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]);
+    let bytes: Vec<u8> = registers.flat_map(u32::to_le_bytes).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn brand_string() -> String {
+    String::new()
+}
+
 /// Proof that this machine runs an instruction set: only [`Simd::new`] makes one, and it checks.
 ///
 /// The `kernel!` macro takes it as the first argument of every vector kernel, which is what makes

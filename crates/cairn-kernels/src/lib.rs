@@ -39,6 +39,7 @@ mod simd;
 mod testing;
 mod token_blocks;
 pub mod token_logprob;
+pub mod tuner;
 
 pub use activation::{
     Act, Activation, ActivationGrad, Glu, GluGrad, activation, activation_grad, glu, glu_grad,

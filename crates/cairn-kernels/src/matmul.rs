@@ -13,10 +13,10 @@
 //! with sources that are strided or decoded on the way in; which outputs share a vector,
 //! a tile or a thread changes no bit.
 
-use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
-use crate::encoding::{Layout, Weight};
+use crate::encoding::{Encoding, Layout, Weight};
 use crate::simd::{LANES, kernel};
+use crate::tuner::{ProductKind, TuneCase};
 
 pub(crate) mod bench;
 mod blocking;
@@ -26,8 +26,10 @@ mod product;
 mod reference;
 mod stream;
 mod tile;
+pub(crate) mod tune;
 
 pub use blocking::Blocking;
+pub(crate) use blocking::Estimates;
 use pack::{Left, Right};
 use product::{Contraction, Product, Start};
 use reference::token_blocks;
@@ -109,7 +111,15 @@ pub struct BiasGrad<'a> {
     pub accumulate: bool,
 }
 
-impl Matmul<'_> {
+impl<'a> Matmul<'a> {
+    fn start(&self) -> Start<'a> {
+        match (self.accumulate, self.bias_n) {
+            (true, _) => Start::Keep,
+            (false, Some(bias_n)) => Start::Bias(bias_n),
+            (false, None) => Start::Zero,
+        }
+    }
+
     fn check(&self) {
         let Weight { n, k, .. } = self.weight;
         self.weight.check();
@@ -150,17 +160,24 @@ impl BiasGrad<'_> {
 /// The forward product. See [`matmul_reference`] for its definition.
 pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
     args.check();
+    let start = args.start();
     let Matmul { x_tk, weight, bias_n, y_tn, t, accumulate } = args;
     let Weight { n, k, .. } = weight;
-    let start = match (accumulate, bias_n) {
-        (true, _) => Start::Keep,
-        (false, Some(bias_n)) => Start::Bias(bias_n),
-        (false, None) => Start::Zero,
-    };
     if weight.layout == Layout::Panel && t <= STREAM_TOKENS_MAX {
         stream::run(cpu, &StreamProduct { x_tk, weight, start, t }, y_tn);
         return;
     }
+    let case = TuneCase { product: ProductKind::Matmul, encoding: weight.encoding, t, n, k };
+    let blocking = Blocking::choose(cpu, case);
+    let args = Matmul { x_tk, weight, bias_n, y_tn, t, accumulate };
+    matmul_cut(cpu, args, &blocking);
+}
+
+/// The forward product, cut as told.
+fn matmul_cut(cpu: &Cpu, args: Matmul<'_>, blocking: &Blocking) {
+    let start = args.start();
+    let Matmul { x_tk, weight, y_tn, t, .. } = args;
+    let Weight { n, k, .. } = weight;
     let product = Product {
         left: Left::Rows { values: x_tk, stride: k },
         right: Right::Outputs(weight),
@@ -171,13 +188,20 @@ pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
         out_first: 0,
         out_stride: n,
     };
-    let blocking = Blocking::guess(t, n, k, cpu);
-    product::run(cpu, &[product], y_tn, &blocking);
+    product::run(cpu, &[product], y_tn, blocking);
 }
 
 /// The input gradient. See [`matmul_dx_reference`] for its definition.
 pub fn matmul_dx(cpu: &Cpu, args: MatmulDx<'_>) {
     args.check();
+    let Weight { encoding, n, k, .. } = args.weight;
+    let case = TuneCase { product: ProductKind::MatmulDx, encoding, t: args.t, n, k };
+    let blocking = Blocking::choose(cpu, case);
+    matmul_dx_cut(cpu, args, &blocking);
+}
+
+/// The input gradient, cut as told.
+fn matmul_dx_cut(cpu: &Cpu, args: MatmulDx<'_>, blocking: &Blocking) {
     let MatmulDx { dy_tn, weight, dx_tk, t, accumulate } = args;
     let Weight { n, k, .. } = weight;
     let product = Product {
@@ -190,20 +214,28 @@ pub fn matmul_dx(cpu: &Cpu, args: MatmulDx<'_>) {
         out_first: 0,
         out_stride: k,
     };
-    let blocking = Blocking::guess(t, k, n, cpu);
-    product::run(cpu, &[product], dx_tk, &blocking);
+    product::run(cpu, &[product], dx_tk, blocking);
 }
 
 /// The weight gradient. See [`matmul_dw_reference`] for its definition.
 pub fn matmul_dw(cpu: &Cpu, args: MatmulDw<'_>) {
     args.check();
-    let MatmulDw { dy_tn, x_tk, dw_nk, n, k, t, row_tokens, accumulate } = args;
+    let MatmulDw { n, k, t, .. } = args;
     if t == 0 {
-        if !accumulate {
-            dw_nk.fill(0.0);
+        if !args.accumulate {
+            args.dw_nk.fill(0.0);
         }
         return;
     }
+    let encoding = Encoding::F32;
+    let case = TuneCase { product: ProductKind::MatmulDw, encoding, t, n, k };
+    let blocking = Blocking::choose(cpu, case);
+    matmul_dw_cut(cpu, args, &blocking);
+}
+
+/// The weight gradient, cut as told. There are tokens.
+fn matmul_dw_cut(cpu: &Cpu, args: MatmulDw<'_>, blocking: &Blocking) {
+    let MatmulDw { dy_tn, x_tk, dw_nk, n, k, t, row_tokens, accumulate } = args;
     let product = Product {
         left: Left::Steps { values: dy_tn, stride: n },
         right: Right::Matrix { values: x_tk, stride: k },
@@ -214,8 +246,7 @@ pub fn matmul_dw(cpu: &Cpu, args: MatmulDw<'_>) {
         out_first: 0,
         out_stride: k,
     };
-    let blocking = Blocking::guess(n, k, TOKEN_BLOCK, cpu);
-    product::run(cpu, &[product], dw_nk, &blocking);
+    product::run(cpu, &[product], dw_nk, blocking);
 }
 
 /// The bias gradient. See [`bias_grad_reference`] for its definition.

@@ -1,8 +1,12 @@
 //! How a product is cut into tasks and blocks. Every choice gives the same bits.
 
+use std::cell::RefCell;
+
 use super::product::{RIGHT_FLOATS_MAX, STEPS_MAX};
+use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
 use crate::simd::LANES;
+use crate::tuner::{ProductKind, TuneCase};
 
 /// Sizes of the pieces of one product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -29,12 +33,87 @@ const RISK: f64 = 0.05;
 const COLUMNS_MAX: usize = 224;
 const PARTS_TRIED: usize = 16;
 
+/// The last estimates of one handle, by sizes. A fixed table: a product allocates nothing.
+#[derive(Debug)]
+pub(crate) struct Estimates {
+    slots: RefCell<[Option<(Sizes, Blocking)>; SLOTS]>,
+}
+
+/// Rows, columns and steps of a product.
+type Sizes = (usize, usize, usize);
+const SLOTS: usize = 64;
+
+impl Default for Estimates {
+    fn default() -> Self {
+        Self { slots: RefCell::new([None; SLOTS]) }
+    }
+}
+
+impl Estimates {
+    /// The estimate for `sizes`, made by `make` if it is not there.
+    fn get(&self, sizes: Sizes, make: impl FnOnce() -> Blocking) -> Blocking {
+        let (rows, columns, steps) = sizes;
+        let slot = rows.wrapping_mul(31).wrapping_add(columns.wrapping_mul(17)) + steps;
+        let slot = &mut self.slots.borrow_mut()[(slot ^ slot >> 6) % SLOTS];
+        match slot {
+            Some((known, blocking)) if *known == sizes => *blocking,
+            _ => slot.insert((sizes, make())).1,
+        }
+    }
+}
+
 impl Blocking {
+    /// What the tuner chose for this handle, or else the estimate.
+    pub(super) fn choose(cpu: &Cpu, case: TuneCase) -> Self {
+        if let Some(choice) = cpu.tuning().choice(cpu, case)
+            && choice.blocking.is_valid()
+        {
+            return choice.blocking;
+        }
+        let TuneCase { t, n, k, .. } = case;
+        match case.product {
+            ProductKind::Matmul => Self::guess(t, n, k, cpu),
+            ProductKind::MatmulDx => Self::guess(t, k, n, cpu),
+            ProductKind::MatmulDw => Self::guess(n, k, TOKEN_BLOCK, cpu),
+        }
+    }
+
     /// A choice without measurement: the grid of least estimated cost.
     pub(super) fn guess(rows: usize, columns: usize, steps: usize, cpu: &Cpu) -> Self {
+        cpu.estimates()
+            .get((rows, columns, steps), || Self::estimate(rows, columns, steps, cpu, COLUMNS_MAX))
+    }
+
+    /// The estimate, then its neighbors: other block widths, shorter tasks, shorter blocks of steps.
+    pub(super) fn candidates(rows: usize, columns: usize, steps: usize, cpu: &Cpu) -> Vec<Self> {
+        let tile = cpu.isa().tile();
+        let mut all = vec![Self::guess(rows, columns, steps, cpu)];
+        for columns_max in [128, 160, 224, 320, 512] {
+            let base = Self::estimate(rows, columns, steps, cpu, columns_max);
+            let half = (base.rows / 2).next_multiple_of(tile.1).max(tile.1);
+            let narrow = (base.columns / 2).next_multiple_of(tile.0 * LANES);
+            all.extend([
+                base,
+                Self { rows: half, ..base },
+                Self { columns: narrow, ..base },
+                Self { steps: 256, ..base },
+            ]);
+        }
+        let mut unique: Vec<Self> = Vec::new();
+        for candidate in all {
+            if candidate.is_valid() && !unique.contains(&candidate) {
+                unique.push(candidate);
+            }
+        }
+        unique
+    }
+
+    /// The grid of least estimated cost whose packed block has at most `columns_max` columns of the
+    /// longest steps.
+    fn estimate(rows: usize, columns: usize, steps: usize, cpu: &Cpu, columns_max: usize) -> Self {
         let tile = cpu.isa().tile();
         let block_steps = steps.clamp(32, STEPS_MAX);
-        let columns_max = (COLUMNS_MAX * STEPS_MAX / block_steps).min(RIGHT_FLOATS_MAX / STEPS_MAX);
+        let columns_max = (columns_max * STEPS_MAX / block_steps).min(RIGHT_FLOATS_MAX / STEPS_MAX);
         let column_parts_min = columns.div_ceil(columns_max).max(1);
         let row_parts_max = rows.div_ceil(tile.1).clamp(1, PARTS_TRIED);
         let mut best = (f64::INFINITY, rows, columns);
@@ -64,6 +143,6 @@ impl Blocking {
             && self.steps.is_multiple_of(32)
             && self.steps > 0
             && self.steps <= STEPS_MAX
-            && self.columns * self.steps.max(crate::TOKEN_BLOCK) <= RIGHT_FLOATS_MAX
+            && self.columns * self.steps.max(TOKEN_BLOCK) <= RIGHT_FLOATS_MAX
     }
 }

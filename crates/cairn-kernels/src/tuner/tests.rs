@@ -1,0 +1,88 @@
+//! Choices are bit-equal, used, explained, and survive storage.
+
+use super::*;
+use crate::matmul::{Matmul, matmul};
+
+fn case(product: ProductKind, encoding: Encoding) -> TuneCase {
+    TuneCase { product, encoding, t: 70, n: 90, k: 430 }
+}
+
+#[test]
+fn every_candidate_gives_the_same_bits() {
+    let cpu = Cpu::detect(2);
+    for product in [ProductKind::Matmul, ProductKind::MatmulDx, ProductKind::MatmulDw] {
+        let case = case(product, Encoding::F32);
+        let candidates = case.candidates(&cpu);
+        assert!(candidates.len() > 2, "{product:?} has nothing to choose from");
+        let mut trial = Trial::new(case, Layout::RowMajor);
+        let mut outputs = candidates.iter().map(|blocking| {
+            trial.run(&cpu, blocking);
+            trial.output().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        });
+        let first = outputs.next().unwrap();
+        assert!(outputs.all(|output| output == first), "{product:?}");
+    }
+}
+
+#[test]
+fn choices_are_stored_and_explained() {
+    let cpu = Cpu::detect(1);
+    let cases =
+        [case(ProductKind::Matmul, Encoding::Bf16), case(ProductKind::MatmulDw, Encoding::F32)];
+    let mut tuning = Tuning::default();
+    let mut lines = Vec::new();
+    tuning.measure(&cpu, &cases, |line| lines.push(line.to_owned()));
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0].starts_with("matmul.bf16."), "{}", lines[0]);
+    tuning.measure(&cpu, &cases, |line| panic!("measured again: {line}"));
+
+    let folder = tempfile();
+    let path = folder.join("tuning.json");
+    tuning.save(&path).unwrap();
+    assert_eq!(Tuning::load(&path).unwrap(), tuning);
+
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(&cpu_name(), "another machine")).unwrap();
+    assert!(matches!(Tuning::load(&path), Err(TuningError::OtherMachine { .. })));
+    fs::write(&path, text.replace("tuning/1", "tuning/9")).unwrap();
+    assert!(matches!(Tuning::load(&path), Err(TuningError::Format { .. })));
+    fs::remove_dir_all(&folder).unwrap();
+    assert!(matches!(Tuning::load(&path), Err(TuningError::Io { .. })));
+}
+
+/// A folder of this process's own.
+fn tempfile() -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("cairn-tuner-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[test]
+fn products_use_the_choice() {
+    let mut cpu = Cpu::detect(2);
+    let case = case(ProductKind::Matmul, Encoding::F32);
+    let (x_tk, w_nk) = (vec![0.3; case.t * case.k], vec![0.7; case.n * case.k]);
+    let run = |cpu: &Cpu| {
+        let mut y_tn = vec![0.0; case.t * case.n];
+        let weight = crate::Weight::f32(case.n, case.k, &w_nk);
+        let y = &mut y_tn[..];
+        let t = case.t;
+        matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn: y, t, accumulate: false });
+        y_tn.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+    };
+    let expected = run(&cpu);
+    let odd = Blocking { rows: 5, columns: 16, steps: 32 };
+    let choice = Choice {
+        blocking: odd,
+        seconds: 1.0,
+        unmeasured: odd,
+        unmeasured_seconds: 1.0,
+        candidates: 1,
+    };
+    let mut tuning = Tuning::default();
+    tuning.choices.insert(Key::new(case, &cpu), choice);
+    assert_eq!(tuning.choice(&cpu, case).map(|choice| choice.blocking), Some(odd));
+    cpu.set_tuning(tuning);
+    assert_eq!(cpu.tuning().len(), 1);
+    assert_eq!(run(&cpu), expected);
+}
