@@ -126,32 +126,14 @@ pub(crate) trait F32x16:
     fn sqrt(self) -> Self;
     /// Clears the sign.
     fn abs(self) -> Self;
-    /// The nearest whole number, ties to even.
-    fn round(self) -> Self;
-    /// The next whole number downward.
-    fn floor(self) -> Self;
 
     /// `self < other`.
     fn lt(self, other: Self) -> Self::Mask;
-    /// `self <= other`.
-    fn le(self, other: Self) -> Self::Mask;
     /// `self == other`.
     fn eq(self, other: Self) -> Self::Mask;
-    /// `self > other`.
-    #[inline(always)]
-    fn gt(self, other: Self) -> Self::Mask {
-        other.lt(self)
-    }
-    /// `self >= other`.
-    #[inline(always)]
-    fn ge(self, other: Self) -> Self::Mask {
-        other.le(self)
-    }
     /// Lanes of `yes` where the mask holds, of `no` elsewhere.
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
 
-    /// The nearest integer, ties to even. The value must fit; others give an unspecified integer.
-    fn to_int(self) -> Self::Int;
     /// The bits as integers.
     fn bits(self) -> Self::Int;
 
@@ -174,8 +156,6 @@ pub(crate) trait I32x16: Copy + Add<Output = Self> + Sub<Output = Self> {
     fn splat(value: i32) -> Self;
     /// The sixteen values of `from`.
     fn load(from: &[i32; LANES]) -> Self;
-    /// The lanes as an array.
-    fn to_array(self) -> [i32; LANES];
     /// The low 32 bits of the product.
     fn mul_low(self, other: Self) -> Self;
     /// Bitwise and.
@@ -188,8 +168,6 @@ pub(crate) trait I32x16: Copy + Add<Output = Self> + Sub<Output = Self> {
     fn shl(self, count: u32) -> Self;
     /// Shifts right by `count` < 32 bits, zeros enter.
     fn shr(self, count: u32) -> Self;
-    /// Equal lanes.
-    fn eq(self, other: Self) -> Self::Mask;
     /// `self > other`, signed.
     fn gt(self, other: Self) -> Self::Mask;
     /// The nearest float of each lane.
@@ -204,12 +182,8 @@ pub(crate) trait Mask16: Copy {
     fn first(count: usize) -> Self;
     /// Both.
     fn and(self, other: Self) -> Self;
-    /// Either.
-    fn or(self, other: Self) -> Self;
     /// Neither.
     fn not(self) -> Self;
-    /// Bit j is lane j.
-    fn bits(self) -> u16;
 }
 
 /// Rounds to the nearest bf16, ties to even; a NaN stays a quiet NaN of the same sign. The scalar

@@ -173,12 +173,12 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS>
         (first, LANES.min(self.product.weight.n - first))
     }
 
+    /// Where the outputs of token `i` and panel `j` lie.
     #[inline(always)]
-    fn row(&self, i: usize, j: usize) -> &mut [f32] {
+    fn outputs(&self, i: usize, j: usize) -> std::ops::Range<usize> {
         let (first, count) = self.columns(j);
         let start = (self.token + i) * self.product.weight.n + first;
-        // SAFETY: these panels' columns belong to this task alone.
-        unsafe { self.y.slice_mut(start..start + count) }
+        start..start + count
     }
 
     #[inline(always)]
@@ -192,7 +192,11 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS>
                         let (first, count) = self.columns(j);
                         *sum = V::load_partial(&bias[first..first + count], 0.0);
                     }
-                    Start::Keep => *sum = V::load_partial(self.row(i, j), 0.0),
+                    Start::Keep => {
+                        // SAFETY: these panels' columns belong to this task alone.
+                        let outputs = unsafe { self.y.slice_mut(self.outputs(i, j)) };
+                        *sum = V::load_partial(outputs, 0.0);
+                    }
                 }
             }
         }
@@ -203,7 +207,8 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS>
     fn finish<V: F32x16>(&self, sums: &[[V; VECS]; ROWS]) {
         for (i, row) in sums.iter().enumerate().take(self.tokens) {
             for (j, &sum) in row.iter().enumerate().take(self.panels) {
-                sum.store_partial(self.row(i, j));
+                // SAFETY: these panels' columns belong to this task alone.
+                sum.store_partial(unsafe { self.y.slice_mut(self.outputs(i, j)) });
             }
         }
     }

@@ -229,28 +229,10 @@ impl F32x16 for Avx2 {
         self.bits().and(Avx2Int::splat(i32::MAX)).as_float()
     }
     #[inline(always)]
-    fn round(self) -> Self {
-        Self(
-            op!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)),
-            op!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.1)),
-        )
-    }
-    #[inline(always)]
-    fn floor(self) -> Self {
-        Self(op!(_mm256_floor_ps(self.0)), op!(_mm256_floor_ps(self.1)))
-    }
-    #[inline(always)]
     fn lt(self, other: Self) -> Avx2Mask {
         Avx2Mask(
             op!(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0)),
             op!(_mm256_cmp_ps::<_CMP_LT_OQ>(self.1, other.1)),
-        )
-    }
-    #[inline(always)]
-    fn le(self, other: Self) -> Avx2Mask {
-        Avx2Mask(
-            op!(_mm256_cmp_ps::<_CMP_LE_OQ>(self.0, other.0)),
-            op!(_mm256_cmp_ps::<_CMP_LE_OQ>(self.1, other.1)),
         )
     }
     #[inline(always)]
@@ -263,10 +245,6 @@ impl F32x16 for Avx2 {
     #[inline(always)]
     fn select(mask: Avx2Mask, yes: Self, no: Self) -> Self {
         Self(op!(_mm256_blendv_ps(no.0, yes.0, mask.0)), op!(_mm256_blendv_ps(no.1, yes.1, mask.1)))
-    }
-    #[inline(always)]
-    fn to_int(self) -> Avx2Int {
-        Avx2Int(op!(_mm256_cvtps_epi32(self.0)), op!(_mm256_cvtps_epi32(self.1)))
     }
     #[inline(always)]
     fn bits(self) -> Avx2Int {
@@ -320,16 +298,6 @@ impl I32x16 for Avx2Int {
         Self(low, high)
     }
     #[inline(always)]
-    fn to_array(self) -> [i32; LANES] {
-        let mut lanes = [0; LANES];
-        let (halves, _) = lanes.as_chunks_mut::<8>();
-        for (half, register) in halves.iter_mut().zip([self.0, self.1]) {
-            // SAFETY: module invariant; the array is 32 bytes.
-            unsafe { _mm256_storeu_si256(half.as_mut_ptr().cast(), register) };
-        }
-        lanes
-    }
-    #[inline(always)]
     fn mul_low(self, other: Self) -> Self {
         Self(op!(_mm256_mullo_epi32(self.0, other.0)), op!(_mm256_mullo_epi32(self.1, other.1)))
     }
@@ -354,15 +322,6 @@ impl I32x16 for Avx2Int {
     fn shr(self, count: u32) -> Self {
         let count = op!(_mm256_set1_epi32(count.cast_signed()));
         Self(op!(_mm256_srlv_epi32(self.0, count)), op!(_mm256_srlv_epi32(self.1, count)))
-    }
-    #[inline(always)]
-    fn eq(self, other: Self) -> Avx2Mask {
-        let equal = Self(
-            op!(_mm256_cmpeq_epi32(self.0, other.0)),
-            op!(_mm256_cmpeq_epi32(self.1, other.1)),
-        );
-        let Avx2(low, high) = equal.as_float();
-        Avx2Mask(low, high)
     }
     #[inline(always)]
     fn gt(self, other: Self) -> Avx2Mask {
@@ -409,18 +368,8 @@ impl Mask16 for Avx2Mask {
         Self(op!(_mm256_and_ps(self.0, other.0)), op!(_mm256_and_ps(self.1, other.1)))
     }
     #[inline(always)]
-    fn or(self, other: Self) -> Self {
-        Self(op!(_mm256_or_ps(self.0, other.0)), op!(_mm256_or_ps(self.1, other.1)))
-    }
-    #[inline(always)]
     fn not(self) -> Self {
         let ones = op!(_mm256_castsi256_ps(op!(_mm256_set1_epi32(-1))));
         Self(op!(_mm256_xor_ps(self.0, ones)), op!(_mm256_xor_ps(self.1, ones)))
-    }
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "eight bits each")]
-    fn bits(self) -> u16 {
-        let (low, high) = (op!(_mm256_movemask_ps(self.0)), op!(_mm256_movemask_ps(self.1)));
-        (low | high << 8) as u16
     }
 }

@@ -168,20 +168,8 @@ impl F32x16 for Avx512 {
         self.bits().and(Avx512Int::splat(i32::MAX)).as_float()
     }
     #[inline(always)]
-    fn round(self) -> Self {
-        Self(op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)))
-    }
-    #[inline(always)]
-    fn floor(self) -> Self {
-        Self(op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(self.0)))
-    }
-    #[inline(always)]
     fn lt(self, other: Self) -> BitMask {
         BitMask(op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0)))
-    }
-    #[inline(always)]
-    fn le(self, other: Self) -> BitMask {
-        BitMask(op!(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, other.0)))
     }
     #[inline(always)]
     fn eq(self, other: Self) -> BitMask {
@@ -190,10 +178,6 @@ impl F32x16 for Avx512 {
     #[inline(always)]
     fn select(mask: BitMask, yes: Self, no: Self) -> Self {
         Self(op!(_mm512_mask_blend_ps(mask.0, no.0, yes.0)))
-    }
-    #[inline(always)]
-    fn to_int(self) -> Avx512Int {
-        Avx512Int(op!(_mm512_cvtps_epi32(self.0)))
     }
     #[inline(always)]
     fn bits(self) -> Avx512Int {
@@ -254,13 +238,6 @@ impl I32x16 for Avx512Int {
         Self(unsafe { _mm512_loadu_epi32(from.as_ptr()) })
     }
     #[inline(always)]
-    fn to_array(self) -> [i32; LANES] {
-        let mut lanes = [0; LANES];
-        // SAFETY: module invariant; the array is 64 bytes.
-        unsafe { _mm512_storeu_epi32(lanes.as_mut_ptr(), self.0) };
-        lanes
-    }
-    #[inline(always)]
     fn mul_low(self, other: Self) -> Self {
         Self(op!(_mm512_mullo_epi32(self.0, other.0)))
     }
@@ -283,10 +260,6 @@ impl I32x16 for Avx512Int {
     #[inline(always)]
     fn shr(self, count: u32) -> Self {
         Self(op!(_mm512_srlv_epi32(self.0, Self::splat(count.cast_signed()).0)))
-    }
-    #[inline(always)]
-    fn eq(self, other: Self) -> BitMask {
-        BitMask(op!(_mm512_cmpeq_epi32_mask(self.0, other.0)))
     }
     #[inline(always)]
     fn gt(self, other: Self) -> BitMask {

@@ -141,20 +141,8 @@ impl F32x16 for Portable {
         Self(self.0.map(f32::abs))
     }
     #[inline(always)]
-    fn round(self) -> Self {
-        Self(self.0.map(f32::round_ties_even))
-    }
-    #[inline(always)]
-    fn floor(self) -> Self {
-        Self(self.0.map(f32::floor))
-    }
-    #[inline(always)]
     fn lt(self, other: Self) -> BitMask {
         self.compare(other, |a, b| a < b)
-    }
-    #[inline(always)]
-    fn le(self, other: Self) -> BitMask {
-        self.compare(other, |a, b| a <= b)
     }
     #[inline(always)]
     fn eq(self, other: Self) -> BitMask {
@@ -163,11 +151,6 @@ impl F32x16 for Portable {
     #[inline(always)]
     fn select(mask: BitMask, yes: Self, no: Self) -> Self {
         Self(from_fn(|j| if mask.0 >> j & 1 == 1 { yes.0[j] } else { no.0[j] }))
-    }
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the value fits, as documented")]
-    fn to_int(self) -> PortableInt {
-        PortableInt(self.0.map(|x| x.round_ties_even() as i32))
     }
     #[inline(always)]
     fn bits(self) -> PortableInt {
@@ -215,10 +198,6 @@ impl I32x16 for PortableInt {
         Self(*from)
     }
     #[inline(always)]
-    fn to_array(self) -> [i32; LANES] {
-        self.0
-    }
-    #[inline(always)]
     fn mul_low(self, other: Self) -> Self {
         Self(from_fn(|j| self.0[j].wrapping_mul(other.0[j])))
     }
@@ -241,14 +220,6 @@ impl I32x16 for PortableInt {
     #[inline(always)]
     fn shr(self, count: u32) -> Self {
         Self(self.0.map(|x| (x.cast_unsigned() >> count).cast_signed()))
-    }
-    #[inline(always)]
-    fn eq(self, other: Self) -> BitMask {
-        let mut bits = 0;
-        for j in 0..LANES {
-            bits |= u16::from(self.0[j] == other.0[j]) << j;
-        }
-        BitMask(bits)
     }
     #[inline(always)]
     fn gt(self, other: Self) -> BitMask {
@@ -279,15 +250,7 @@ impl Mask16 for BitMask {
         Self(self.0 & other.0)
     }
     #[inline(always)]
-    fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-    #[inline(always)]
     fn not(self) -> Self {
         Self(!self.0)
-    }
-    #[inline(always)]
-    fn bits(self) -> u16 {
-        self.0
     }
 }

@@ -52,11 +52,9 @@ kernel! {
         let mut out = Vec::new();
         let results = [
             a + b, a - b, a * b, a / b, -a, a.mul_add(b, c), a.min(b), a.max(b), a.sqrt(),
-            a.abs(), a.round(), a.floor(), V::select(a.lt(b), a, c), V::select(a.le(b), a, c),
-            V::select(a.eq(b), a, c), V::select(a.gt(b).not(), a, c),
-            V::select(a.ge(b).and(b.lt(c)), a, c), V::select(a.ge(b).or(b.lt(c)), a, c),
-            V::select(V::Mask::first(5), a, b), small.to_int().to_float(),
-            V::load_partial(&a.to_array()[..11], 3.0),
+            a.abs(), V::select(a.lt(b), a, c), V::select(a.eq(b), a, c),
+            V::select(a.lt(b).not(), a, c), V::select(a.lt(b).and(b.lt(c)), a, c),
+            V::select(V::Mask::first(5), a, b), V::load_partial(&a.to_array()[..11], 3.0),
         ];
         for result in results {
             out.extend(result.to_array().map(bits));
@@ -65,7 +63,6 @@ kernel! {
             out.extend(row.to_array().map(bits));
         }
         out.extend([bits(small.sum()), bits(small.max_lane())]);
-        out.push(u32::from(a.lt(b).bits()));
         let mut words = [0; LANES];
         a.to_bf16(&mut words);
         out.extend(words.map(u32::from));
@@ -78,14 +75,15 @@ kernel! {
 }
 
 kernel! {
-    fn ints<V>(a: &[i32; LANES], b: &[i32; LANES]) -> Vec<i32> {
+    fn ints<V>(a: &[i32; LANES], b: &[i32; LANES]) -> Vec<u32> {
         let (a, b) = (V::Int::load(a), V::Int::load(b));
-        let pick = |mask| V::select(mask, V::splat(1.0), V::zero()).to_int();
         let results = [
-            a + b, a - b, a.and(b), a.or(b), a.xor(b), a.shl(5), a.shr(23), a.mul_low(b),
-            pick(a.eq(b)), pick(a.gt(b)), a.to_float().bits(), a.and(V::Int::splat(77)),
+            (a + b).as_float(), (a - b).as_float(), a.and(b).as_float(), a.or(b).as_float(),
+            a.xor(b).as_float(), a.shl(5).as_float(), a.shr(23).as_float(),
+            a.mul_low(b).as_float(), a.and(V::Int::splat(77)).as_float(), a.to_float(),
+            V::select(a.gt(b), V::splat(1.0), V::zero()),
         ];
-        results.into_iter().flat_map(V::Int::to_array).collect()
+        results.into_iter().flat_map(|lanes| lanes.to_array().map(f32::to_bits)).collect()
     }
 }
 
