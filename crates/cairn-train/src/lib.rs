@@ -6,6 +6,7 @@
 //! | `programs` | forward and backward, scoring, update |
 //! | `plan` | bytes, arithmetic and time of a run, before it starts |
 //! | `pace` | how fast this machine trains, measured |
+//! | `step_bench` | the same, instruction by instruction |
 //! | `batch`, `learner` | the steps that change a model |
 //! | `validation`, `progress` | how well it does, and when to give up |
 //! | `trainer` | the loop: opening, stepping, saving, concluding |
@@ -31,6 +32,7 @@ mod progress;
 mod report;
 mod resume;
 mod schedule;
+mod step_bench;
 mod summary;
 mod tensorboard;
 mod tensors;
@@ -51,6 +53,7 @@ pub use progress::{Best, EarlyStop, Progress};
 pub use report::{Chart, Line, Report};
 pub use resume::ResumeError;
 pub use schedule::Schedule;
+pub use step_bench::{StepFigures, StepPart, bench_steps};
 pub use summary::Summary;
 pub use tensorboard::EventFile;
 pub use tensors::FolderTensors;

@@ -108,7 +108,7 @@ fn probe(
 }
 
 /// Rows of one sequence each, over all of the vocabulary.
-fn pattern(rows: usize, seq_len: usize, vocab_size: usize) -> LoaderBatch {
+pub(crate) fn pattern(rows: usize, seq_len: usize, vocab_size: usize) -> LoaderBatch {
     let id = |token: usize| u32::try_from(token * 7919 % vocab_size).unwrap_or(0);
     let position = |token: usize| u32::try_from(token % seq_len).unwrap_or(0);
     let tokens = rows * seq_len;
