@@ -205,3 +205,45 @@ fn log_probabilities_are_close_to_f64() {
         }
     }
 }
+
+#[test]
+fn what_is_not_a_number_stays_visible() {
+    let mut numbers = Numbers::new(6);
+    let (o, v, d) = (3, 40, 8);
+    let (mut x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 1.0));
+    x[d + 2] = f32::NAN;
+    let grads = vec![-1.0; o];
+    let case = Case {
+        x: &x,
+        weight: &weight,
+        targets: &[1, 2, 3],
+        grads: [&grads; 3],
+        softcap: None,
+        d,
+        row_tokens: 3,
+    };
+    crate::testing::every_cpu(|cpu| {
+        let out = run(Some(cpu), case);
+        let is_nan: Vec<bool> = out[7].iter().map(|logprob| logprob.is_nan()).collect();
+        assert_eq!(is_nan, [false, true, false]);
+    });
+}
+
+#[test]
+fn a_row_alone_has_the_log_sum_exp_of_the_head() {
+    let mut numbers = Numbers::new(8);
+    let (v, d) = (77, 5);
+    let (x, weight) = (numbers.floats(d, 1.0), numbers.floats(v * d, 2.0));
+    let zeros = [0.0];
+    let (targets, grads) = (&[3][..], [&zeros[..]; 3]);
+    let case = Case { x: &x, weight: &weight, targets, grads, softcap: None, d, row_tokens: 1 };
+    crate::testing::every_cpu(|cpu| {
+        let mut logits = vec![0.0; v];
+        Products { cpu: None }.logits(
+            &Head { weight: Weight::f32(v, d, &weight), softcap: None },
+            &x,
+            &mut logits,
+        );
+        assert_bits(&[log_sum_exp(cpu, &logits)], &run(None, case)[1], "log-sum-exp");
+    });
+}
