@@ -10,3 +10,5 @@ mod goldens;
 mod model;
 #[cfg(test)]
 mod requests;
+#[cfg(test)]
+mod simulation;
