@@ -52,7 +52,8 @@ pub enum ValidationError {
     Run(#[from] RunError),
 }
 
-/// The first documents of the validation side, always the same ones.
+/// A part of the validation side, always the same one: batches at even distances, so that neighbors
+/// in the corpus do not stand for all of it.
 #[derive(Debug)]
 pub struct Validation {
     batches: InOrderBatches,
@@ -95,7 +96,11 @@ impl Validation {
     pub fn score(&self, learner: &mut Learner) -> Result<Score, ValidationError> {
         let mut score = Score { has_bytes: self.bytes_of.is_some(), ..Score::default() };
         for number in 0..self.num_batches {
-            let batch = self.batches.batch(number)?;
+            // In u128, since the product may exceed 64 bits; the quotient is below the total.
+            let place = u128::from(number) * u128::from(self.batches.num_batches())
+                / u128::from(self.num_batches);
+            let place = u64::try_from(place).expect("below the number of batches");
+            let batch = self.batches.batch(place)?;
             let micro = MicroBatch::whole(&batch);
             learner.score(&micro, &mut score.negative_log_likelihood)?;
             for (target, _) in micro.targets().filter(|(_, counts)| *counts) {
