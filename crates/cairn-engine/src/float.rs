@@ -11,9 +11,6 @@ use std::f64::consts::LOG2_E;
 const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
 const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 
-/// 1.5 · 2^52: numbers around it are whole.
-const ROUNDING: f64 = 6_755_399_441_055_744.0;
-
 /// 1/2!, 1/3!, … 1/13!: what `e^r` needs for |r| ≤ ln 2 / 2.
 const EXP_TERMS: [f64; 12] = [
     1.0 / 2.0,
@@ -31,19 +28,23 @@ const EXP_TERMS: [f64; 12] = [
 ];
 
 /// `e^x` for `x ≤ 0`; below −708, where the result would be subnormal, 0.
-#[inline]
 pub(crate) fn exp(x: f64) -> f64 {
     debug_assert!(x <= 0.0, "weights are at most 1, not e^{x}");
-    // Adding 1.5 · 2^52 rounds to a whole number, which then stands in the low bits. No branch and
-    // no call, so that a loop over a vocabulary runs in vectors.
-    let shifted = x * LOG2_E + ROUNDING;
-    let exponent = shifted - ROUNDING;
+    if x < -708.0 {
+        return 0.0;
+    }
+    let exponent = (x * LOG2_E).round();
     let r = (x - exponent * LN2_HIGH) - exponent * LN2_LOW;
     let tail = EXP_TERMS.iter().rev().fold(0.0, |sum, term| sum * r + term);
     let mantissa = 1.0 + (r + r * r * tail);
-    // 2^exponent, −1022 ≤ exponent ≤ 0, by its bits; bits above the exponent's fall off.
-    let power = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
-    if x < -708.0 { 0.0 } else { mantissa * power }
+    // 2^exponent, −1022 ≤ exponent ≤ 0, by its bits.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 < biased < 2048"
+    )]
+    let biased = (exponent as i64 + 1023) as u64;
+    mantissa * f64::from_bits(biased << 52)
 }
 
 /// `ln y` for a normal, positive `y`.

@@ -57,7 +57,6 @@ struct Candidate {
 pub struct Sampler {
     logits_v: Vec<f32>,
     counts_v: Vec<u32>,
-    weights_v: Vec<f64>,
     candidates: Vec<Candidate>,
 }
 
@@ -67,7 +66,6 @@ impl Sampler {
         Self {
             logits_v: Vec::with_capacity(vocab_size),
             counts_v: vec![0; vocab_size],
-            weights_v: Vec::with_capacity(vocab_size),
             candidates: Vec::with_capacity(vocab_size),
         }
     }
@@ -89,7 +87,9 @@ impl Sampler {
         params: &SamplingParams,
     ) -> Result<u32, SampleError> {
         assert_eq!(logits_v.len(), self.counts_v.len(), "one row of logits");
-        check_numbers(logits_v)?;
+        if let Some(token) = logits_v.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
+            return Err(SampleError::NotANumber { token: token_id(token) });
+        }
         self.logits_v.clear();
         self.logits_v.extend_from_slice(logits_v);
         for &(token, bias) in &params.logit_bias {
@@ -136,16 +136,13 @@ impl Sampler {
 
     /// Fills the candidates, in order of id, with `e^((logit − largest) / temperature)`.
     fn weigh(&mut self, largest: f32, temperature: f32) {
-        let Self { logits_v, weights_v, candidates, .. } = self;
-        // Excluded tokens are −∞ and have no weight; 0/0 cannot be, the temperature is not 0.
-        let scaled = |logit: f32| f64::from((logit - largest) / temperature);
-        weights_v.clear();
-        weights_v.extend(logits_v.iter().map(|&logit| float::exp(scaled(logit))));
-        candidates.clear();
-        for (token, &weight) in weights_v.iter().enumerate() {
+        self.candidates.clear();
+        for (token, &logit) in self.logits_v.iter().enumerate() {
+            let x = f64::from((logit - largest) / temperature);
+            // Excluded tokens are −∞ and leave here; 0/0 cannot be, the temperature is not 0.
+            let weight = float::exp(x);
             if 0.0 < weight {
-                let rank = -scaled(logits_v[token]);
-                candidates.push(Candidate { rank, weight, id: token_id(token) });
+                self.candidates.push(Candidate { rank: -x, weight, id: token_id(token) });
             }
         }
     }
@@ -173,20 +170,13 @@ impl Sampler {
 
 /// The largest logit's token, the lowest id where several are equal.
 pub(crate) fn argmax(logits_v: &[f32]) -> u32 {
-    // Two passes: the first runs in vectors, the second ends early.
-    let largest = logits_v.iter().fold(f32::NEG_INFINITY, |a, &b| if a < b { b } else { a });
-    token_id(logits_v.iter().position(|&logit| largest <= logit).unwrap_or(0))
-}
-
-/// Refuses rows that hold what no logit can be.
-fn check_numbers(logits_v: &[f32]) -> Result<(), SampleError> {
-    let is_bad = |x: &f32| x.is_nan() || *x == f32::INFINITY;
-    // Without an early end, so that it runs in vectors; the search is for the error only.
-    if !logits_v.iter().fold(false, |bad, x| bad | is_bad(x)) {
-        return Ok(());
+    let mut best = 0;
+    for (token, logit) in logits_v.iter().enumerate() {
+        if logits_v[best] < *logit {
+            best = token;
+        }
     }
-    let token = logits_v.iter().position(is_bad).unwrap_or(0);
-    Err(SampleError::NotANumber { token: token_id(token) })
+    token_id(best)
 }
 
 /// Writes the `count` largest logits' tokens with `logit − lse`, largest first, ties by id.

@@ -40,8 +40,6 @@ pub struct DecodeFigures {
     pub tokens_per_s: Vec<f64>,
     /// Their median.
     pub tokens_per_s_median: f64,
-    /// Seconds of the fastest timed step of all runs: what is left when nothing else disturbs.
-    pub best_step_s: f64,
     /// Weights read for a token.
     pub weight_bytes: u64,
     /// Cached keys and values read for a token, in the mean over a run.
@@ -67,13 +65,12 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     check_limit("repetitions", bench.repetitions, usize::MAX)?;
     check_limit("num_new - 1", bench.num_new.saturating_sub(1), usize::MAX)?;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    let (mut bandwidth, mut best_step_s) = (0.0_f64, f64::INFINITY);
+    let mut bandwidth = 0.0_f64;
     for _ in 0..bench.repetitions {
         bandwidth = bandwidth.max(bytes_per_s(engine)?);
-        let timings = run_once(engine, bench)?;
-        prefill.push(bench.prompt.len() as f64 / timings.prefill_s);
-        decode.push((bench.num_new - 1) as f64 / timings.decode_s);
-        best_step_s = best_step_s.min(timings.best_step_s);
+        let (prefill_s, decode_s) = run_once(engine, bench)?;
+        prefill.push(bench.prompt.len() as f64 / prefill_s);
+        decode.push((bench.num_new - 1) as f64 / decode_s);
     }
     let weight_bytes = weight_bytes(engine);
     let cache_bytes = cache_bytes(engine, bench);
@@ -86,7 +83,6 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
         prefill_tokens_per_s: prefill,
         tokens_per_s: decode,
         tokens_per_s_median,
-        best_step_s,
         weight_bytes,
         cache_bytes,
         bytes_per_s,
@@ -95,38 +91,21 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     })
 }
 
-/// Seconds of one run.
-#[derive(Clone, Copy, Debug)]
-struct Timings {
-    /// To the first token.
-    prefill_s: f64,
-    /// From there to the last.
-    decode_s: f64,
-    /// Of the fastest step after the first token.
-    best_step_s: f64,
-}
-
-fn run_once(engine: &mut Engine, bench: &DecodeBench) -> Result<Timings, EvalError> {
+/// Seconds to the first token, and from there to the last.
+fn run_once(engine: &mut Engine, bench: &DecodeBench) -> Result<(f64, f64), EvalError> {
     let request = Request::new(bench.prompt.clone(), SamplingParams::greedy(), bench.num_new);
     engine.add_request(request)?;
     let mut events = Vec::new();
     let start = Instant::now();
-    while !events.iter().any(|event| matches!(event, Event::Token { .. })) {
-        engine.step(&mut events)?;
-    }
-    let first = Instant::now();
-    let mut timings = Timings {
-        prefill_s: first.duration_since(start).as_secs_f64(),
-        decode_s: 0.0,
-        best_step_s: f64::INFINITY,
-    };
+    let mut first = None;
     while engine.num_requests() != 0 {
-        let step = Instant::now();
         engine.step(&mut events)?;
-        timings.best_step_s = timings.best_step_s.min(step.elapsed().as_secs_f64());
+        if first.is_none() && events.iter().any(|event| matches!(event, Event::Token { .. })) {
+            first = Some(Instant::now());
+        }
     }
-    timings.decode_s = first.elapsed().as_secs_f64();
-    Ok(timings)
+    let first = first.expect("a run that ends without an error chose tokens");
+    Ok((first.duration_since(start).as_secs_f64(), first.elapsed().as_secs_f64()))
 }
 
 /// Bytes of the weights that a step over one token reads.

@@ -21,14 +21,12 @@
 //! Sources: Dao et al. 2022 and 2023 (FlashAttention), Milakov and Gimelshein 2018 (online softmax).
 
 mod backward;
-pub(crate) mod bench;
 mod cache;
 mod forward;
 mod mask;
 mod product;
 mod reference;
 mod tiles;
-mod tree;
 
 pub use cache::{CacheSpec, CacheType, KvWrite, PAGE_TOKENS, kv_write, kv_write_reference};
 pub use mask::Mask;

@@ -4,23 +4,23 @@
 //! their polynomials roughly (20 an exponential), so that the fraction of the arithmetic peak means
 //! something where arithmetic, not memory, is the bound.
 
-use crate::attention::bench::{ATTENTION, ATTENTION_DECODE, ATTENTION_GRAD};
 use crate::cpu::Cpu;
 use crate::encoding::{Encoding, Layout, Weight, encode};
 use crate::memory::{ALIGNMENT, Anonymous};
 use crate::registry::{Case, Operator, Shape};
 use crate::{
-    Act, Activation, ActivationGrad, AdamW, AdamWStep, Add, CrossEntropy, DropoutAssign,
-    DropoutMask, Embed, EmbedGrad, Glu, GluGrad, Head, HeadGrads, LayerNorm, LayerNormGrad,
-    RmsNorm, RmsNormGrad, Rope, RopePairing, SumSquares, TOKEN_BLOCK, TokenLogprob, activation,
-    activation_grad, adamw, add, cross_entropy, dropout_assign, embed, embed_grad, glu, glu_grad,
-    head_scratch_len, layer_norm, layer_norm_grad, rms_norm, rms_norm_grad, rope, sum_squares,
-    token_logprob,
+    Act, Activation, ActivationGrad, AdamW, AdamWStep, Add, Attention, AttentionGrad,
+    AttentionSpec, CacheSpec, CacheType, CrossEntropy, DropoutAssign, DropoutMask, Embed,
+    EmbedGrad, Glu, GluGrad, Head, HeadGrads, Keys, LayerNorm, LayerNormGrad, Mask, RaggedBatch,
+    RmsNorm, RmsNormGrad, Rope, RopePairing, SeqSlot, SumSquares, TOKEN_BLOCK, TokenLogprob,
+    activation, activation_grad, adamw, add, attention, attention_grad, cross_entropy,
+    dropout_assign, embed, embed_grad, glu, glu_grad, head_scratch_len, layer_norm,
+    layer_norm_grad, rms_norm, rms_norm_grad, rope, sum_squares, token_logprob,
 };
 
 /// Operations of an exponential, and of the functions made of one.
-pub(crate) const EXP_FLOPS: f64 = 20.0;
-pub(crate) const F32_ONLY: &[Encoding] = &[Encoding::F32];
+const EXP_FLOPS: f64 = 20.0;
+const F32_ONLY: &[Encoding] = &[Encoding::F32];
 
 /// The constant of an operator without weights.
 macro_rules! operator {
@@ -34,7 +34,6 @@ macro_rules! operator {
         };
     };
 }
-pub(crate) use operator;
 
 operator!(
     EMBED,
@@ -151,6 +150,35 @@ operator!(
     [[("o", 4096), ("v", 4096), ("d", 384)], [("o", 1024), ("v", 50257), ("d", 768)]],
     cross_entropy_case
 );
+operator!(
+    ATTENTION,
+    "attention",
+    "causal attention of a training batch",
+    F32_ONLY,
+    [
+        [("b", 16), ("s", 256), ("h", 6), ("k", 64)],
+        [("b", 4), ("s", 256), ("h", 12), ("k", 64)],
+        [("b", 1), ("s", 2048), ("h", 6), ("k", 64)]
+    ],
+    attention_case
+);
+operator!(
+    ATTENTION_GRAD,
+    "attention_grad",
+    "the gradients of causal attention",
+    F32_ONLY,
+    [[("b", 16), ("s", 256), ("h", 6), ("k", 64)], [("b", 4), ("s", 256), ("h", 12), ("k", 64)]],
+    attention_grad_case
+);
+operator!(
+    ATTENTION_DECODE,
+    "attention_decode",
+    "one token against a paged cache",
+    &[Encoding::F32, Encoding::Bf16],
+    [[("s", 2048), ("h", 6), ("g", 6), ("k", 64)], [("s", 8192), ("h", 32), ("g", 8), ("k", 128)]],
+    decode_case
+);
+
 /// Every operator of this file.
 pub(crate) const OTHERS: [&Operator; 20] = [
     &EMBED,
@@ -176,7 +204,7 @@ pub(crate) const OTHERS: [&Operator; 20] = [
 ];
 
 /// Values in (−1, 1), others for every seed.
-pub(crate) fn values(len: usize, seed: u32) -> Vec<f32> {
+fn values(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -194,7 +222,7 @@ fn ids(len: usize, limit: usize) -> Vec<u32> {
 }
 
 /// A case that moves `floats` floats.
-pub(crate) fn case(flops: f64, floats: usize, run: impl FnMut(&Cpu) + 'static) -> Case {
+fn case(flops: f64, floats: usize, run: impl FnMut(&Cpu) + 'static) -> Case {
     Case { flops, bytes: 4.0 * floats as f64, run: Box::new(run) }
 }
 
@@ -450,6 +478,111 @@ fn cross_entropy_case(shape: &Shape, encoding: Encoding) -> Case {
             },
         };
         cross_entropy(cpu, args);
+    })
+}
+
+/// Causal self-attention of `b` sequences of `s` tokens: its spec, slots and visible pairs.
+fn batch(shape: &Shape) -> (AttentionSpec, Vec<SeqSlot<'static>>, f64) {
+    let (b, s, heads, dim) = (shape.size("b"), shape.size("s"), shape.size("h"), shape.size("k"));
+    let spec = AttentionSpec {
+        heads,
+        kv_heads: heads,
+        key_dim: dim,
+        value_dim: dim,
+        values_in_keys: false,
+        mask: Mask::CAUSAL,
+        scale: 0.125,
+        softcap: None,
+    };
+    let slot = |i: usize| SeqSlot { start: i * s, len: s, cached: 0, blocks: &[] };
+    (spec, (0..b).map(slot).collect(), (b * heads * s * (s + 1) / 2) as f64)
+}
+
+fn attention_case(shape: &Shape, _encoding: Encoding) -> Case {
+    let (spec, slots, pairs) = batch(shape);
+    let tokens = shape.size("b") * shape.size("s");
+    let len = tokens * spec.heads * spec.key_dim;
+    let [q, k, v] = [1, 2, 3].map(|seed| values(len, seed));
+    let (mut out, mut lse) = (vec![0.0; len], vec![0.0; tokens * spec.heads]);
+    case(pairs * (4.0 * spec.key_dim as f64 + EXP_FLOPS), 4 * len, move |cpu| {
+        let args = Attention {
+            q_thk: &q,
+            keys: Keys::Dense { k_tgk: &k, v_tgv: &v },
+            out_thv: &mut out,
+            lse_th: Some(&mut lse),
+            batch: RaggedBatch { sequences: &slots },
+            spec,
+        };
+        attention(cpu, args);
+    })
+}
+
+fn attention_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
+    let (spec, slots, pairs) = batch(shape);
+    let tokens = shape.size("b") * shape.size("s");
+    let len = tokens * spec.heads * spec.key_dim;
+    let [q, k, v, out, dout] = [1, 2, 3, 4, 5].map(|seed| values(len, seed));
+    let lse = vec![6.0; tokens * spec.heads];
+    let mut grads = [1, 2, 3].map(|seed| values(len, seed));
+    case(pairs * (10.0 * spec.key_dim as f64 + EXP_FLOPS), 8 * len, move |cpu| {
+        let [dq_thk, dk_tgk, dv_tgv] = &mut grads;
+        let args = AttentionGrad {
+            dout_thv: &dout,
+            q_thk: &q,
+            k_tgk: &k,
+            v_tgv: &v,
+            out_thv: &out,
+            lse_th: &lse,
+            dq_thk,
+            dk_tgk,
+            dv_tgv,
+            batch: RaggedBatch { sequences: &slots },
+            spec,
+        };
+        attention_grad(cpu, args);
+    })
+}
+
+/// Bytes that the layers of a decoding case take together: far beyond any cache.
+const CACHE_BYTES: usize = 256 << 20;
+
+fn decode_case(shape: &Shape, encoding: Encoding) -> Case {
+    let (s, heads, kv_heads) = (shape.size("s"), shape.size("h"), shape.size("g"));
+    let dim = shape.size("k");
+    let dtype = if encoding == Encoding::Bf16 { CacheType::Bf16 } else { CacheType::F32 };
+    let cache = CacheSpec { dtype, kv_heads, key_dim: dim, value_dim: dim, values_in_keys: false };
+    let spec = AttentionSpec {
+        heads,
+        kv_heads,
+        key_dim: dim,
+        value_dim: dim,
+        values_in_keys: false,
+        mask: Mask::CAUSAL,
+        scale: 0.125,
+        softcap: None,
+    };
+    let pages = s.div_ceil(16);
+    let layer_bytes = pages * cache.page_bytes();
+    let layers = CACHE_BYTES.div_ceil(layer_bytes);
+    let mut memory = Anonymous::new(layers * layer_bytes).expect("memory for the benchmark");
+    // Every number 0.0078 in f32 and about as much in either half as bf16: no subnormals.
+    memory.as_mut().as_chunks_mut::<2>().0.fill([0x00, 0x3c]);
+    let blocks: Vec<u32> = (0..pages).map(|i| u32::try_from(i).expect("few pages")).collect();
+    let (q, mut out, mut layer) = (values(heads * dim, 1), vec![0.0; heads * dim], 0);
+    let flops = (4 * heads * dim * s) as f64;
+    case(flops, layer_bytes / 4, move |cpu| {
+        layer = (layer + 1) % layers;
+        let pages = &memory.as_ref()[layer * layer_bytes..][..layer_bytes];
+        let slots = [SeqSlot { start: 0, len: 1, cached: s - 1, blocks: &blocks }];
+        let args = Attention {
+            q_thk: &q,
+            keys: Keys::Paged { pages, cache },
+            out_thv: &mut out,
+            lse_th: None,
+            batch: RaggedBatch { sequences: &slots },
+            spec,
+        };
+        attention(cpu, args);
     })
 }
 

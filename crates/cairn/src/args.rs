@@ -6,7 +6,9 @@ use clap::builder::Styles;
 use clap::builder::styling::{AnsiColor, Effects};
 use clap::{Args, Parser, Subcommand};
 
-use crate::command::{completions, doctor, generate, inspect, logits};
+use crate::command::{
+    bench, completions, corpus, doctor, eval, generate, inspect, logits, plan, tokenizer, train,
+};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().effects(Effects::BOLD))
@@ -45,9 +47,15 @@ pub(crate) struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Corpus(corpus::CorpusArgs),
+    Tokenizer(tokenizer::TokenizerArgs),
+    Plan(plan::PlanArgs),
+    Train(train::TrainArgs),
+    Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
     Logits(logits::LogitsArgs),
+    Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
 }

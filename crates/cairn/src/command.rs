@@ -1,10 +1,16 @@
 //! The commands: for each its arguments and what it does.
 
+pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod corpus;
 pub(crate) mod doctor;
+pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod plan;
+pub(crate) mod tokenizer;
+pub(crate) mod train;
 
 use crate::args::Command;
 use crate::context::Context;
@@ -12,6 +18,12 @@ use crate::context::Context;
 /// Runs a command to its end.
 pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<()> {
     match command {
+        Command::Corpus(args) => corpus::run(&args, context),
+        Command::Tokenizer(args) => tokenizer::run(&args, context),
+        Command::Plan(args) => plan::run(&args, context),
+        Command::Train(args) => train::run(&args, context),
+        Command::Eval(args) => eval::run(&args, context),
+        Command::Bench(args) => bench::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Logits(args) => logits::run(&args, context),

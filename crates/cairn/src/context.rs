@@ -19,6 +19,8 @@ pub(crate) struct Context {
     pub(crate) terminal: Terminal,
     /// Threads to compute with.
     pub(crate) threads: usize,
+    /// Whether a flag or the environment named their number.
+    pub(crate) threads_asked: bool,
 }
 
 impl Context {
@@ -29,17 +31,18 @@ impl Context {
         terminal: Terminal,
     ) -> anyhow::Result<Self> {
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = match global.threads {
-            Some(threads) => threads,
-            None => environment.threads()?.unwrap_or_else(all),
+        let asked = match global.threads {
+            Some(threads) => Some(threads),
+            None => environment.threads()?,
         };
+        let threads = asked.unwrap_or_else(all);
         if !(1..=THREADS_MAX).contains(&threads) {
             let message = format!("cannot compute with {threads} threads");
             return Err(UserError::new(message)
                 .hint(format!("choose 1 to {THREADS_MAX}; this machine has {}", all()))
                 .into());
         }
-        Ok(Self { environment, terminal, threads })
+        Ok(Self { environment, terminal, threads, threads_asked: asked.is_some() })
     }
 
     /// The processor, with the wished number of threads.

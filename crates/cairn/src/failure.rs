@@ -103,9 +103,14 @@ fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
         cairn_artifacts::safetensors::ReadError,
         cairn_artifacts::safetensors::WeightsError,
         cairn_data::tokenizer::TokenizerError,
+        cairn_data::corpus::CorpusError,
+        cairn_data::corpus::ReadError,
         cairn_engine::SamplingError,
         cairn_engine::EngineError,
         cairn_engine::GenerateError,
+        cairn_eval::EvalError,
+        cairn_train::PlanError,
+        cairn_train::TrainError,
     );
     Vec::new()
 }

@@ -13,6 +13,11 @@ use crate::model_folder::CONFIG_FILE;
 /// Where runs are kept, below the current folder.
 pub(crate) const RUNS_FOLDER: &str = "runs";
 
+/// The folder of the run called `name`.
+pub(crate) fn folder_of(name: &str) -> PathBuf {
+    Path::new(RUNS_FOLDER).join(name)
+}
+
 /// The run that was worked on last, if there is one.
 pub(crate) fn last() -> Option<RunFolder> {
     let entries = std::fs::read_dir(RUNS_FOLDER).ok()?;

@@ -10,12 +10,24 @@ use anyhow::Context as _;
 pub(crate) struct Terminal {
     color: bool,
     quiet: bool,
+    live: bool,
 }
 
 impl Terminal {
     /// Looks at the streams once.
     pub(crate) fn new(no_color: bool, quiet: bool) -> Self {
-        Self { color: io::stderr().is_terminal() && !no_color, quiet }
+        let live = io::stderr().is_terminal();
+        Self { color: live && !no_color, quiet, live }
+    }
+
+    /// Whether a person watches standard error, so that lines may be redrawn.
+    pub(crate) fn is_live(self) -> bool {
+        self.live && !self.quiet
+    }
+
+    /// Whether standard error may be colored.
+    pub(crate) fn has_color(self) -> bool {
+        self.color
     }
 
     /// Writes data and a line end to standard output.

@@ -10,5 +10,3 @@ mod goldens;
 mod model;
 #[cfg(test)]
 mod requests;
-#[cfg(test)]
-mod simulation;

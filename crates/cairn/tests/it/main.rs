@@ -1,10 +1,12 @@
 //! The command as a user runs it: a process, its streams and its exit code.
 
+mod bench;
 mod contracts;
 mod errors;
 mod generate;
 mod help;
 mod inspect;
+mod pipeline;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

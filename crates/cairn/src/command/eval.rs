@@ -1,0 +1,115 @@
+//! `cairn eval`: did it learn? Bits per byte beside general compressors.
+
+use std::path::{Path, PathBuf};
+
+use cairn_data::corpus::{Corpus, Split};
+use cairn_eval::COMPARED_BYTES_MAX;
+use cairn_spec::units::ByteSize;
+use clap::{Args, ValueEnum};
+
+use crate::context::Context;
+use crate::evaluation::{
+    Measurement, comparison_text, corpus_of, measure, run_of, save_record, settings,
+};
+use crate::failure::UserError;
+use crate::model_folder::ModelFolder;
+use crate::runs;
+use crate::signals::StopFlag;
+
+const EXAMPLES: &str = "\
+The model reads each document as its own context; ends of documents cost bits and add no bytes.
+Compressors get each document alone, and all of them as one file.
+
+Examples:
+  cairn eval
+  cairn eval --model runs/quickstart --max-bytes 1MB
+  cairn eval --model runs/quickstart --corpus data/notes --stride 64 --json";
+
+/// Measure a model on held-out text, beside gzip, xz and zstd
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct EvalArgs {
+    /// Folder of a model or a run [default: the last run]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Corpus made with the model's tokenizer [default: the one the run learned from]
+    #[arg(long, value_name = "DIR")]
+    corpus: Option<PathBuf>,
+    /// Side of the corpus
+    #[arg(long, value_enum, default_value_t = Side::Validation)]
+    split: Side,
+    /// Text at most, about: `4MB`, `512KiB`
+    #[arg(long, value_name = "BYTES", default_value_t = ByteSize(COMPARED_BYTES_MAX))]
+    max_bytes: ByteSize,
+    /// Tokens the model sees at once [default: the model's positions]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Tokens from one window of a long document to the next; fewer give the model more to go on
+    /// and take longer [default: the window's length]
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Side {
+    Train,
+    Validation,
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
+    let stop = StopFlag::listen()?;
+    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?)?;
+    let run = run_of(&model.path);
+    let folder = match (&args.corpus, &run) {
+        (Some(folder), _) => folder.clone(),
+        (None, Some(run)) => PathBuf::from(corpus_of(run)?),
+        (None, None) => {
+            let message = format!("{} is no run's, so it has no corpus", model.path.display());
+            return Err(UserError::new(message).hint("name one with --corpus DIR").into());
+        }
+    };
+    let corpus = Corpus::open(&folder)?;
+    check_tokenizer(&model, &corpus, &folder)?;
+    let how = Measurement {
+        split: match args.split {
+            Side::Train => Split::Train,
+            Side::Validation => Split::Validation,
+        },
+        max_bytes: args.max_bytes.0,
+        context: args.context,
+        stride: args.stride,
+    };
+    context
+        .terminal
+        .step("Evaluating", format_args!("{} on {}", model.path.display(), folder.display()));
+    let comparison = measure(&model, &corpus, &how, (context, &stop))?;
+    if let Some(run) = &run {
+        save_record(run, &corpus, &comparison, settings(&model.path, &how))?;
+    }
+    if args.json {
+        return context.terminal.print(serde_json::to_string_pretty(&comparison)?);
+    }
+    context.terminal.print(comparison_text(&comparison))
+}
+
+/// Ids of another tokenizer would give figures without meaning.
+fn check_tokenizer(model: &ModelFolder, corpus: &Corpus, folder: &Path) -> anyhow::Result<()> {
+    let Some(tokenizer) = model.tokenizer()? else { return Ok(()) };
+    if tokenizer.hash() == corpus.manifest().tokenizer.file.blake3 {
+        return Ok(());
+    }
+    let message = format!(
+        "{} was made with another tokenizer than {}",
+        folder.display(),
+        model.path.display()
+    );
+    let build = format!(
+        "build one with the model's: cairn corpus build --tokenizer {}/tokenizer.json --output DIR",
+        model.path.display()
+    );
+    Err(UserError::new(message).hint(build).into())
+}

@@ -1,0 +1,85 @@
+//! A training run on the terminal: one line that moves, and lines for what should stay.
+
+use cairn_train::{Event, Observer, StepMetrics, ValidationMetrics};
+
+use crate::figures::{Bytes, Percent, Seconds};
+use crate::progress_line::ProgressLine;
+use crate::terminal::Terminal;
+
+/// Shows a run's events.
+#[derive(Debug)]
+pub(crate) struct TrainDisplay {
+    terminal: Terminal,
+    line: ProgressLine,
+    total_steps: u64,
+}
+
+impl TrainDisplay {
+    /// A display of a run of `total_steps`.
+    pub(crate) fn new(terminal: Terminal, total_steps: u64) -> Self {
+        Self { terminal, line: ProgressLine::new(terminal, "Training"), total_steps }
+    }
+
+    /// Takes the line away.
+    pub(crate) fn finish(self) {
+        self.line.finish();
+    }
+}
+
+impl Observer for TrainDisplay {
+    fn observe(&mut self, event: &Event<'_>) {
+        let terminal = self.terminal;
+        match event {
+            Event::Started { step, total_steps } => {
+                self.total_steps = *total_steps;
+                match *step {
+                    0 => {}
+                    step if step >= *total_steps => {
+                        terminal
+                            .step("Complete", format_args!("all {step} steps were done before"));
+                    }
+                    step => {
+                        terminal.step("Resuming", format_args!("at step {step} of {total_steps}"))
+                    }
+                }
+            }
+            Event::Step(metrics) => {
+                let total = self.total_steps;
+                self.line
+                    .update(metrics.step as f64 / total.max(1) as f64, || line(metrics, total));
+            }
+            Event::Validation(metrics) => {
+                let text = validation(metrics);
+                self.line.above(|| terminal.step("Validated", text));
+            }
+            Event::Saved { step, path, seconds } => {
+                let took = Seconds(*seconds);
+                let text = format!("step {step} to {} ({took})", path.display());
+                self.line.above(|| terminal.step("Saved", text));
+            }
+            Event::Warning(warning) => self.line.above(|| terminal.warn(warning)),
+            // What later versions report besides is not known here.
+            _ => {}
+        }
+    }
+}
+
+fn line(metrics: &StepMetrics, total: u64) -> String {
+    let StepMetrics { step, loss, tokens_per_s, .. } = metrics;
+    let mut text = format!("{step}/{total}  loss {loss:.3}  {tokens_per_s:.0} tokens/s");
+    if let Some(fraction) = metrics.peak_fraction {
+        text += &format!("  {} of peak", Percent(fraction));
+    }
+    if let Some(bytes) = metrics.anonymous_bytes {
+        text += &format!("  {}", Bytes(bytes as f64));
+    }
+    text + &format!("  {} left", Seconds(metrics.remaining_s))
+}
+
+fn validation(metrics: &ValidationMetrics) -> String {
+    let ValidationMetrics { step, loss, perplexity, .. } = metrics;
+    let bits =
+        metrics.bits_per_byte.map_or_else(String::new, |b| format!(", {b:.3} bits per byte"));
+    let best = if metrics.best { ", the best so far" } else { "" };
+    format!("step {step}: loss {loss:.3}, perplexity {perplexity:.1}{bits}{best}")
+}

@@ -1,0 +1,205 @@
+//! From a recipe to a plan and a run: what `plan`, `train` and `quickstart` share.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use cairn_artifacts::FileError;
+use cairn_artifacts::machine::ProcessMemory;
+use cairn_data::corpus::{Corpus, MANIFEST_FILE};
+use cairn_kernels::peak::measure_fma_peak;
+use cairn_spec::recipe::{BudgetSection, Facts, Format, RecipeFile, TrainRecipe};
+use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, measure_pace};
+
+use crate::context::Context;
+use crate::failure::UserError;
+use crate::machine::available_bytes;
+use crate::outside::{Outside, code_revision};
+use crate::train_display::TrainDisplay;
+
+/// A resolved recipe and what it learns from.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    /// Everything decided.
+    pub(crate) recipe: TrainRecipe,
+    /// The opened corpus; `None` where a plan is asked for before there is one.
+    pub(crate) corpus: Option<Arc<Corpus>>,
+}
+
+impl Job {
+    /// Reads a recipe file, applies overrides and resolves it against its corpus.
+    pub(crate) fn read(
+        path: &Path,
+        overrides: &[String],
+        context: &Context,
+    ) -> anyhow::Result<Self> {
+        let extension = path.extension().unwrap_or_default().to_string_lossy();
+        let format = Format::from_extension(&extension)?;
+        let text = std::fs::read_to_string(path).map_err(FileError::on("read", path))?;
+        let what = || path.display().to_string();
+        let mut file = RecipeFile::parse(&text, format).with_context(what)?;
+        if overrides.iter().any(|text| text.starts_with("budget.")) {
+            // A budget in steps replaces one in tokens; both together would be refused.
+            file.budget = BudgetSection::default();
+        }
+        Self::resolve(&file.with_overrides(overrides)?, context).with_context(what)
+    }
+
+    /// Resolves a recipe against its corpus.
+    pub(crate) fn resolve(file: &RecipeFile, context: &Context) -> anyhow::Result<Self> {
+        let mut file = file.clone();
+        if context.threads_asked {
+            file.run.threads = Some(context.threads);
+        }
+        let corpus = match &file.data.corpus {
+            Some(folder) if Path::new(folder).join(MANIFEST_FILE).exists() => {
+                Some(Arc::new(Corpus::open(Path::new(folder))?))
+            }
+            _ => None,
+        };
+        let vocab_size = corpus.as_ref().map(|corpus| corpus.manifest().tokenizer.vocab_size);
+        let facts = Facts {
+            available_threads: context.threads,
+            tokenizer_vocab_size: vocab_size.map(|size| size as usize),
+        };
+        let recipe = file.resolve(&facts)?;
+        if let (Some(corpus), Some(path)) = (&corpus, &recipe.data.tokenizer) {
+            check_tokenizer(corpus, Path::new(path))?;
+        }
+        Ok(Self { recipe, corpus })
+    }
+
+    /// The corpus, or what to do to have one.
+    pub(crate) fn corpus(&self) -> anyhow::Result<Arc<Corpus>> {
+        let folder = &self.recipe.data.corpus;
+        self.corpus.clone().ok_or_else(|| {
+            UserError::new(format!("there is no corpus in {folder}"))
+                .hint(format!("build one: cairn corpus build --input FOLDER --output {folder}"))
+                .hint("or name another: data.corpus=FOLDER")
+                .into()
+        })
+    }
+
+    /// Measures how fast this machine trains the model.
+    pub(crate) fn pace(&self, outside: &Outside) -> anyhow::Result<Pace> {
+        let threads = self.recipe.run.threads;
+        let cpu = || cairn_kernels::Cpu::detect(threads);
+        measure_pace(&self.recipe, cpu, outside).context("cannot measure the pace of this model")
+    }
+
+    /// Plans the run; one that does not fit into what is free is refused.
+    pub(crate) fn plan(&self, pace: Option<Pace>) -> anyhow::Result<Plan> {
+        // In this order: the threads' scratch memory is part of the plan, not of the baseline.
+        let baseline_bytes = ProcessMemory::read().map_or(0, |memory| memory.anonymous_bytes);
+        let scratch = cairn_kernels::Cpu::detect(self.recipe.run.threads).scratch_bytes();
+        let recipe = self.limited()?;
+        Ok(Plan::new(&PlanRequest {
+            recipe: &recipe,
+            baseline_bytes,
+            scratch_bytes: scratch as u64,
+            pace,
+        })?)
+    }
+
+    /// The recipe with the memory that is free as its limit, unless its own is lower.
+    fn limited(&self) -> anyhow::Result<TrainRecipe> {
+        let own = self.recipe.run.memory_limit_bytes;
+        let Some(limit) = [own, available_bytes()].into_iter().flatten().min() else {
+            return Ok(self.recipe.clone());
+        };
+        let file = self.recipe.to_file().with_overrides(&[format!("run.memory_limit={limit}")])?;
+        let vocab_size = self.recipe.model.vocab_size;
+        let facts = Facts {
+            available_threads: self.recipe.run.threads,
+            tokenizer_vocab_size: Some(vocab_size),
+        };
+        Ok(file.resolve(&facts)?)
+    }
+}
+
+/// The shards were made with the corpus's own tokenizer; another one would give other text.
+fn check_tokenizer(corpus: &Corpus, path: &Path) -> anyhow::Result<()> {
+    let found = cairn_artifacts::Hash::of_file(path)?;
+    let expected = corpus.manifest().tokenizer.file.blake3;
+    if found == expected {
+        return Ok(());
+    }
+    Err(UserError::new(format!(
+        "data.tokenizer {} is not the tokenizer that the corpus was made with",
+        path.display()
+    ))
+    .hint("leave data.tokenizer out, or build the corpus again with this tokenizer")
+    .into())
+}
+
+/// What a run is started with besides its job.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunOptions<'a> {
+    /// The run's folder.
+    pub(crate) folder: &'a Path,
+    /// A model whose weights a new run starts from.
+    pub(crate) initial: Option<&'a Path>,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Trained {
+    /// How it ended and where it stands.
+    pub(crate) outcome: Outcome,
+    /// Hash of the training state at the end.
+    pub(crate) state_hash: String,
+}
+
+/// Trains to the end, or until someone asks to stop.
+pub(crate) fn train(
+    job: &Job,
+    plan: Plan,
+    options: RunOptions<'_>,
+    outside: &Outside,
+    context: &Context,
+) -> anyhow::Result<Trained> {
+    let cpu = cairn_kernels::Cpu::detect(job.recipe.run.threads);
+    let peak = measure_fma_peak(&cpu);
+    let setup = Setup {
+        recipe: &job.recipe,
+        corpus: job.corpus()?,
+        folder: options.folder,
+        initial: options.initial,
+        code: code_revision(),
+        peak_flops_per_s: Some(peak.gflops * 1e9),
+    };
+    let mut trainer = Trainer::open(&setup, plan, cpu, outside)?;
+    let mut display = TrainDisplay::new(context.terminal, trainer.plan().total_steps);
+    let outcome = trainer.run(outside, &mut display);
+    display.finish();
+    Ok(Trained { outcome: outcome?, state_hash: trainer.state_hash().to_string() })
+}
+
+/// Says how a run ended and what to do next.
+pub(crate) fn conclude(trained: &Trained, plan_steps: u64, folder: &Path, context: &Context) {
+    let Outcome { ending, step, best, elapsed_s, .. } = &trained.outcome;
+    let time = crate::figures::Seconds(*elapsed_s);
+    let terminal = context.terminal;
+    match ending {
+        Ending::Finished => terminal.step("Finished", format_args!("{step} steps in {time}")),
+        Ending::EarlyStopped => terminal.step(
+            "Finished",
+            format_args!(
+                "early, after {step} of {plan_steps} steps: validation no longer improves"
+            ),
+        ),
+        Ending::Stopped => terminal.step(
+            "Stopped",
+            format_args!("after step {step} of {plan_steps}, saved; run it again to go on"),
+        ),
+    }
+    if let Some(best) = best {
+        let bits =
+            best.bits_per_byte.map_or_else(String::new, |b| format!(", {b:.3} bits per byte"));
+        terminal.step(
+            "Best",
+            format_args!("validation loss {:.3} at step {}{bits}", best.loss, best.step),
+        );
+    }
+    terminal.step("Report", folder.join("report.html").display());
+}
