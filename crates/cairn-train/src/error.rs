@@ -34,6 +34,12 @@ pub enum TrainError {
     /// The record cannot be written.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Another process trains in this folder.
+    #[error("another process is training in {}", folder.display())]
+    Busy {
+        /// The run's folder.
+        folder: PathBuf,
+    },
     /// The checkpoint belongs to another run.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -86,6 +92,14 @@ pub enum TrainError {
     /// Validation failed.
     #[error("validation failed")]
     Validation(#[from] ValidationError),
+    /// The validation loss is no number, while the training loss is one.
+    #[error("the validation loss after step {step} is {value}")]
+    ValidationNotFinite {
+        /// Finished steps.
+        step: u64,
+        /// What it is instead.
+        value: f64,
+    },
     /// A loss or gradient is no number. Nothing is saved; the batch is kept.
     #[error("the {what} of step {step} is {value}; its batch is kept in {}", batch.display())]
     NotFinite {
@@ -114,7 +128,8 @@ impl Hint for TrainError {
             Self::Vocab { tokenizer_vocab_size, .. } => {
                 vec![format!("leave model.vocab_size out, or set it to {tokenizer_vocab_size}")]
             }
-            Self::NotFinite { .. } => vec![
+            Self::Busy { .. } => vec!["wait for it, or give this run another folder".to_owned()],
+            Self::NotFinite { .. } | Self::ValidationNotFinite { .. } => vec![
                 "resuming would repeat it: start a new run with a lower optimizer.learning_rate, \
                  a longer schedule.warmup_steps or a smaller optimizer.max_grad_norm"
                     .to_owned(),

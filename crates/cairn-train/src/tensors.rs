@@ -9,6 +9,9 @@ use cairn_model::{Placement, TensorMap, TensorSlice, TensorSource, tensor_f32};
 use cairn_program::Session;
 use cairn_spec::{DType, ModelSpec};
 
+/// Elements turned to bytes at a time.
+const CHUNK_ELEMENTS: usize = 1 << 14;
+
 /// The weights of a model folder, as [`cairn_model::load_weights`] wants them.
 #[derive(Clone, Copy, Debug)]
 pub struct FolderTensors<'a>(pub &'a WeightFolder);
@@ -148,14 +151,15 @@ fn gather(
     let map = TensorMap { slices: slices.to_vec() };
     let (_, gathered) = tensor_f32(&map, tensor, &lookup);
     let narrow = parts.iter().any(|(_, part)| matches!(part, Stored::Bf16(_)));
-    for value in gathered {
-        if narrow {
-            // Exact: the value was widened from bf16.
-            let [_, _, low, high] = value.to_le_bytes();
-            out.write_all(&[low, high])?;
-        } else {
-            out.write_all(&value.to_le_bytes())?;
+    let mut bytes = Vec::with_capacity(4 * CHUNK_ELEMENTS);
+    for chunk in gathered.chunks(CHUNK_ELEMENTS) {
+        bytes.clear();
+        for value in chunk {
+            // The upper half is exact where the value was widened from bf16.
+            let all = value.to_le_bytes();
+            bytes.extend_from_slice(if narrow { &all[2..] } else { &all });
         }
+        out.write_all(&bytes)?;
     }
     Ok(())
 }

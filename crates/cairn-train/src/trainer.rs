@@ -11,6 +11,7 @@ mod finish;
 mod open;
 mod step;
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use cairn_artifacts::hash::Hasher;
@@ -90,6 +91,8 @@ pub struct Trainer {
     saved_step: Option<u64>,
     /// What to say once someone observes.
     warnings: Vec<Warning>,
+    /// Held as long as this process trains here; the system lets go of it if the process dies.
+    _lock: File,
 }
 
 /// When this session began, for pace and elapsed time.
@@ -232,6 +235,9 @@ impl Trainer {
         let Some(validation) = &self.validation else { return Ok(false) };
         let score = validation.score(&mut self.learner)?;
         let (loss, bits_per_byte) = (score.loss(), score.bits_per_byte());
+        if !loss.is_finite() {
+            return Err(TrainError::ValidationNotFinite { step: self.step, value: loss });
+        }
         let found = Best { step: self.step, loss, bits_per_byte };
         let best = self.progress.validated(found, self.early_stop());
         let metrics = ValidationMetrics {

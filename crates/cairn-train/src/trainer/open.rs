@@ -1,5 +1,6 @@
 //! Opening a run: a new one, or where the newest checkpoint left it.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,6 +69,7 @@ impl Trainer {
         let spec = saved_spec(recipe, &setup.corpus, &tokenizer)?;
         let loader = loader(recipe, &setup.corpus)?;
         let folder = RunFolder::new(setup.folder);
+        let lock = lock(setup.folder)?;
         let mut warnings = Vec::new();
         // Refusals come before the memory is taken and anything is written.
         let saved = match newest(&folder, &mut warnings)? {
@@ -107,6 +109,7 @@ impl Trainer {
             log,
             step,
             warnings,
+            _lock: lock,
         };
         match expected {
             Some((expected, folder)) => trainer.check_state(expected, folder),
@@ -125,6 +128,18 @@ impl Trainer {
             return Err(load_error(StateError::OtherState { folder, expected, actual }));
         }
         Ok(self)
+    }
+}
+
+/// Creates the folder and makes it this process's: two runs in one folder would spoil each other.
+fn lock(folder: &Path) -> Result<File, TrainError> {
+    std::fs::create_dir_all(folder).map_err(FileError::on("create", folder))?;
+    let path = folder.join("lock");
+    let file = File::create(&path).map_err(FileError::on("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(TrainError::Busy { folder: folder.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(FileError::on("lock", &path)(error).into()),
     }
 }
 
@@ -254,9 +269,7 @@ fn write_run_files(
     plan: &Plan,
     (step, unix_s): (u64, f64),
 ) -> Result<RunRecord, TrainError> {
-    let root = folder.root();
-    std::fs::create_dir_all(root).map_err(FileError::on("create", root))?;
-    atomic::clean(root)?;
+    atomic::clean(folder.root())?;
     atomic::write_bytes(&folder.recipe(), setup.recipe.to_toml().as_bytes())?;
     let mut record = RunRecord::new("train", json!(setup.recipe.to_file()), setup.code.clone());
     record.data_hash = Some(setup.corpus.data_hash());

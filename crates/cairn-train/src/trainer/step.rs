@@ -47,7 +47,8 @@ impl Trainer {
         }
         self.step += 1;
         let now_s = host.monotonic_s();
-        let seconds = now_s - before_s;
+        // A clock too coarse for the step must not make its pace infinite.
+        let seconds = (now_s - before_s).max(1e-9);
         let peak = self.peak_flops_per_s;
         let pace_s = (now_s - start.at_s) / (self.step - start.step) as f64;
         Ok(StepMetrics {

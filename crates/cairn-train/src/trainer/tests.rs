@@ -202,9 +202,13 @@ fn a_stopped_and_a_killed_run_resume_bit_for_bit() {
 fn a_finished_run_is_done_when_it_is_opened_again() {
     let fixture = Fixture::new();
     let (first, _) = fixture.run("run", &[], &FakeHost::new());
+    let busy = fixture.open("run", &recipe(&[]), Cpu::detect(1)).unwrap_err();
+    assert!(matches!(busy, TrainError::Busy { .. }), "{busy:?}");
+    let first_hash = first.state_hash();
+    drop(first);
     let (again, outcome) = fixture.run("run", &[], &FakeHost::new());
     assert_eq!(outcome.ending, Ending::Finished);
-    assert_eq!(again.state_hash(), first.state_hash());
+    assert_eq!(again.state_hash(), first_hash);
     assert_eq!(losses(&again).len(), 8);
 }
 
