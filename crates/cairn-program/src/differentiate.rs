@@ -181,10 +181,10 @@ impl<'a> Tape<'a> {
             self.builder.push_slots(Op::CrossEntropy, slots, &[None, dx.as_deref(), None])?;
         let index = self.builder.program.instrs.len() - 1;
         self.builder.program.instrs[index].outputs[0] = instr.outputs[0];
-        if let Some(dx) = results[1] {
-            self.gradient.insert(x, dx);
+        match results[1] {
+            Some(dx) => Ok(self.contribute(x, dx)?),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn seed(&mut self, loss: &Loss) -> Result<(), DifferentiateError> {

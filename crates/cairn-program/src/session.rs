@@ -450,8 +450,8 @@ pub struct Session {
     programs: Vec<Prepared>,
     store: BTreeMap<String, Persistent>,
     bytes: PlannedBytes,
-    /// Sizes of each program's last run; outputs are read at these.
-    last: Vec<Sizes>,
+    /// The last run: the arena holds its outputs, and those of no other program.
+    last: Option<(ProgramId, Sizes)>,
 }
 
 impl Session {
@@ -465,14 +465,13 @@ impl Session {
         let store = memory.add_owned(plan.store_bytes)?;
         let arena = memory.add_owned(plan.arena_bytes)?;
         assert_eq!((store, arena), (STORE, ARENA), "regions are numbered from 0");
-        let last = plan.programs.iter().map(|_| Sizes::dense(0, 0)).collect();
         Ok(Self {
             cpu,
             memory,
             programs: plan.programs,
             store: plan.store,
             bytes: plan.bytes,
-            last,
+            last: None,
         })
     }
 
@@ -519,7 +518,7 @@ impl Session {
         let prepared = &self.programs[program.0];
         let sizes = run.sizes();
         execute::check_run(prepared, run, &sizes)?;
-        self.last[program.0] = sizes;
+        self.last = Some((program, sizes));
         execute::execute(&self.cpu, &mut self.memory, prepared, run, observe);
         Ok(())
     }
@@ -532,15 +531,17 @@ impl Session {
         let prepared = &self.programs[program?.0];
         let id = prepared.program.find(name)?;
         let kept = prepared.program.outputs.contains(&id);
-        let span = prepared.span(id, &self.last[program?.0]);
+        let (_, sizes) = self.last.filter(|(last, _)| Some(*last) == program)?;
+        let span = prepared.span(id, &sizes);
         kept.then(|| (prepared.program.value(id).value_type, span))
     }
 
-    /// Reads an output of the last run of `program`, at that run's sizes.
+    /// Reads an output of the last run, which was of `program`, at that run's sizes.
     ///
     /// # Panics
     ///
-    /// Panics if the program has no such `f32` output.
+    /// Panics if the program has no such `f32` output, or another program ran since: programs
+    /// share the arena.
     pub fn output(&self, program: ProgramId, name: &str) -> &[f32] {
         match self.locate(Some(program), name) {
             Some((ValueType::F32, span)) => self.memory.read(span).f32s(),
@@ -548,11 +549,11 @@ impl Session {
         }
     }
 
-    /// Reads a scalar `f64` output of the last run of `program`.
+    /// Reads a scalar `f64` output of the last run, which was of `program`.
     ///
     /// # Panics
     ///
-    /// Panics if the program has no such output.
+    /// Panics if the program has no such output, or another program ran since.
     pub fn output_f64(&self, program: ProgramId, name: &str) -> f64 {
         match self.locate(Some(program), name) {
             Some((ValueType::F64, span)) => self.memory.read(span).f64s()[0],

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
 use cairn_kernels::{Cpu, Isa, SeqSlot};
 use cairn_model::{BuildOptions, Head, build_program, load_weights};
-use cairn_program::{Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes};
+use cairn_program::{
+    Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
+};
 use cairn_spec::ModelSpec;
 
 /// Against transformers in f32, per element: 1e-4 · max(1, max|reference|).
@@ -40,8 +42,7 @@ pub(crate) fn positions(rows: usize, length: usize) -> Vec<u32> {
 pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f32]) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     let largest = expected.iter().fold(1.0_f32, |largest, x| largest.max(x.abs()));
-    let worst =
-        actual.iter().zip(expected).fold(0.0_f32, |worst, (a, e)| worst.max((a - e).abs()));
+    let worst = actual.iter().zip(expected).fold(0.0_f32, |worst, (a, e)| worst.max((a - e).abs()));
     assert!(worst <= TOLERANCE * largest, "{what}: off by {worst} of {largest}");
 }
 
@@ -84,4 +85,40 @@ fn sharded_llama_matches_transformers() {
 #[test]
 fn gpt2_matches_transformers() {
     check_logits("gpt2");
+}
+
+#[test]
+fn a_large_quantized_weight_loads() {
+    // More rows than are encoded at a time; values and scales of q8 lie apart.
+    let spec = spec("llama");
+    assert!(spec.vocab_size > 256, "the embedding has rows to spare");
+    let options = BuildOptions {
+        encoding: cairn_kernels::Encoding::Q8,
+        layout: cairn_kernels::Layout::Panel,
+        ..BuildOptions::new(Head::Logits)
+    };
+    let program = build_program(&spec, &options).unwrap();
+    let program = SessionProgram { program, sizes: Sizes::dense(8, 1), kv: KvPlacement::Arena };
+    let plan = MemoryPlan::new(vec![program], None).unwrap();
+    let mut session = Session::new(plan, Cpu::new(Isa::best(), 1)).unwrap();
+    let folder = WeightFolder::open(&folder("llama")).unwrap();
+    load_weights(&mut session, &spec, &folder).unwrap();
+    let name = "model.embed_tokens.weight";
+    let original = folder.tensor(name).unwrap().to_f32().unwrap();
+    let mut decoded = vec![0.0; original.len()];
+    cairn_kernels::Weight {
+        encoding: options.encoding,
+        layout: options.layout,
+        n: spec.vocab_size,
+        k: spec.hidden_size,
+        bytes: session.stored(name).unwrap(),
+    }
+    .decode(&mut decoded);
+    for (block, values) in original.chunks(32).zip(decoded.chunks(32)) {
+        let largest = block.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        for (value, decoded) in block.iter().zip(values) {
+            // Half a step of the block's scale.
+            assert!((value - decoded).abs() <= largest / 254.0 * 1.001, "{value} as {decoded}");
+        }
+    }
 }

@@ -46,8 +46,8 @@ fn train(
     let training = training_program(&spec, policy);
     let update = update_program(&training, &OPTIONS).unwrap();
     let sizes = Sizes::dense(rows * length, rows);
-    let programs = [training, update]
-        .map(|program| SessionProgram { program, sizes, kv: KvPlacement::Arena });
+    let programs =
+        [training, update].map(|program| SessionProgram { program, sizes, kv: KvPlacement::Arena });
     let plan = MemoryPlan::new(programs.into(), None).unwrap();
     let mut session = Session::new(plan, cpu).unwrap();
     load_weights(&mut session, &spec, &WeightFolder::open(&folder(name)).unwrap()).unwrap();
@@ -146,7 +146,10 @@ fn recomputation_changes_no_bit() {
             let (other, same) = run(policy);
             assert_eq!(losses, same, "{name} {policy:?}");
             for (weight, class, ..) in session.persistent() {
-                assert!(session.stored(weight) == other.stored(weight), "{name} {class:?} {weight}");
+                assert!(
+                    session.stored(weight) == other.stored(weight),
+                    "{name} {class:?} {weight}"
+                );
             }
         }
     }
