@@ -4,7 +4,7 @@
 //! g: query head i reads key/value head i / (h/g)), `k` key dim, `v` value dim.
 //!
 //! **Order of sums** (what the reference in `attention/reference.rs` computes and every kernel
-//! reproduces bit for bit). Keys come in tiles of [`KEY_TILE`] aligned to the sequence's own position 0.
+//! reproduces bit for bit). Keys come in tiles of [`KEY_TILE`](crate::KEY_TILE) aligned to the sequence's own position 0.
 //! A score is one chain over the key dim, times the scale, soft-capped if asked, −∞ where the mask
 //! hides the key. A tile has its maximum m, its weights `e^(score − m)`, their 16-lane sum l and
 //! their product o with the values, one chain over the tile's keys. Tiles combine in a binary tree

@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`isa`] (what the machine can do), [`cpu`] and [`pool`] (threads and scratch),
 //! [`memory`] (regions and spans), `simd` (sixteen lanes, three ways), [`encoding`] (how
-//! weights are stored), [`matmul`] (the three products), the other operators, then [`registry`],
+//! weights are stored), [`mod@matmul`] (the three products), the other operators, then [`registry`],
 //! [`tuner`], [`bandwidth`] and [`peak`] (what exists, what is chosen, what the machine can do).
 
 pub mod activation;

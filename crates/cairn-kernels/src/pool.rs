@@ -4,7 +4,7 @@
 //! calling thread among them. Workers spin for a short while after a job, so that the next fork
 //! finds them awake (about a microsecond), then park, so that an idle process burns nothing.
 //!
-//! **Invariant:** the closure is called only while [`Pool::run`] is on the caller's stack: a worker
+//! **Invariant:** the closure is called only while `Pool::run` is on the caller's stack: a worker
 //! enters a job through the *gate*, which counts who is inside, and `run` closes the gate and waits
 //! for that count to fall to zero, also when a task panics. A worker that wakes late finds the gate
 //! closed and never delays the caller.

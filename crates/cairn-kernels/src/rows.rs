@@ -78,7 +78,7 @@ pub fn concat(cpu: &Cpu, args: Concat<'_>) {
     });
 }
 
-/// [`concat`] in plain loops.
+/// [`concat()`] in plain loops.
 pub fn concat_reference(args: Concat<'_>) {
     let Concat { a_nd, b_ne, d, e, y } = args;
     let n = y.len() / (d + e);
