@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use cairn_data::corpus::{Corpus, Split};
-use cairn_data::loader::{InOrderBatches, LoaderError};
+use cairn_data::loader::{InOrderBatches, LoaderBatch, LoaderError, Sequence};
 use cairn_data::tokenizer::Tokenizer;
 use cairn_program::RunError;
 
@@ -52,18 +52,21 @@ pub enum ValidationError {
     Run(#[from] RunError),
 }
 
-/// A part of the validation side, always the same one: batches at even distances, so that neighbors
-/// in the corpus do not stand for all of it.
+/// A part of the validation side, always the same one: rows at even distances, so that neighbors in
+/// the corpus do not stand for all of it. How many rows are scored at a time changes no figure.
 #[derive(Debug)]
 pub struct Validation {
-    batches: InOrderBatches,
-    num_batches: u64,
+    /// One row a batch.
+    all_rows: InOrderBatches,
+    num_rows: u64,
+    rows_at_a_time: usize,
     /// Bytes of text of every token id; `None` unless the tokenizer is byte level.
     bytes_of: Option<Vec<u32>>,
 }
 
 impl Validation {
-    /// Scores up to `max_tokens` tokens, rounded up to whole batches, in batches of `rows` rows.
+    /// Scores up to `max_tokens` tokens, rounded up to whole rows of `seq_len`, `rows_at_a_time`
+    /// rows at a time.
     ///
     /// # Errors
     ///
@@ -71,12 +74,11 @@ impl Validation {
     pub fn new(
         corpus: &Arc<Corpus>,
         tokenizer: &Tokenizer,
-        (rows, seq_len): (usize, usize),
+        (rows_at_a_time, seq_len): (usize, usize),
         max_tokens: u64,
     ) -> Result<Self, LoaderError> {
-        let batches = InOrderBatches::new(Arc::clone(corpus), Split::Validation, seq_len, rows)?;
-        let batch_tokens = (rows * seq_len) as u64;
-        let num_batches = batches.num_batches().min(max_tokens.div_ceil(batch_tokens));
+        let all_rows = InOrderBatches::new(Arc::clone(corpus), Split::Validation, seq_len, 1)?;
+        let num_rows = all_rows.num_batches().min(max_tokens.div_ceil(seq_len as u64));
         let bytes_of = tokenizer.is_byte_level().then(|| {
             let bytes = |id| {
                 let is_text = id != corpus.end_of_document();
@@ -85,7 +87,7 @@ impl Validation {
             };
             (0..tokenizer.vocab_size()).map(bytes).collect()
         });
-        Ok(Self { batches, num_batches, bytes_of })
+        Ok(Self { all_rows, num_rows, rows_at_a_time, bytes_of })
     }
 
     /// Scores them.
@@ -95,12 +97,12 @@ impl Validation {
     /// [`ValidationError`] if the data cannot be read or does not fit.
     pub fn score(&self, learner: &mut Learner) -> Result<Score, ValidationError> {
         let mut score = Score { has_bytes: self.bytes_of.is_some(), ..Score::default() };
-        for number in 0..self.num_batches {
-            // In u128, since the product may exceed 64 bits; the quotient is below the total.
-            let place = u128::from(number) * u128::from(self.batches.num_batches())
-                / u128::from(self.num_batches);
-            let place = u64::try_from(place).expect("below the number of batches");
-            let batch = self.batches.batch(place)?;
+        for first in (0..self.num_rows).step_by(self.rows_at_a_time) {
+            let last = self.num_rows.min(first + self.rows_at_a_time as u64);
+            let mut batch = LoaderBatch::default();
+            for row in first..last {
+                append_row(&mut batch, self.row(row)?);
+            }
             let micro = MicroBatch::whole(&batch);
             learner.score(&micro, &mut score.negative_log_likelihood)?;
             for (target, _) in micro.targets().filter(|(_, counts)| *counts) {
@@ -111,4 +113,23 @@ impl Validation {
         }
         Ok(score)
     }
+
+    /// One of the rows that are scored.
+    fn row(&self, number: u64) -> Result<LoaderBatch, LoaderError> {
+        // In u128, since the product may exceed 64 bits; the quotient is below the total.
+        let total = u128::from(self.all_rows.num_batches());
+        let place = u128::from(number) * total / u128::from(self.num_rows);
+        self.all_rows.batch(u64::try_from(place).expect("below the number of rows"))
+    }
+}
+
+fn append_row(batch: &mut LoaderBatch, row: LoaderBatch) {
+    let start = batch.ids.len();
+    let moved = |piece: Sequence| Sequence { start: start + piece.start, ..piece };
+    batch.sequences.extend(row.sequences.into_iter().map(moved));
+    batch.ids.extend(row.ids);
+    batch.positions.extend(row.positions);
+    batch.targets.extend(row.targets);
+    batch.loss_weights.extend(row.loss_weights);
+    batch.row_tokens = row.row_tokens;
 }
