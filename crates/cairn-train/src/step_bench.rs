@@ -49,6 +49,8 @@ pub struct StepFigures {
     pub model_gflops: f64,
     /// Bytes planned for the session.
     pub planned_bytes: u64,
+    /// Anonymous memory of the process after the last step, where the system tells.
+    pub anonymous_bytes: Option<u64>,
     /// Instructions by kind, slowest first.
     pub parts: Vec<StepPart>,
 }
@@ -107,6 +109,8 @@ pub fn bench_steps(
         tokens_per_s: tokens as f64 / median,
         model_gflops: plan.model_flops_per_step / median / 1e9,
         planned_bytes: plan.bytes.session.total() as u64,
+        // Asked while the session lives.
+        anonymous_bytes: host.anonymous_bytes(),
         parts: parts.finish(steps, seconds.iter().sum::<f64>() / steps.max(1) as f64),
         seconds,
     })

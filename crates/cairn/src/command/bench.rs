@@ -1,5 +1,7 @@
 //! `cairn bench`: how fast this machine is, and how much of it we use.
 
+mod train;
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -26,7 +28,8 @@ const EXAMPLES: &str = "\
 Examples:
   cairn bench bandwidth
   cairn bench kernels matmul
-  cairn bench decode --model runs/quickstart --weights bf16 --json";
+  cairn bench decode --model runs/quickstart --weights bf16 --json
+  cairn bench train recipes/llama-12m.toml --against 'python torch_train.py --model small'";
 
 /// Measure this machine, the kernels and whole models
 #[derive(Debug, Args)]
@@ -42,6 +45,7 @@ enum BenchCommand {
     Peak(PlainArgs),
     Kernels(KernelArgs),
     Decode(DecodeArgs),
+    Train(train::TrainArgs),
 }
 
 /// How fast a benchmark of the machine itself prints.
@@ -108,6 +112,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
         BenchCommand::Peak(args) => peak(args, context),
         BenchCommand::Kernels(args) => kernels(args, context),
         BenchCommand::Decode(args) => decode(args, context),
+        BenchCommand::Train(args) => train::run(args, context),
     }
 }
 

@@ -6,7 +6,9 @@ mod errors;
 mod generate;
 mod help;
 mod inspect;
+mod memory;
 mod pipeline;
+mod tidy;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
