@@ -223,10 +223,8 @@ impl Builder {
             let output = match result {
                 verify::Inferred::InPlace(id) => id,
                 verify::Inferred::New(value_type, shape) => {
-                    match names.get(slot).copied().flatten() {
-                        Some(name) => Some(self.declare(name, Class::Temp, value_type, shape)),
-                        None => None,
-                    }
+                    let name = names.get(slot).copied().flatten();
+                    name.map(|name| self.declare(name, Class::Temp, value_type, shape))
                 }
             };
             instr.outputs.push(output);
