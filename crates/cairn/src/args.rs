@@ -7,7 +7,8 @@ use clap::builder::styling::{AnsiColor, Effects};
 use clap::{Args, Parser, Subcommand};
 
 use crate::command::{
-    bench, completions, corpus, doctor, eval, generate, inspect, logits, plan, tokenizer, train,
+    bench, completions, corpus, doctor, eval, generate, inspect, logits, plan, quickstart,
+    tokenizer, train,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -47,6 +48,7 @@ pub(crate) struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Quickstart(quickstart::QuickstartArgs),
     Corpus(corpus::CorpusArgs),
     Tokenizer(tokenizer::TokenizerArgs),
     Plan(plan::PlanArgs),

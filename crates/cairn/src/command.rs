@@ -9,6 +9,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod plan;
+pub(crate) mod quickstart;
 pub(crate) mod tokenizer;
 pub(crate) mod train;
 
@@ -18,6 +19,7 @@ use crate::context::Context;
 /// Runs a command to its end.
 pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<()> {
     match command {
+        Command::Quickstart(args) => quickstart::run(&args, context),
         Command::Corpus(args) => corpus::run(&args, context),
         Command::Tokenizer(args) => tokenizer::run(&args, context),
         Command::Plan(args) => plan::run(&args, context),

@@ -67,12 +67,10 @@ pub(crate) fn measure(
         if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     line.finish();
-    Ok(compared.map_err(|error| match error {
-        EvalError::Stopped => {
-            anyhow::Error::new(UserError::new("interrupted; nothing was measured"))
-        }
+    compared.map_err(|error| match error {
+        EvalError::Stopped => UserError::new("interrupted; nothing was measured").into(),
         other => other.into(),
-    })?)
+    })
 }
 
 /// The comparison as a table, best last.

@@ -43,6 +43,13 @@ impl Terminal {
         stdout.flush().context("cannot write to standard output")
     }
 
+    /// Says something to the person, unless they asked for quiet.
+    pub(crate) fn say(&self, text: impl Display) {
+        if !self.quiet {
+            to_stderr(format_args!("{text}"));
+        }
+    }
+
     /// Says what is happening: a word in color, then the rest.
     pub(crate) fn step(&self, verb: &str, text: impl Display) {
         if !self.quiet {

@@ -8,6 +8,7 @@ use cairn_data::corpus::{
     SplitSettings, Stage, scan,
 };
 use cairn_data::tokenizer::{BpeSettings, Tokenizer, train_bpe};
+use cairn_spec::units::ByteSize;
 use clap::{Args, ValueEnum};
 
 use crate::context::Context;
@@ -16,6 +17,8 @@ use crate::figures::Bytes;
 use crate::progress_line::ProgressLine;
 use crate::signals::StopFlag;
 
+/// Share of the groups that is held out.
+const VALIDATION_FRACTION: f64 = 0.05;
 /// Text that a tokenizer is trained on at most; more changes few merges.
 const TOKENIZER_SAMPLE_BYTES: u64 = 16 << 20;
 
@@ -32,15 +35,18 @@ pub(crate) struct TextArgs {
     /// Take text under these licenses only: SPDX identifiers, or `unknown`
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub(crate) license_allow: Vec<String>,
-    /// Share of the groups that is held out for validation
-    #[arg(long, value_name = "X", default_value_t = 0.05)]
-    pub(crate) validation_fraction: f64,
+    /// Share of the groups that is held out for validation [default: 0.05]
+    #[arg(long, value_name = "X")]
+    pub(crate) validation_fraction: Option<f64>,
     /// What is held out as a whole
     #[arg(long, value_enum, default_value_t = SplitUnit::Group)]
     pub(crate) split_by: SplitUnit,
     /// Seed of the split
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) split_seed: u64,
+    /// Text taken of one group at most, so that no package or folder dominates: `1MB`
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) group_bytes_max: Option<ByteSize>,
 }
 
 /// What is kept on one side of the split.
@@ -50,20 +56,6 @@ pub(crate) enum SplitUnit {
     Group,
     /// Single documents.
     Document,
-}
-
-impl Default for TextArgs {
-    /// What a command line without flags means.
-    fn default() -> Self {
-        Self {
-            input: Vec::new(),
-            extensions: Vec::new(),
-            license_allow: Vec::new(),
-            validation_fraction: 0.05,
-            split_by: SplitUnit::Group,
-            split_seed: 0,
-        }
-    }
 }
 
 impl TextArgs {
@@ -82,15 +74,21 @@ impl TextArgs {
         if !self.license_allow.is_empty() {
             settings.license_allow = Some(LicenseFilter::parse(&self.license_allow)?);
         }
+        settings.limits.group_bytes_max = self.group_bytes_max.map(|bytes| bytes.0);
         settings.split = SplitSettings {
             seed: self.split_seed,
-            validation_fraction: self.validation_fraction,
+            validation_fraction: self.validation_fraction.unwrap_or(VALIDATION_FRACTION),
             by: match self.split_by {
                 SplitUnit::Group => SplitBy::Group,
                 SplitUnit::Document => SplitBy::Document,
             },
         };
         Ok(settings)
+    }
+
+    /// Whether the text is that of Cargo's packages.
+    pub(crate) fn is_default(&self) -> bool {
+        self.input.is_empty()
     }
 
     fn inputs(&self, context: &Context) -> anyhow::Result<Vec<Input>> {

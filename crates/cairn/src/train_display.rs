@@ -39,7 +39,7 @@ impl Observer for TrainDisplay {
                             .step("Complete", format_args!("all {step} steps were done before"));
                     }
                     step => {
-                        terminal.step("Resuming", format_args!("at step {step} of {total_steps}"))
+                        terminal.step("Resuming", format_args!("at step {step} of {total_steps}"));
                     }
                 }
             }

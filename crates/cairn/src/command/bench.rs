@@ -213,7 +213,8 @@ fn decode(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
         Engine::load(plan, context.cpu(), &ModelFolder::open(&folder)?.weights)?
     };
     let vocab_size = u32::try_from(spec.vocab_size).unwrap_or(u32::MAX);
-    let prompt = (0..args.prompt_tokens).map(|i| (i as u32).wrapping_mul(7919) % vocab_size);
+    // Ids from all over the vocabulary, so that lookups are not all in cache.
+    let prompt = (0_u32..).map(|i| i.wrapping_mul(7919) % vocab_size).take(args.prompt_tokens);
     let bench = DecodeBench {
         prompt: prompt.collect(),
         num_new: args.new_tokens,

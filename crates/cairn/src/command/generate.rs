@@ -185,7 +185,38 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> 
     let sampling = SamplingParams::new(args.sampling.fields())?;
     let mut request = Request::new(prompt.ids.clone(), sampling, max_new_tokens);
     request.stop_tokens = stops;
-    sample(args, &mut engine, request, (&prompt, tokenizer.as_ref()), context)
+    let form = Form { json: args.json, stops: &args.ending.stop };
+    sample(form, &mut engine, request, (&prompt, tokenizer.as_ref()), context)
+}
+
+/// Continues a text with a trained model and prints it as it comes: how `quickstart` shows off.
+pub(crate) fn show_off(
+    model: &ModelFolder,
+    text: &str,
+    max_new_tokens: usize,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let tokenizer = model.tokenizer()?.context("the model has no tokenizer")?;
+    let ids = tokenizer.encode(text)?;
+    let room = model.spec.max_position_embeddings.saturating_sub(ids.len()).max(1);
+    let max_new_tokens = max_new_tokens.min(room);
+    let options = EngineOptions::new(1, ids.len() + max_new_tokens);
+    let plan = EnginePlan::new(&model.spec, options)?;
+    let mut engine = Engine::load(plan, context.cpu(), &model.weights)?;
+    let fields =
+        SamplingFields { temperature: 0.7, top_p: Some(0.95), ..SamplingFields::default() };
+    let mut request = Request::new(ids.clone(), SamplingParams::new(fields)?, max_new_tokens);
+    request.stop_tokens.extend(tokenizer.end_of_document());
+    let prompt = Prompt { ids, text: Some(text.to_owned()) };
+    let form = Form { json: false, stops: &[] };
+    sample(form, &mut engine, request, (&prompt, Some(&tokenizer)), context)
+}
+
+/// How an output is printed and where its text ends.
+#[derive(Clone, Copy, Debug)]
+struct Form<'a> {
+    json: bool,
+    stops: &'a [String],
 }
 
 impl GenerateArgs {
@@ -304,14 +335,14 @@ fn engine(
 
 /// Samples, printing the text as it comes.
 fn sample(
-    args: &GenerateArgs,
+    form: Form<'_>,
     engine: &mut Engine,
     request: Request,
     (prompt, tokenizer): (&Prompt, Option<&Tokenizer>),
     context: &Context,
 ) -> anyhow::Result<()> {
-    let streams = !args.json;
-    let mut writer = TextWriter::new((prompt, tokenizer), &args.ending.stop, streams, context);
+    let streams = !form.json;
+    let mut writer = TextWriter::new((prompt, tokenizer), form.stops, streams, context);
     let begin = Instant::now();
     let mut failure = None;
     let output = engine.generate(request, &mut |token| match writer.push(token) {
@@ -330,7 +361,7 @@ fn sample(
     let text = writer.finish()?;
     let finish = if stopped { Finish::Stop } else { output.finish };
     let count = output.tokens.len();
-    if args.json {
+    if form.json {
         let object = json!({
             "token_ids": joined(&prompt.ids, &output.tokens),
             "num_prompt_tokens": prompt.ids.len(),

@@ -6,6 +6,7 @@ use crate::{cairn, shown, succeed};
 
 /// Every command: its help must have an example.
 const COMMANDS: &[&str] = &[
+    "quickstart",
     "corpus",
     "corpus build",
     "corpus stats",
@@ -34,6 +35,7 @@ fn help_lists_every_command() {
     Usage: cairn [OPTIONS] <COMMAND>
 
     Commands:
+      quickstart   Train a small model on real text in a few minutes and let it write
       corpus       Build a corpus from text, look at one, check one
       tokenizer    Train a tokenizer, turn text into ids and back
       plan         Show what a run will take: bytes, FLOPs, minutes

@@ -213,37 +213,32 @@ fn start(workplace: &Workplace, arguments: &[&str]) -> Child {
 }
 
 /// Long enough that a signal comes before the end.
-const LONG: [&str; 3] = ["budget.steps=400", "checkpoint.every=20", "eval.every=0"];
-
-fn uninterrupted() -> (u64, String) {
-    let workplace = Workplace::with_corpus();
-    succeed(&mut workplace.train(&LONG));
-    workplace.state("tiny")
-}
+const LONG: [&str; 3] = ["budget.steps=400", "checkpoint.every=100", "eval.every=0"];
 
 #[test]
-fn ctrl_c_saves_and_a_second_run_goes_on() {
+fn interrupted_and_killed_runs_go_on_to_the_same_state() {
     let workplace = Workplace::with_corpus();
-    let child = start(&workplace, &LONG);
+    succeed(&mut workplace.train(&LONG));
+    let expected = workplace.state("tiny");
+
+    let interrupted = Workplace::with_corpus();
+    let child = start(&interrupted, &LONG);
     signal(&child, "INT");
     let output = child.wait_with_output().unwrap();
     let text = shown(&output, None);
     assert!(text.starts_with("exit 0\n") && text.contains("Stopped after step"), "{text}");
-    let (step, _) = workplace.state("tiny");
-    assert!((20..400).contains(&step), "stopped at {step}");
-    let resumed = workplace.train(&LONG).output().unwrap();
+    let (step, _) = interrupted.state("tiny");
+    assert!((100..400).contains(&step), "stopped at {step}");
+    let resumed = interrupted.train(&LONG).output().unwrap();
     assert!(shown(&resumed, None).contains(&format!("Resuming at step {step} of 400")));
-    assert_eq!(workplace.state("tiny"), uninterrupted());
-}
+    assert_eq!(interrupted.state("tiny"), expected);
 
-#[test]
-fn a_killed_run_goes_on_to_the_same_state() {
-    let workplace = Workplace::with_corpus();
-    let mut child = start(&workplace, &LONG);
+    let killed = Workplace::with_corpus();
+    let mut child = start(&killed, &LONG);
     child.kill().unwrap();
     child.wait().unwrap();
-    succeed(workplace.train(&LONG).arg("--resume"));
-    assert_eq!(workplace.state("tiny"), uninterrupted());
+    succeed(killed.train(&LONG).arg("--resume"));
+    assert_eq!(killed.state("tiny"), expected);
 }
 
 fn signal(child: &Child, name: &str) {
@@ -444,4 +439,37 @@ fn committed_recipes_resolve_and_plan() {
         planned += 1;
     }
     assert!(planned >= 3);
+}
+
+#[test]
+fn quickstart_does_it_all_and_then_says_that_it_is_done() {
+    let workplace = Workplace::with_text();
+    let first = workplace.cairn(&["quickstart", "--input", "text", "--minutes", "0.3"]).output();
+    let text = shown(&first.unwrap(), None);
+    assert!(text.starts_with("exit 0\n"), "{text}");
+    for part in ["all, at the peak", "this model", "Learned", "Next:", "cairn generate"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (step, hash) = workplace.state("quickstart");
+    assert!(workplace.path().join("runs/quickstart/eval.json").exists());
+    let again = shown(&workplace.cairn(&["quickstart"]).output().unwrap(), None);
+    assert!(again.contains(&format!("Complete all {step} steps were done before")), "{again}");
+    assert_eq!(workplace.state("quickstart"), (step, hash));
+    let other = workplace.failure(&["quickstart", "--input", "text"]);
+    insta::assert_snapshot!(other, @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: runs/quickstart has begun with its own text
+    hint: leave --input out to go on with it, or begin another with --name NAME
+    "#);
+}
+
+#[test]
+fn too_few_minutes_are_refused() {
+    let workplace = Workplace::with_corpus();
+    let text = workplace.failure(&["quickstart", "--input", "text", "--minutes", "0.001"]);
+    assert!(text.starts_with("exit 1\n") && text.contains("hint: give at least"), "{text}");
+    let text = workplace.failure(&["quickstart", "--minutes", "0"]);
+    assert!(text.contains("error: --minutes is 0"), "{text}");
 }
