@@ -158,11 +158,14 @@ pub(crate) fn train(
     outside: &Outside,
     context: &Context,
 ) -> anyhow::Result<Trained> {
+    let corpus = job.corpus()?;
+    // Opening looks at sizes only; what is trained on has to be what the record will name.
+    corpus.verify()?;
     let cpu = cairn_kernels::Cpu::detect(job.recipe.run.threads);
     let peak = measure_fma_peak(&cpu);
     let setup = Setup {
         recipe: &job.recipe,
-        corpus: job.corpus()?,
+        corpus,
         folder: options.folder,
         initial: options.initial,
         code: code_revision(),

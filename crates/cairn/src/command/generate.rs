@@ -124,12 +124,29 @@ struct EndingArgs {
     ignore_eos: bool,
 }
 
+impl EndingArgs {
+    /// Refuses stop strings that could never end a text.
+    fn check(&self, has_tokenizer: bool) -> Result<(), UserError> {
+        if self.stop.iter().any(String::is_empty) {
+            return Err(UserError::new("--stop is empty").hint("leave it out to go on to the end"));
+        }
+        if !self.stop.is_empty() && !has_tokenizer {
+            return Err(UserError::new("--stop compares text, and this model has no tokenizer")
+                .hint("end after a token id: --stop-token ID"));
+        }
+        Ok(())
+    }
+}
+
 /// Beam search.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Beam search")]
 struct BeamArgs {
     /// Search with N beams instead of sampling
-    #[arg(long, value_name = "N", conflicts_with_all = ["stop", "top_k", "top_p", "min_p", "typical_p"])]
+    #[arg(long, value_name = "N", conflicts_with_all = [
+        "stop", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
+        "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "seed",
+    ])]
     beams: Option<usize>,
     /// Exponent of the length that scores are divided by
     #[arg(
@@ -171,6 +188,7 @@ enum CachedType {
 pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> {
     let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?)?;
     let tokenizer = model.tokenizer()?;
+    args.ending.check(tokenizer.is_some())?;
     let prompt = Prompt::read(&args.prompt, &model, tokenizer.as_ref())?;
     let stops = stops(&args.ending, &model, tokenizer.as_ref());
     let max_new_tokens = args.room(&model, prompt.ids.len())?;

@@ -111,3 +111,11 @@ fn without_a_run_there_is_no_default_model() {
     hint: pass --model DIR, or train one: cairn quickstart
     "#);
 }
+
+#[test]
+fn settings_that_would_do_nothing_are_refused() {
+    let text = failure(&["--prompt-ids", "5", "--stop", "x"]);
+    assert!(text.starts_with("exit 1\n") && text.contains("--stop-token ID"), "{text}");
+    let text = failure(&["--prompt-ids", "5", "--beams", "2", "--temperature", "0.5"]);
+    assert!(text.starts_with("exit 1\n") && text.contains("cannot be used with"), "{text}");
+}

@@ -305,6 +305,8 @@ fn damaged_files_are_named() {
         text.starts_with("exit 1\n") && text.contains("train-00000.tokens was altered"),
         "{text}"
     );
+    let text = workplace.failure(&["train", "tiny.toml"]);
+    assert!(text.contains("train-00000.tokens was altered"), "{text}");
     std::fs::write(&shard, &bytes[..last]).unwrap();
     let text = workplace.failure(&["train", "tiny.toml"]);
     assert!(text.starts_with("exit 1\n") && text.contains("train-00000.tokens"), "{text}");
