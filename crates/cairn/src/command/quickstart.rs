@@ -290,13 +290,19 @@ fn evaluate(
     Ok(())
 }
 
-/// Whether it learned more than a compressor finds.
+/// Whether it learned more than a compressor finds. The model's context is a document, so what
+/// compares with it is each document compressed alone; one file of all of them is said as well.
 fn verdict(comparison: &Comparison) -> String {
     let own = comparison.model.code.bits_per_byte;
     let gzip = comparison.compressors.iter().find(|f| f.compressor == Compressor::Gzip9);
-    let gzip = gzip.map_or(f64::NAN, |figures| figures.concatenated.bits_per_byte);
-    let word = if own < gzip { "less" } else { "more" };
-    format!("{own:.3} bits per byte of text it never saw: {word} than gzip -9 needs ({gzip:.3})")
+    let (alone, together) = gzip.map_or((f64::NAN, f64::NAN), |figures| {
+        (figures.per_document.bits_per_byte, figures.concatenated.bits_per_byte)
+    });
+    let word = if own < alone { "less" } else { "more" };
+    format!(
+        "{own:.3} bits per byte of text it never saw: {word} than gzip -9 needs for the same \
+         documents ({alone:.3}; {together:.3} for all of them in one file)"
+    )
 }
 
 /// Lets the model write.
