@@ -45,8 +45,8 @@ impl Context {
         Ok(Self { environment, terminal, threads, threads_asked: asked.is_some() })
     }
 
-    /// The processor, with the wished number of threads.
+    /// The processor, with the wished number of threads and this machine's tuning.
     pub(crate) fn cpu(&self) -> Cpu {
-        Cpu::detect(self.threads)
+        crate::tuning::cpu(self, self.threads)
     }
 }

@@ -26,6 +26,7 @@ mod terminal;
 mod text_input;
 mod train_display;
 mod training;
+mod tuning;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -161,7 +161,7 @@ pub(crate) fn train(
     let corpus = job.corpus()?;
     // Opening looks at sizes only; what is trained on has to be what the record will name.
     corpus.verify()?;
-    let cpu = cairn_kernels::Cpu::detect(job.recipe.run.threads);
+    let cpu = crate::tuning::cpu(context, job.recipe.run.threads);
     let peak = measure_fma_peak(&cpu);
     let setup = Setup {
         recipe: &job.recipe,

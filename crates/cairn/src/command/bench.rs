@@ -1,6 +1,7 @@
 //! `cairn bench`: how fast this machine is, and how much of it we use.
 
 mod train;
+mod tune;
 
 use std::path::PathBuf;
 
@@ -46,6 +47,7 @@ enum BenchCommand {
     Kernels(KernelArgs),
     Decode(DecodeArgs),
     Train(train::TrainArgs),
+    Tune(tune::TuneArgs),
 }
 
 /// How fast a benchmark of the machine itself prints.
@@ -113,6 +115,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
         BenchCommand::Kernels(args) => kernels(args, context),
         BenchCommand::Decode(args) => decode(args, context),
         BenchCommand::Train(args) => train::run(args, context),
+        BenchCommand::Tune(args) => tune::run(args, context),
     }
 }
 

@@ -45,6 +45,7 @@ struct Report {
     selected_isa: &'static str,
     kernels_registered: usize,
     kernels_selected: Vec<String>,
+    tuned_products: usize,
     cache_folder: Option<std::path::PathBuf>,
     default_corpus: Option<std::path::PathBuf>,
     findings: Vec<Finding>,
@@ -71,6 +72,7 @@ impl Report {
             selected_isa: best.name(),
             kernels_registered: all.len(),
             kernels_selected: all.iter().filter(|k| k.isa == best).map(|k| k.name()).collect(),
+            tuned_products: crate::tuning::load(context).len(),
             cache_folder: context.environment.cache_dir.clone(),
             findings: findings(&machine, default_corpus.is_some(), context),
             machine,
@@ -105,6 +107,11 @@ impl Report {
             self.selected_isa
         );
         table.row([&"kernels", &kernels]);
+        let tuned = match self.tuned_products {
+            0 => "nothing yet: cairn bench tune RECIPE".to_owned(),
+            count => format!("{count} products"),
+        };
+        table.row([&"tuned", &tuned]);
         table.row([&"cache folder", &path(&self.cache_folder)]);
         table.row([&"default corpus", &path(&self.default_corpus)]);
         let mut text = table.to_string();

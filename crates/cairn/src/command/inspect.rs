@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
 use cairn_model::{BuildOptions, Head, build_program};
 use cairn_program::{Class, Cost, Loss, Program, Workload, differentiate};
@@ -11,6 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::context::Context;
+use crate::evaluation::run_of;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
 use crate::model_folder::{CONFIG_FILE, read_spec};
@@ -66,7 +68,35 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
             _ => inspect_file(path, args, context),
         };
     }
-    inspect_model(&runs::model_folder(args.path.as_deref())?, args, context)
+    let folder = runs::model_folder(args.path.as_deref())?;
+    if !args.json
+        && !args.parts.program
+        && let Some(run) = run_of(&folder)
+    {
+        context.terminal.print(format_args!("{}\n", run_summary(&run, &folder)?))?;
+    }
+    inspect_model(&folder, args, context)
+}
+
+/// What a run is and where it stands.
+fn run_summary(run: &RunFolder, model: &Path) -> anyhow::Result<String> {
+    let mut table = Table::new(&[]).with_text_columns(2);
+    table.row([&"run", &run.root().display()]);
+    if run.record().exists() {
+        let record = RunRecord::load(&run.record())?;
+        let status = serde_json::to_value(record.status)?;
+        table.row([&"status", &status.as_str().unwrap_or("unknown")]);
+        table.row([&"started", &record.started.as_deref().unwrap_or("unknown")]);
+        table.row([&"code", &record.code.revision.as_deref().unwrap_or("unknown")]);
+    }
+    let saved = run.checkpoints().list()?;
+    let steps: Vec<String> = saved.iter().map(|saved| saved.manifest.step.to_string()).collect();
+    table.row([&"checkpoints", &format!("of steps {}", steps.join(", "))]);
+    let shown = saved.iter().find(|saved| saved.folder == model);
+    if let Some(loss) = shown.and_then(|saved| saved.manifest.validation_loss) {
+        table.row([&"validation", &format!("loss {loss:.4} in the checkpoint below")]);
+    }
+    Ok(table.to_string())
 }
 
 fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {

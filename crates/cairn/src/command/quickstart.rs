@@ -62,7 +62,7 @@ const LADDER: [Rung; 5] = [
 /// A larger model is chosen only if it reads so many tokens for each of its parameters.
 const TOKENS_PER_PARAMETER: f64 = 4.0;
 /// Share of the time left that training is planned for: pace varies.
-const TIME_SHARE: f64 = 0.85;
+const TIME_SHARE: f64 = 0.9;
 /// Held-out text that is measured at the end.
 const EVAL_BYTES: u64 = 1 << 20;
 /// Seconds that loading, writing and saving take at the end.
@@ -226,8 +226,9 @@ fn closing_seconds(corpus: Option<&Corpus>, plan: &Plan, step_seconds: f64) -> f
     let (bytes, tokens) = counts.map_or((0, 0), |counts| (counts.text_bytes, counts.tokens));
     let measured = bytes.min(EVAL_BYTES) as f64;
     let tokens = tokens as f64 * measured / bytes.max(1) as f64;
-    // Scoring is the forward pass alone: about a third of a training step.
-    let scoring = tokens / plan.tokens_per_step as f64 * step_seconds / 3.0;
+    // Scoring is the forward pass alone, about a third of a training step, and windows overlap by
+    // half.
+    let scoring = 2.0 * tokens / plan.tokens_per_step as f64 * step_seconds / 3.0;
     CLOSING_SECONDS + scoring + measured / COMPRESSED_BYTES_PER_S
 }
 
@@ -281,7 +282,8 @@ fn evaluate(
         split: Split::Validation,
         max_bytes: EVAL_BYTES,
         context: None,
-        stride: None,
+        // Every token but a document's first ones is scored with half a window before it.
+        stride: Some(SEQ_LEN / 2),
     };
     let comparison = measure(model, corpus, &how, (context, stop))?;
     save_record(run, corpus, &comparison, settings(&model.path, &how))?;

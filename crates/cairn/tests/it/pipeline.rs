@@ -475,3 +475,20 @@ fn too_few_minutes_are_refused() {
     let text = workplace.failure(&["quickstart", "--minutes", "0"]);
     assert!(text.contains("error: --minutes is 0"), "{text}");
 }
+
+#[test]
+fn tuning_changes_no_bit_and_a_damaged_one_is_left_out() {
+    let workplace = Workplace::with_corpus();
+    let cache = workplace.path().join("cache");
+    succeed(&mut workplace.train(&["run.name=plain"]));
+    let tune = ["bench", "tune", "tiny.toml"];
+    let chosen = succeed(workplace.cairn(&tune).env("CAIRN_CACHE_DIR", &cache));
+    assert!(chosen.contains("matmul"), "{chosen}");
+    succeed(workplace.train(&["run.name=tuned"]).env("CAIRN_CACHE_DIR", &cache));
+    assert_eq!(workplace.state("plain"), workplace.state("tuned"));
+    std::fs::write(cache.join("tuning.json"), "{}").unwrap();
+    let output = workplace.cairn(&["doctor"]).env("CAIRN_CACHE_DIR", &cache).output().unwrap();
+    let text = shown(&output, Some(workplace.path()));
+    assert!(text.starts_with("exit 0\n"), "{text}");
+    assert!(text.contains("warning: the tuning is not used"), "{text}");
+}
