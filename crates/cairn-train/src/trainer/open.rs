@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
-use cairn_artifacts::checkpoint::SavedCheckpoint;
+use cairn_artifacts::checkpoint::{Checkpoint, SavedCheckpoint, Verify};
 use cairn_artifacts::run::{CodeRevision, RunFolder, RunRecord};
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_artifacts::{FileError, atomic};
@@ -147,7 +147,8 @@ fn load_error(error: StateError) -> TrainError {
     TrainError::Load(Box::new(error))
 }
 
-/// The newest complete checkpoint; warns of a newer one that is damaged.
+/// The newest complete checkpoint; warns of a newer one that is damaged, and refuses if there are
+/// only damaged ones or such of another schema.
 fn newest(
     folder: &RunFolder,
     warnings: &mut Vec<Warning>,
@@ -165,6 +166,10 @@ fn newest(
         let path = entry.map_err(FileError::on("list", series.folder()))?.path();
         let is_newer = latest.as_ref().is_none_or(|latest| latest.folder < path);
         if is_newer && path.is_dir() {
+            // Without any checkpoint to go on from, beginning anew would throw the history away.
+            if latest.is_none() {
+                Checkpoint::open(&path, Verify::Sizes).map_err(load)?;
+            }
             warnings.push(Warning::Damaged { path });
         }
     }

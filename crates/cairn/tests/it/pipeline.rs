@@ -316,6 +316,23 @@ fn damaged_files_are_named() {
 }
 
 #[test]
+fn a_checkpoint_of_another_schema_is_refused_and_nothing_is_lost() {
+    let workplace = Workplace::with_corpus();
+    succeed(&mut workplace.train(&[]));
+    let run = workplace.path().join("runs/tiny");
+    for entry in std::fs::read_dir(run.join("checkpoints")).unwrap() {
+        let manifest = entry.unwrap().path().join("cairn.json");
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        assert!(text.contains("checkpoint/1"), "{text}");
+        std::fs::write(&manifest, text.replace("checkpoint/1", "checkpoint/9")).unwrap();
+    }
+    let history = std::fs::read(run.join("metrics.jsonl")).unwrap();
+    let text = workplace.failure(&["train", "tiny.toml", "budget.steps=40"]);
+    assert!(text.starts_with("exit 1\n") && text.contains("checkpoint/9"), "{text}");
+    assert_eq!(std::fs::read(run.join("metrics.jsonl")).unwrap(), history);
+}
+
+#[test]
 fn files_that_are_no_text_are_left_out_and_counted() {
     let workplace = Workplace::with_text();
     std::fs::write(workplace.path().join("text/larch/binary.rs"), [0, 159, 146, 150]).unwrap();
