@@ -43,11 +43,14 @@ impl TensorSource for WeightFolder {
 
     fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
         let tensor = self.tensor(name).ok_or("there is no such tensor")?;
-        let width = tensor.dtype.size_bytes();
-        let bytes = &tensor.bytes[elements.start * width..elements.end * width];
+        let size = tensor.dtype.size_bytes();
         let shape = [elements.len()];
-        let piece = TensorView { shape: &shape, bytes, ..tensor };
-        piece.copy_to_f32(out).map_err(|error| error.to_string())
+        let bytes = tensor
+            .bytes
+            .get(elements.start * size..elements.end * size)
+            .ok_or_else(|| format!("elements {elements:?} lie outside of it"))?;
+        let part = TensorView { shape: &shape, bytes, ..tensor };
+        part.copy_to_f32(out).map_err(|error| error.to_string())
     }
 }
 

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::learner::Learner;
 use crate::progress::Progress;
-use crate::tensors::{FolderTensors, out_tensors};
+use crate::tensors::out_tensors;
 
 /// What of a run's state is not a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -191,7 +191,7 @@ pub(crate) fn load(
     learner: &mut Learner,
 ) -> Result<(), StateError> {
     let saved = Checkpoint::open(folder, Verify::Hashes)?;
-    load_weights(learner.session_mut(), spec, &FolderTensors(saved.weights()))
+    load_weights(learner.session_mut(), spec, saved.weights())
         .map_err(|source| StateError::Weights { folder: folder.to_owned(), source })?;
     let optimizer = saved.optimizer().ok_or_else(|| StateError::NoState {
         folder: folder.to_owned(),

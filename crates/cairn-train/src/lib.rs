@@ -56,6 +56,5 @@ pub use schedule::Schedule;
 pub use step_bench::{StepFigures, StepPart, bench_steps};
 pub use summary::Summary;
 pub use tensorboard::EventFile;
-pub use tensors::FolderTensors;
 pub use trainer::{Ending, Outcome, Setup, Trainer};
 pub use validation::{Score, Validation, ValidationError};

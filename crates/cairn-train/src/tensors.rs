@@ -2,50 +2,14 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
-use std::ops::Range;
 
-use cairn_artifacts::safetensors::{OutTensor, TensorView, WeightFolder};
-use cairn_model::{Placement, TensorMap, TensorSlice, TensorSource, tensor_f32};
+use cairn_artifacts::safetensors::OutTensor;
+use cairn_model::{Placement, TensorMap, TensorSlice, tensor_f32};
 use cairn_program::Session;
 use cairn_spec::{DType, ModelSpec};
 
 /// Elements turned to bytes at a time.
 const CHUNK_ELEMENTS: usize = 1 << 14;
-
-/// The weights of a model folder, as [`cairn_model::load_weights`] wants them.
-#[derive(Clone, Copy, Debug)]
-pub struct FolderTensors<'a>(pub &'a WeightFolder);
-
-impl TensorSource for FolderTensors<'_> {
-    fn names(&self) -> Vec<String> {
-        self.0.tensors().map(|tensor| tensor.name.to_owned()).collect()
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.tensor(name).map(|tensor| tensor.shape.to_vec())
-    }
-
-    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
-        let tensor = self.0.tensor(name).ok_or("it is gone")?;
-        read_range(&tensor, elements, out)
-    }
-}
-
-/// Copies elements of a tensor, widened to `f32`.
-pub(crate) fn read_range(
-    tensor: &TensorView<'_>,
-    elements: Range<usize>,
-    out: &mut [f32],
-) -> Result<(), String> {
-    let size = tensor.dtype.size_bytes();
-    let shape = [elements.len()];
-    let bytes = tensor
-        .bytes
-        .get(elements.start * size..elements.end * size)
-        .ok_or_else(|| format!("elements {elements:?} lie outside of it"))?;
-    let part = TensorView { shape: &shape, bytes, ..*tensor };
-    part.copy_to_f32(out).map_err(|error| error.to_string())
-}
 
 /// The family's tensors of a session, to write. `prefix` picks what is written: empty for the
 /// weights themselves, `ema.` for their averages.

@@ -14,7 +14,6 @@ use cairn_data::loader::{LoaderBatch, Sequence};
 
 use super::*;
 use crate::programs::{ProgramOptions, Programs};
-use crate::tensors::FolderTensors;
 
 /// Relative, by norm: PyTorch sums in another order.
 const GRADIENT_TOLERANCE: f64 = 1e-3;
@@ -123,7 +122,7 @@ fn check_golden(family: &str) {
     let batches = batches(&file);
     let cpu = Cpu::detect(2);
     let mut learner = learner(&spec, &options(Recompute::Cheap), cpu, batches[0].num_tokens());
-    load_weights(learner.session_mut(), &spec, &FolderTensors(&folder)).unwrap();
+    load_weights(learner.session_mut(), &spec, &folder).unwrap();
     learner.start_states();
     let losses = file.tensor("losses").unwrap().to_f32().unwrap();
     let norms = file.tensor("grad_norms").unwrap().to_f32().unwrap();

@@ -30,7 +30,6 @@ use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::resume::{ResumeError, check_recipe};
 use crate::schedule::Schedule;
-use crate::tensors::FolderTensors;
 use crate::validation::Validation;
 
 /// What a run is opened with.
@@ -259,7 +258,7 @@ fn start_fresh(
                 folder: folder(),
                 source: Box::new(e),
             })?;
-            load_weights(learner.session_mut(), spec, &FolderTensors(&weights))
+            load_weights(learner.session_mut(), spec, &weights)
                 .map_err(|source| TrainError::InitialModel { folder: folder(), source })?;
         }
     }
