@@ -21,27 +21,40 @@ pub enum Recompute {
     /// Results of cheap row operations (norms, activations, GLU): a few percent of the time.
     #[default]
     Cheap,
-    /// Everything inside a block but its input (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>):
-    /// about a third more arithmetic.
-    Blocks,
+    /// Everything inside this many blocks, counted from the first, but their inputs (Chen et al. 2016,
+    /// <https://arxiv.org/abs/1604.06174>): about a third more arithmetic for each. Of the other
+    /// blocks, what [`Cheap`](Self::Cheap) drops. The first blocks, because memory is scarcest when
+    /// the backward pass begins, and it begins with the last.
+    Blocks(u32),
+}
+
+impl Recompute {
+    /// Everything inside every block.
+    pub const ALL_BLOCKS: Self = Self::Blocks(u32::MAX);
 }
 
 /// Rewrites a training program so that the chosen values are computed again for the backward pass.
 pub fn recompute(program: &Program, policy: Recompute) -> Program {
     let dropped = match policy {
         Recompute::None => return program.clone(),
-        Recompute::Cheap => dropped_by(program, |instr| {
-            matches!(instr.op, Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Glu(_) | Op::Activation(_))
-                && instr.block.is_some()
-        }),
-        Recompute::Blocks => {
+        Recompute::Cheap => dropped_by(program, is_cheap),
+        Recompute::Blocks(count) => {
             let boundary = boundary_values(program);
-            let mut inside = dropped_by(program, |instr| instr.block.is_some());
+            let chosen = |instr: &Instr| instr.block.is_some_and(|block| block < count);
+            let mut inside = dropped_by(program, chosen);
             inside.retain(|id| !boundary.contains(id));
+            inside.extend(dropped_by(program, is_cheap));
             inside
         }
     };
     Rewriter::new(program, dropped).run()
+}
+
+/// Row operations of a block: far less arithmetic than the products around them.
+fn is_cheap(instr: &Instr) -> bool {
+    let cheap =
+        matches!(instr.op, Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Glu(_) | Op::Activation(_));
+    cheap && instr.block.is_some()
 }
 
 /// Temporaries written by the forward instructions that `select` picks, outputs left out.

@@ -76,11 +76,10 @@ pub struct Shape {
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { micro_batch_size, grad_accum_steps, recompute } = self;
-        let recompute = match recompute {
-            Recompute::None => "none",
-            // Chosen by `auto`; recipes do not name it.
-            Recompute::Cheap => "auto",
-            Recompute::Blocks => "blocks",
+        let recompute = match *recompute {
+            Recompute::None => recipe::Recompute::None,
+            Recompute::Cheap => recipe::Recompute::Cheap,
+            Recompute::Blocks(count) => recipe::Recompute::Blocks(count),
         };
         write!(
             f,
@@ -132,7 +131,7 @@ pub enum PlanError {
         limit: u64,
         /// The fastest choice that fits, and its bytes.
         nearest: Option<(Shape, u64)>,
-        /// Bytes of the smallest plan of this model.
+        /// Bytes of the smallest plan of this model, where none fits.
         smallest: u64,
     },
 }
@@ -161,7 +160,8 @@ impl From<SessionError> for PlanError {
 impl Plan {
     /// Plans a run.
     ///
-    /// With `recompute = auto` it is the fastest of no, cheap and full recomputation that fits.
+    /// With `recompute = auto` it is the least recomputation that fits: none, the cheap operations,
+    /// or so many whole blocks.
     ///
     /// # Errors
     ///
@@ -172,20 +172,16 @@ impl Plan {
         let limit = recipe.run.memory_limit_bytes.unwrap_or(u64::MAX);
         let [rows, accum] =
             [recipe.batch.micro_batch_size, recipe.batch.grad_accum_steps].map(narrow);
-        let policies: &[Recompute] = match recipe.run.recompute {
-            recipe::Recompute::None => &[Recompute::None],
-            recipe::Recompute::Blocks => &[Recompute::Blocks],
-            recipe::Recompute::Auto => &POLICIES,
+        let policies = match recipe.run.recompute {
+            recipe::Recompute::None => vec![Recompute::None],
+            recipe::Recompute::Cheap => vec![Recompute::Cheap],
+            recipe::Recompute::Blocks(count) => vec![Recompute::Blocks(count)],
+            recipe::Recompute::Auto => policies(&recipe.model),
         };
-        let mut needed = u64::MAX;
-        for &recompute in policies {
-            let shape = Shape { micro_batch_size: rows, grad_accum_steps: accum, recompute };
-            let plan = Self::of_shape(request, shape)?;
-            if plan.bytes.total() <= limit {
-                return Ok(plan);
-            }
-            needed = needed.min(plan.bytes.total());
-        }
+        let needed = match least_that_fits(request, (rows, accum), &policies, limit)? {
+            Ok(plan) => return Ok(plan),
+            Err(needed) => needed,
+        };
         let (nearest, smallest) = nearest(request, limit)?;
         Err(PlanError::OverLimit { needed, limit, nearest, smallest })
     }
@@ -244,8 +240,45 @@ impl Plan {
     }
 }
 
-/// From the fastest to the smallest.
-const POLICIES: [Recompute; 3] = [Recompute::None, Recompute::Cheap, Recompute::Blocks];
+/// Every recomputation there is for a model, from the fastest to the smallest.
+fn policies(spec: &ModelSpec) -> Vec<Recompute> {
+    let blocks = u32::try_from(spec.num_hidden_layers).expect("a valid spec limits its blocks");
+    let mut policies = vec![Recompute::None, Recompute::Cheap];
+    policies.extend((1..blocks).map(Recompute::Blocks));
+    policies.push(Recompute::ALL_BLOCKS);
+    policies
+}
+
+/// The first of `policies` whose plan fits, or the bytes of the last, which is the smallest. More
+/// recomputation never takes more memory, so halving finds it in a few plans.
+fn least_that_fits(
+    request: &PlanRequest<'_>,
+    (micro_batch_size, grad_accum_steps): (usize, usize),
+    policies: &[Recompute],
+    limit: u64,
+) -> Result<Result<Plan, u64>, PlanError> {
+    let plan = |index: usize| {
+        let recompute = policies[index];
+        Plan::of_shape(request, Shape { micro_batch_size, grad_accum_steps, recompute })
+    };
+    let mut best = plan(policies.len() - 1)?;
+    if best.bytes.total() > limit {
+        return Ok(Err(best.bytes.total()));
+    }
+    // `best` is the plan of `fits`; everything before `from` does not fit. The first two are tried
+    // one by one: mostly one of them fits.
+    let (mut from, mut fits) = (0, policies.len() - 1);
+    while from < fits {
+        let middle = if from < 2 { from } else { usize::midpoint(from, fits) };
+        let tried = plan(middle)?;
+        if tried.bytes.total() <= limit {
+            (best, fits) = (tried, middle);
+        } else {
+            from = middle + 1;
+        }
+    }
+    Ok(Ok(best))
+}
 
 /// The programs of a model under a recipe's settings.
 pub(crate) fn programs_of(
@@ -269,26 +302,26 @@ fn nearest(
 ) -> Result<(Option<(Shape, u64)>, u64), PlanError> {
     let rows = narrow(request.recipe.batch.global_batch_size());
     let asked = narrow(request.recipe.batch.micro_batch_size);
+    let policies = policies(&request.recipe.model);
     let mut smallest = u64::MAX;
-    let mut best: Option<(f64, Shape, u64)> = None;
-    for recompute in POLICIES {
-        for micro_batch_size in (1..=asked).rev().filter(|&size| rows.is_multiple_of(size)) {
-            let grad_accum_steps = rows / micro_batch_size;
-            let shape = Shape { micro_batch_size, grad_accum_steps, recompute };
-            let plan = Plan::of_shape(request, shape)?;
-            let total = plan.bytes.total();
-            smallest = smallest.min(total);
-            if total <= limit {
-                let flops = plan.flops_per_step;
-                if best.is_none_or(|(least, ..)| flops < least) {
-                    best = Some((flops, shape, total));
+    let mut best: Option<Plan> = None;
+    for micro_batch_size in (1..=asked).rev().filter(|&size| rows.is_multiple_of(size)) {
+        let batch = (micro_batch_size, rows / micro_batch_size);
+        match least_that_fits(request, batch, &policies, limit)? {
+            Err(bytes) => smallest = smallest.min(bytes),
+            Ok(plan) => {
+                let is_last = plan.shape.recompute == policies[0];
+                if best.as_ref().is_none_or(|best| plan.flops_per_step < best.flops_per_step) {
+                    best = Some(plan);
                 }
-                // Smaller micro-batches of this policy are no faster.
-                break;
+                // Without recomputation, smaller micro-batches are no faster.
+                if is_last {
+                    break;
+                }
             }
         }
     }
-    Ok((best.map(|(_, shape, bytes)| (shape, bytes)), smallest))
+    Ok((best.map(|plan| (plan.shape, plan.bytes.total())), smallest))
 }
 
 fn host_bytes(recipe: &TrainRecipe) -> u64 {

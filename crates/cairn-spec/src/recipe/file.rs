@@ -5,9 +5,10 @@ use super::{RecipeError, overrides};
 use crate::model::Family;
 use crate::units::{ByteSize, Count};
 use crate::{Activation, DType};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
+use std::fmt;
 
 /// How a recipe is written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,16 +72,78 @@ pub struct RunSection {
     pub weights: Option<DType>,
 }
 
-/// Which activations are computed again in the backward pass instead of kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// Which activations are computed again in the backward pass instead of kept: `"auto"`, `"none"`,
+/// `"cheap"`, `"blocks"`, or a number of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recompute {
     /// Everything is kept.
     None,
-    /// Each block keeps only its input.
-    Blocks,
-    /// As many blocks as needed to stay below the memory limit.
+    /// Results of norms and activations are computed again.
+    Cheap,
+    /// This many blocks, from the first, keep only their inputs; the others as under `Cheap`.
+    Blocks(u32),
+    /// As little as needed to stay below the memory limit.
     Auto,
+}
+
+impl Recompute {
+    /// `"blocks"`: every block keeps only its input.
+    pub const ALL_BLOCKS: Self = Self::Blocks(u32::MAX);
+}
+
+impl fmt::Display for Recompute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::None => f.write_str("none"),
+            Self::Cheap => f.write_str("cheap"),
+            Self::Auto => f.write_str("auto"),
+            Self::ALL_BLOCKS => f.write_str("blocks"),
+            Self::Blocks(count) => write!(f, "{count}"),
+        }
+    }
+}
+
+impl Serialize for Recompute {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::Blocks(count) if *self != Self::ALL_BLOCKS => serializer.serialize_u32(count),
+            _ => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Recompute {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Clone, Copy)]
+        struct Choice;
+        impl de::Visitor<'_> for Choice {
+            type Value = Recompute;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"auto\", \"none\", \"cheap\", \"blocks\" or a number of blocks")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Recompute, E> {
+                let named =
+                    [Recompute::Auto, Recompute::None, Recompute::Cheap, Recompute::ALL_BLOCKS];
+                let named = named.into_iter().find(|choice| choice.to_string() == name);
+                named.ok_or_else(|| E::invalid_value(de::Unexpected::Str(name), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<Recompute, E> {
+                let narrow =
+                    u32::try_from(count).ok().filter(|count| (1..u32::MAX).contains(count));
+                let refused = || E::invalid_value(de::Unexpected::Unsigned(count), &self);
+                narrow.map(Recompute::Blocks).ok_or_else(refused)
+            }
+
+            fn visit_i64<E: de::Error>(self, count: i64) -> Result<Recompute, E> {
+                let refused = |_| E::invalid_value(de::Unexpected::Signed(count), &self);
+                self.visit_u64(u64::try_from(count).map_err(refused)?)
+            }
+        }
+        deserializer.deserialize_any(Choice)
+    }
 }
 
 /// The model, by the names of `config.json`: `[model]`.

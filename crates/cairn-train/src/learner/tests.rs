@@ -208,7 +208,7 @@ fn threads_and_instruction_sets_do_not_change_a_bit() {
 #[test]
 fn recomputation_does_not_change_a_bit() {
     let expected = train(&options(Recompute::None), Cpu::detect(1), 4);
-    for recompute in [Recompute::Cheap, Recompute::Blocks] {
+    for recompute in [Recompute::Cheap, Recompute::Blocks(1), Recompute::ALL_BLOCKS] {
         check_same(expected.clone(), train(&options(recompute), Cpu::detect(1), 4));
     }
 }

@@ -36,11 +36,12 @@ steps = 10
 
 /// Weights and moments of a wide vocabulary; activations of many tokens, kept, partly and wholly
 /// computed again; bf16 weights with masters; an average; biases and learned positions.
-const CASES: [&[&str]; 7] = [
+const CASES: [&[&str]; 8] = [
     &["model.vocab_size=50257"],
     &["model.vocab_size=50257", "run.weights=\"bf16\"", "optimizer.ema_decay=0.99"],
     &["batch.micro_batch_size=32", "run.recompute=\"none\""],
     &["batch.micro_batch_size=32", "run.recompute=\"auto\""],
+    &["batch.micro_batch_size=48", "run.recompute=2"],
     &["batch.micro_batch_size=64", "run.recompute=\"blocks\"", "model.num_hidden_layers=6"],
     &["model.vocab_size=16000", "data.seq_len=512", "batch.micro_batch_size=8"],
     &["model.family=\"gpt2\"", "model.vocab_size=40000", "model.max_position_embeddings=256"],
