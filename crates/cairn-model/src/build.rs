@@ -116,6 +116,7 @@ fn refuse_unsupported(spec: &ModelSpec, options: &BuildOptions) -> Result<(), Bu
             spec.attention.sliding_window.as_ref().is_some_and(|window| window.rope.is_some()),
             "a second rotation for windowed layers",
         ),
+        (matches!(spec.mlp, Mlp::Moe(_)), "a mixture of experts"),
         (
             options.dropout && spec.dropout.attn > 0.0,
             "dropout on attention probabilities (set it to 0)",
@@ -352,6 +353,7 @@ impl Lowering<'_> {
                 let op = Op::Activation(act(activation));
                 (self.builder.push(&name("hidden"), op, &[up])?, bias)
             }
+            Mlp::Moe(_) => unreachable!("refused before the lowering"),
         };
         self.project((&name("down"), &weight("down")), hidden, (&width, &inner), bias)
     }

@@ -3,7 +3,8 @@
 //! | file | noun |
 //! |---|---|
 //! | `build` | spec → forward program: the only forward pass there is |
-//! | `names` | the program's weights ↔ a family's tensors |
+//! | `weights` | the weights of a spec's program, by name and size |
+//! | `names` | the program's weights ↔ a family's tensors; one file of names for each layout |
 //! | `load` | tensors → the weights of a session, and back |
 //! | `init` | fresh weights from a seed |
 //!
@@ -14,6 +15,7 @@ mod build;
 mod init;
 mod load;
 mod names;
+mod weights;
 
 pub use build::{BuildError, BuildOptions, Head, build_program};
 pub use init::init_weights;

@@ -98,10 +98,13 @@ pub fn load_weights(
         .map(|(name, _, value_type, _)| (name.to_owned(), value_type))
         .collect();
     for (name, value_type) in weights {
-        let slice = map.get(&name).ok_or_else(|| LoadError::Unmapped { name: name.clone() })?;
-        let tensor = spelled(&slice.tensor);
+        let slices = map.slices_of(&name);
+        if slices.is_empty() {
+            return Err(LoadError::Unmapped { name });
+        }
         let stored = session.stored_mut(&name).expect("listed by the session");
-        load_weight(slice, value_type, stored, &|range, out| {
+        load_weight(slices, value_type, stored, &|tensor, range, out| {
+            let tensor = spelled(tensor);
             source
                 .read_f32(&tensor, range, out)
                 .map_err(|problem| LoadError::Unreadable { name: tensor.clone(), problem })
@@ -148,15 +151,16 @@ fn check_tensors(
     }
 }
 
-type Read<'a> = dyn Fn(Range<usize>, &mut [f32]) -> Result<(), LoadError> + 'a;
+type Read<'a> = dyn Fn(&str, Range<usize>, &mut [f32]) -> Result<(), LoadError> + 'a;
 
 fn load_weight(
-    slice: &TensorSlice,
+    slices: &[TensorSlice],
     value_type: ValueType,
     stored: &mut [u8],
     read: &Read<'_>,
 ) -> Result<(), LoadError> {
-    let (rows, columns) = (slice.rows, slice.columns);
+    let rows: usize = slices.iter().map(|slice| slice.rows).sum();
+    let columns = slices[0].columns;
     let encoding = value_type.encoding().expect("a weight has an encoding");
     let layout = value_type.layout();
     // The scales of a q8 weight lie behind all of its values, so it is encoded whole.
@@ -165,7 +169,14 @@ fn load_weight(
     for first in (0..rows).step_by(at_a_time.max(1)) {
         let count = at_a_time.min(rows - first);
         let values = &mut piece[..count * columns];
-        read_rows(slice, first, count, values, read)?;
+        for slice in slices {
+            let from = first.max(slice.first_row);
+            let to = (first + count).min(slice.first_row + slice.rows);
+            if from < to {
+                let values = &mut values[(from - first) * columns..(to - first) * columns];
+                read_rows(slice, from - slice.first_row, values, read)?;
+            }
+        }
         let bytes = encoded_rows(encoding, layout, columns, first, count);
         encode((encoding, layout), (count, columns), values, &mut stored[bytes]);
     }
@@ -184,31 +195,37 @@ fn encoded_rows(
     start..start + Weight::stored_bytes(encoding, layout, count, columns)
 }
 
-/// Reads rows of a weight out of the tensor that holds them.
+/// Reads rows out of the tensor that holds them, from the slice's row `first` on, as many as fill
+/// `values`.
 fn read_rows(
     slice: &TensorSlice,
     first: usize,
-    count: usize,
     values: &mut [f32],
     read: &Read<'_>,
 ) -> Result<(), LoadError> {
     let columns = slice.columns;
-    match slice.placement {
-        Placement::Whole => read(first * columns..(first + count) * columns, values),
-        Placement::Elements { start } => read(start + first..start + first + count, values),
-        Placement::TransposedColumns { start } => {
-            let width = slice.shape[1];
-            let mut outputs = vec![0.0; count];
-            for input in 0..columns {
-                let at = input * width + start + first;
-                read(at..at + count, &mut outputs)?;
-                for (row, &value) in outputs.iter().enumerate() {
-                    values[row * columns + input] = value;
-                }
+    let count = values.len() / columns;
+    if let Placement::TransposedColumns { start } = slice.placement {
+        let width = slice.shape[1];
+        let mut outputs = vec![0.0; count];
+        for input in 0..columns {
+            let at = input * width + start + first;
+            read(&slice.tensor, at..at + count, &mut outputs)?;
+            for (row, &value) in outputs.iter().enumerate() {
+                values[row * columns + input] = value;
             }
-            Ok(())
         }
+        return Ok(());
     }
+    let mut done = 0;
+    while done < count {
+        let (row, run) = slice.run_at(first + done);
+        let run = run.min(count - done);
+        let values = &mut values[done * columns..(done + run) * columns];
+        read(&slice.tensor, row * columns..(row + run) * columns, values)?;
+        done += run;
+    }
+    Ok(())
 }
 
 /// One tensor of the family's files, gathered from a lookup of the weights' `f32` values: the
@@ -227,18 +244,24 @@ pub fn tensor_f32<'a>(
     let shape = slices.first().expect("the tensor is in the map").shape.clone();
     let mut out = vec![0.0; shape.iter().product()];
     for slice in slices {
+        let columns = slice.columns;
         let values = value(&slice.weight).expect("every weight of the tensor has values");
-        match slice.placement {
-            Placement::Whole => out.copy_from_slice(values),
-            Placement::Elements { start } => out[start..start + slice.rows].copy_from_slice(values),
-            Placement::TransposedColumns { start } => {
-                let width = slice.shape[1];
-                for (row, inputs) in values.chunks_exact(slice.columns).enumerate() {
-                    for (input, &value) in inputs.iter().enumerate() {
-                        out[input * width + start + row] = value;
-                    }
+        let values = &values[slice.first_row * columns..][..slice.rows * columns];
+        if let Placement::TransposedColumns { start } = slice.placement {
+            let width = slice.shape[1];
+            for (row, inputs) in values.chunks_exact(columns).enumerate() {
+                for (input, &value) in inputs.iter().enumerate() {
+                    out[input * width + start + row] = value;
                 }
             }
+            continue;
+        }
+        let mut done = 0;
+        while done < slice.rows {
+            let (row, run) = slice.run_at(done);
+            let values = &values[done * columns..(done + run) * columns];
+            out[row * columns..(row + run) * columns].copy_from_slice(values);
+            done += run;
         }
     }
     (shape, out)

@@ -10,7 +10,9 @@
 pub mod attention;
 mod count;
 mod error;
+mod family;
 pub mod hf;
+pub mod moe;
 pub mod rope;
 #[cfg(test)]
 mod tests;
@@ -22,9 +24,10 @@ pub use attention::{
 };
 pub use count::ParameterCount;
 pub use error::SpecError;
+pub use family::Family;
+pub use moe::Moe;
 pub use rope::{Llama3Scaling, Rope, RopeScaling, YarnScaling};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::ops::Deref;
 
 /// Largest accepted `num_hidden_layers`.
@@ -40,6 +43,8 @@ pub const VOCAB_SIZE_MAX: usize = 1 << 24;
 pub const MAX_POSITION_EMBEDDINGS_MAX: usize = 1 << 24;
 /// Largest accepted number of attention heads.
 pub const NUM_ATTENTION_HEADS_MAX: usize = 1 << 12;
+/// Largest accepted number of experts in a layer.
+pub const NUM_EXPERTS_MAX: usize = 1 << 14;
 /// Largest accepted size of one attention head.
 pub const HEAD_DIM_MAX: usize = 1 << 12;
 
@@ -142,48 +147,6 @@ impl ModelFields {
     }
 }
 
-/// A family of models: one `model_type` of `config.json`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// LLaMA 1, 2, 3 and what is built like them.
-    Llama,
-    /// GPT-2.
-    Gpt2,
-}
-
-impl Family {
-    /// Every family that a spec can be mapped from and to.
-    pub const ALL: [Self; 2] = [Self::Llama, Self::Gpt2];
-
-    /// The `model_type` in `config.json`.
-    pub const fn model_type(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Gpt2 => "gpt2",
-        }
-    }
-
-    /// The class in `architectures` of `config.json`.
-    pub const fn architecture(self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Gpt2 => "GPT2LMHeadModel",
-        }
-    }
-
-    /// Returns the family with this `model_type`, or `None`.
-    pub fn from_model_type(model_type: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|family| family.model_type() == model_type)
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.model_type())
-    }
-}
-
 /// What happens to a token's embedding before the first block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -283,15 +246,26 @@ pub enum Mlp {
         /// Whether the two projections have biases.
         bias: bool,
     },
+    /// Experts, of which a router picks some for each token.
+    Moe(Moe),
 }
 
 impl Mlp {
-    /// `f`: the inner width.
+    /// `f`: the inner width, of dense layers where some have experts.
     pub const fn intermediate_size(&self) -> usize {
         match self {
             Self::Glu { intermediate_size, .. } | Self::Plain { intermediate_size, .. } => {
                 *intermediate_size
             }
+            Self::Moe(moe) => moe.intermediate_size,
+        }
+    }
+
+    /// Between the projections.
+    pub const fn activation(&self) -> Activation {
+        match self {
+            Self::Glu { activation, .. } | Self::Plain { activation, .. } => *activation,
+            Self::Moe(moe) => moe.activation,
         }
     }
 }

@@ -22,10 +22,9 @@ pub(crate) fn out_tensors<'a>(
     prefix: &'a str,
 ) -> Vec<OutTensor<'a>> {
     let map = TensorMap::new(spec);
-    let tensors = map.tensors();
+    let (tensors, slices) = (map.tensors(), map.by_tensor());
     let out = tensors.iter().map(|(name, shape)| {
-        let slices: Vec<TensorSlice> =
-            map.slices.iter().filter(|slice| slice.tensor == *name).cloned().collect();
+        let slices = slices[name].iter().map(|&slice| slice.clone()).collect();
         out_tensor(session, prefix, (name, shape), slices)
     });
     out.collect()
@@ -40,10 +39,11 @@ fn out_tensor<'a>(
     let first = stored(session, prefix, &slices[0].weight);
     match (&first, &slices[..]) {
         (Stored::F32(values), [only]) if only.placement == Placement::Whole => {
-            OutTensor::f32(name, shape, values)
+            OutTensor::f32(name, shape, &values[only.elements()])
         }
         (Stored::Bf16(bytes), [only]) if only.placement == Placement::Whole => {
-            OutTensor::bytes(name, DType::Bf16, shape, bytes)
+            let elements = only.elements();
+            OutTensor::bytes(name, DType::Bf16, shape, &bytes[2 * elements.start..2 * elements.end])
         }
         (Stored::F32(_) | Stored::Bf16(_), _) => {
             let dtype = if matches!(first, Stored::F32(_)) { DType::F32 } else { DType::Bf16 };
@@ -88,10 +88,7 @@ pub(crate) fn widened(bytes: &[u8]) -> Vec<f32> {
 /// exist a second time, widened, while they are written.
 pub(crate) fn gather_bytes_max(spec: &ModelSpec) -> usize {
     let map = TensorMap::new(spec);
-    let rearranged = map.slices.iter().filter(|slice| {
-        let shared = map.slices.iter().filter(|other| other.tensor == slice.tensor).count() > 1;
-        shared || slice.placement != Placement::Whole
-    });
+    let rearranged = map.slices.iter().filter(|slice| slice.placement != Placement::Whole);
     rearranged.map(|slice| 8 * slice.shape.iter().product::<usize>()).max().unwrap_or(0)
 }
 

@@ -10,7 +10,7 @@ use crate::model::{
     CONTEXT, Uncached, bits, engine, engine_with, generate, golden_ids, greedy, spec,
 };
 
-const MODELS: [&str; 2] = ["llama", "gpt2"];
+const MODELS: [&str; 3] = ["llama", "gpt2", "mistral"];
 
 fn check_greedy(name: &str) {
     let ids = golden_ids(name, "greedy_ids");
@@ -26,6 +26,13 @@ fn llama_generates_what_transformers_does() {
 #[test]
 fn sharded_llama_generates_what_transformers_does() {
     check_greedy("llama_sharded");
+}
+
+#[test]
+fn mistral_and_qwen_generate_what_transformers_does() {
+    for name in ["mistral", "qwen2", "qwen3"] {
+        check_greedy(name);
+    }
 }
 
 #[test]

@@ -88,6 +88,21 @@ fn gpt2_matches_transformers() {
 }
 
 #[test]
+fn mistral_matches_transformers() {
+    check_logits("mistral");
+}
+
+#[test]
+fn qwen2_matches_transformers() {
+    check_logits("qwen2");
+}
+
+#[test]
+fn qwen3_matches_transformers() {
+    check_logits("qwen3");
+}
+
+#[test]
 fn a_large_quantized_weight_loads() {
     // More rows than are encoded at a time; values and scales of q8 lie apart.
     let spec = spec("llama");

@@ -22,6 +22,18 @@ pub struct Attention {
 }
 
 impl Attention {
+    /// Causal grouped attention over everything, scaled by the size of a key.
+    pub const fn causal(gqa: Gqa) -> Self {
+        Self {
+            form: AttentionForm::Gqa(gqa),
+            mask: MaskKind::Causal,
+            sliding_window: None,
+            logit_softcap: None,
+            scale: None,
+            scale_by_inverse_layer: false,
+        }
+    }
+
     /// Factor on the scores of layer `layer_idx`.
     pub fn score_scale(&self, layer_idx: usize) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "sizes are below 2^24")]

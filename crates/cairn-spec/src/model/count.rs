@@ -1,6 +1,6 @@
 //! How many parameters a spec describes.
 
-use super::{AttentionForm, Gqa, Mla, Mlp, ModelFields, NormKind, Position, QkNorm};
+use super::{AttentionForm, Gqa, Mla, Mlp, ModelFields, Moe, NormKind, Position, QkNorm};
 use serde::Serialize;
 
 /// Parameters of a model, by part. Tied weights count once.
@@ -10,12 +10,12 @@ pub struct ParameterCount {
     pub embedding: u64,
     /// Attention of one block.
     pub attention: u64,
-    /// Feed-forward part of one block.
+    /// Feed-forward part of one block; of a block with experts, where some have them.
     pub mlp: u64,
     /// Norms of one block over the residual stream.
     pub block_norms: u64,
-    /// Number of blocks.
-    pub num_hidden_layers: u64,
+    /// All blocks together, which need not be alike.
+    pub blocks: u64,
     /// The norm after the last block.
     pub final_norm: u64,
     /// The head, where it is not the embedding.
@@ -23,14 +23,9 @@ pub struct ParameterCount {
 }
 
 impl ParameterCount {
-    /// One block.
-    pub const fn block(&self) -> u64 {
-        self.attention + self.mlp + self.block_norms
-    }
-
     /// The whole model.
     pub const fn total(&self) -> u64 {
-        self.embedding + self.num_hidden_layers * self.block() + self.final_norm + self.head
+        self.embedding + self.blocks + self.final_norm + self.head
     }
 }
 
@@ -50,17 +45,35 @@ impl ModelFields {
         let mut head = if self.tie_word_embeddings { 0 } else { v * d };
         head += if self.head.bias { v } else { 0 };
         head += if self.head.transform.is_some() { d * d + d + norm } else { 0 };
+        let blocks = (0..self.num_hidden_layers).map(|layer| self.block_parameters(layer));
         ParameterCount {
             embedding,
-            attention: match &self.attention.form {
-                AttentionForm::Gqa(gqa) => grouped(gqa, d),
-                AttentionForm::Mla(mla) => latent(mla, d),
-            },
+            attention: self.attention_parameters(),
             mlp: feed_forward(&self.mlp, d),
             block_norms: wide(self.block.norms_per_block()) * norm,
-            num_hidden_layers: wide(self.num_hidden_layers),
+            // Only mixtures of experts beyond every file seen could pass 2^64.
+            blocks: blocks.fold(0, u64::saturating_add),
             final_norm: if self.block.final_norm() { norm } else { 0 },
             head,
+        }
+    }
+
+    /// Parameters of the block of layer `layer_idx`.
+    pub fn block_parameters(&self, layer_idx: usize) -> u64 {
+        let d = wide(self.hidden_size);
+        let mlp = match &self.mlp {
+            Mlp::Moe(moe) if !moe.has_experts(layer_idx) => 3 * d * wide(moe.intermediate_size),
+            mlp => feed_forward(mlp, d),
+        };
+        let norms = wide(self.block.norms_per_block()) * self.norm_parameters();
+        self.attention_parameters() + mlp + norms
+    }
+
+    fn attention_parameters(&self) -> u64 {
+        let d = wide(self.hidden_size);
+        match &self.attention.form {
+            AttentionForm::Gqa(gqa) => grouped(gqa, d),
+            AttentionForm::Mla(mla) => latent(mla, d),
         }
     }
 
@@ -115,7 +128,16 @@ fn feed_forward(mlp: &Mlp, d: u64) -> u64 {
             let f = wide(*intermediate_size);
             2 * d * f + if *bias { f + d } else { 0 }
         }
+        Mlp::Moe(moe) => experts(moe, d),
     }
+}
+
+/// Router, experts and shared experts of one layer.
+fn experts(moe: &Moe, d: u64) -> u64 {
+    let e = wide(moe.num_experts);
+    let router = e * d + if moe.router.correction_bias { e } else { 0 };
+    let shared = 3 * d * moe.shared_intermediate_size.map_or(0, wide);
+    router + e * 3 * d * wide(moe.moe_intermediate_size) + shared
 }
 
 fn wide(size: usize) -> u64 {

@@ -84,6 +84,20 @@ pub enum SpecError {
         /// Layers of the model.
         num_hidden_layers: usize,
     },
+    /// A token's experts cannot all come from the groups it may choose from.
+    #[error(
+        "{num_experts_per_tok} of {num_experts} experts cannot come from {topk_group} of {n_group} even groups"
+    )]
+    ExpertGroups {
+        /// Experts of a layer.
+        num_experts: usize,
+        /// Experts of a token.
+        num_experts_per_tok: usize,
+        /// Groups of a layer.
+        n_group: usize,
+        /// Groups of a token.
+        topk_group: usize,
+    },
     /// An activation that Cairn does not have.
     #[error("activation '{name}' is not supported")]
     UnknownActivation {

@@ -6,19 +6,48 @@
 //! is honored or refused by name; a field that the family's own transformers class ignores and
 //! that changes no number in any family is ignored.
 //!
-//! Checked against transformers 5.23 (`configuration_llama.py`, `configuration_gpt2.py`,
-//! `modeling_rope_utils.py`).
+//! Checked against transformers 5.23: the `configuration_*.py` of each family and
+//! `modeling_rope_utils.py`.
 
+mod decoder;
 mod fields;
 mod foreign;
 mod gpt2;
 mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
 mod rope_fields;
+mod windows;
 
 use super::{Dropout, Family, ModelFields, ModelSpec, SpecError, SpecialTokens};
 use crate::DType;
 use fields::Fields;
 use serde_json::{Map, Value};
+
+/// How the files of one family say what a model computes. Each family is one file of this folder
+/// with one such constant, and one line of [`mapping`].
+#[derive(Debug)]
+pub(super) struct Mapping {
+    /// `model_type` of the file.
+    pub(super) model_type: &'static str,
+    /// The class in `architectures`.
+    pub(super) architecture: &'static str,
+    /// Fields that are refused in files of other families and mean something here.
+    pub(super) honors: &'static [&'static str],
+    read: fn(&Fields<'_>) -> Result<ModelFields, SpecError>,
+    write: fn(&ModelSpec) -> Map<String, Value>,
+}
+
+pub(super) const fn mapping(family: Family) -> &'static Mapping {
+    match family {
+        Family::Llama => &llama::MAPPING,
+        Family::Gpt2 => &gpt2::MAPPING,
+        Family::Mistral => &mistral::MAPPING,
+        Family::Qwen2 => &qwen2::MAPPING,
+        Family::Qwen3 => &qwen3::MAPPING,
+    }
+}
 
 impl ModelSpec {
     /// Reads the text of a `config.json`.
@@ -46,11 +75,8 @@ impl ModelSpec {
         let family = Family::from_model_type(&model_type)
             .ok_or(SpecError::UnsupportedFamily { model_type })?;
         refuse_other_architecture(&config, family)?;
-        foreign::refuse(&config, family)?;
-        Self::new(match family {
-            Family::Llama => llama::read(&config)?,
-            Family::Gpt2 => gpt2::read(&config)?,
-        })
+        foreign::refuse(&config, family, mapping(family).honors)?;
+        Self::new((mapping(family).read)(&config)?)
     }
 
     /// Writes the `config.json` that transformers 4 and 5 load unmodified: both styles side by
@@ -61,10 +87,7 @@ impl ModelSpec {
     /// [`SpecError::NotRepresentable`] if the spec holds what a `config.json` of its family cannot
     /// say, such as a query norm in a LLaMA model. Dropout rates it cannot say are left out.
     pub fn to_hf_config(&self) -> Result<Value, SpecError> {
-        let mut map = match self.family {
-            Family::Llama => llama::write(self),
-            Family::Gpt2 => gpt2::write(self),
-        };
+        let mut map = (mapping(self.family).write)(self);
         write_shared(self, &mut map);
         map.sort_keys();
         let config = Value::Object(map);

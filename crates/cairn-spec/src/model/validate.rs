@@ -2,8 +2,9 @@
 
 use super::{
     Attention, AttentionForm, Gqa, HEAD_DIM_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX,
-    MAX_POSITION_EMBEDDINGS_MAX, Mla, ModelFields, NUM_ATTENTION_HEADS_MAX, NUM_HIDDEN_LAYERS_MAX,
-    Position, Rope, RopeScaling, SpecError, VOCAB_SIZE_MAX, WindowedLayers,
+    MAX_POSITION_EMBEDDINGS_MAX, Mla, Mlp, ModelFields, NUM_ATTENTION_HEADS_MAX, NUM_EXPERTS_MAX,
+    NUM_HIDDEN_LAYERS_MAX, Position, Rope, RopeScaling, SpecError, VOCAB_SIZE_MAX, WindowedLayers,
+    moe::{DenseLayers, Moe},
 };
 
 /// Largest accepted factor, base or bound of a rotation: above every file seen, and its square is
@@ -31,6 +32,9 @@ pub(super) fn validate(fields: &ModelFields) -> Result<(), SpecError> {
         real(name, rate, 0.0, 0.999)?;
     }
     attention(&fields.attention, fields.num_hidden_layers)?;
+    if let Mlp::Moe(moe) = &fields.mlp {
+        experts(moe, fields.num_hidden_layers)?;
+    }
     if let Position::Rope(rope) = &fields.position {
         rotation(rope, rotated_dims(&fields.attention.form))?;
     }
@@ -85,6 +89,35 @@ fn latent(mla: &Mla) -> Result<(), SpecError> {
     size("qk_nope_head_dim", mla.qk_nope_head_dim, HEAD_DIM_MAX)?;
     size("qk_rope_head_dim", mla.qk_rope_head_dim, HEAD_DIM_MAX)?;
     size("v_head_dim", mla.v_head_dim, HEAD_DIM_MAX)
+}
+
+fn experts(moe: &Moe, num_hidden_layers: usize) -> Result<(), SpecError> {
+    size("moe_intermediate_size", moe.moe_intermediate_size, INTERMEDIATE_SIZE_MAX)?;
+    size("num_experts", moe.num_experts, NUM_EXPERTS_MAX)?;
+    size("num_experts_per_tok", moe.num_experts_per_tok, moe.num_experts)?;
+    if let Some(width) = moe.shared_intermediate_size {
+        size("shared experts' intermediate_size", width, INTERMEDIATE_SIZE_MAX)?;
+    }
+    optional_real("routed_scaling_factor", Some(moe.router.routed_scaling_factor), REAL_MAX)?;
+    if let DenseLayers::Listed(layers) = &moe.dense_layers
+        && layers.len() != num_hidden_layers
+    {
+        let actual = layers.len();
+        return Err(SpecError::LayerCount { field: "dense layers", actual, num_hidden_layers });
+    }
+    let Some(groups) = moe.router.groups else { return Ok(()) };
+    size("n_group", groups.n_group, moe.num_experts)?;
+    size("topk_group", groups.topk_group, groups.n_group)?;
+    let in_groups = moe.num_experts / groups.n_group * groups.topk_group;
+    if !moe.num_experts.is_multiple_of(groups.n_group) || in_groups < moe.num_experts_per_tok {
+        return Err(SpecError::ExpertGroups {
+            num_experts: moe.num_experts,
+            num_experts_per_tok: moe.num_experts_per_tok,
+            n_group: groups.n_group,
+            topk_group: groups.topk_group,
+        });
+    }
+    Ok(())
 }
 
 /// Dimensions of a key that a rotation may reach.

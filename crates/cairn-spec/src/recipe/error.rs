@@ -1,6 +1,7 @@
 //! What can be wrong with a recipe, and what to do about it.
 
 use super::SCHEMA;
+use crate::model::Family;
 use crate::{Hint, SpecError};
 use thiserror::Error;
 
@@ -56,6 +57,12 @@ pub enum RecipeError {
         key: String,
         /// What was found, what was expected.
         reason: String,
+    },
+    /// Recipes do not describe models of this family.
+    #[error("a recipe cannot describe a {family} model")]
+    Family {
+        /// The family asked for.
+        family: Family,
     },
     /// A value that has no default is absent.
     #[error("'{key}' is missing")]
@@ -147,6 +154,7 @@ impl Hint for RecipeError {
             Self::UnevenBatch { micro_batch_size, .. } => {
                 format!("choose a multiple of {micro_batch_size}")
             }
+            Self::Family { .. } => "families of recipes: llama, gpt2".to_owned(),
             Self::Model(error) => return error.hints(),
             Self::VocabTooSmall { tokenizer_vocab_size, .. } => format!(
                 "set model.vocab_size to at least {tokenizer_vocab_size}, or leave it out to take \

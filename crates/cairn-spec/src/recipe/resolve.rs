@@ -293,7 +293,7 @@ fn model(file: &RecipeFile, seq_len: usize, facts: &Facts) -> Result<ModelSpec, 
         return Err(RecipeError::VocabTooSmall { vocab_size, tokenizer_vocab_size });
     }
     refuse_keys_of_other_families(section, family)?;
-    let config = config(section, family, vocab_size, seq_len);
+    let config = config(section, family, vocab_size, seq_len)?;
     let spec = ModelSpec::from_hf_config(&Value::Object(config)).map_err(RecipeError::Model)?;
     let fields = ModelFields { dropout: dropout(&file.dropout), ..spec.into_fields() };
     ModelSpec::new(fields).map_err(RecipeError::Model)
@@ -304,7 +304,7 @@ fn config(
     family: Family,
     vocab_size: usize,
     seq_len: usize,
-) -> Map<String, Value> {
+) -> Result<Map<String, Value>, RecipeError> {
     let eps = section.rms_norm_eps.unwrap_or(1e-5);
     let mut config = json!({
         "model_type": family.model_type(),
@@ -335,11 +335,12 @@ fn config(
             "layer_norm_epsilon": section.layer_norm_epsilon,
             "activation_function": activation,
         }),
+        _ => return Err(RecipeError::Family { family }),
     };
     match (&mut config, own) {
         (Value::Object(config), Value::Object(own)) => {
             config.extend(own);
-            std::mem::take(config)
+            Ok(std::mem::take(config))
         }
         _ => unreachable!("both are written as objects above"),
     }
@@ -360,6 +361,7 @@ fn refuse_keys_of_other_families(
             ("attention_bias", section.attention_bias.is_some()),
             ("mlp_bias", section.mlp_bias.is_some()),
         ],
+        _ => return Err(RecipeError::Family { family }),
     };
     match foreign.iter().find(|(_, is_set)| *is_set) {
         None => Ok(()),

@@ -259,8 +259,9 @@ fn wrong_types_are_named_with_section_and_key() {
         ("run.memory_limit=2XB", "'run.memory_limit' is wrong: '2XB' is not a number of bytes"),
         ("run.weights=f3", "'run.weights' is wrong: unknown dtype 'f3'"),
         (
-            "model.family=mistral",
-            "'model.family' is wrong: unknown variant `mistral`, expected `llama` or `gpt2`",
+            "model.family=mamba",
+            "'model.family' is wrong: unknown variant `mamba`, expected one of `llama`, `gpt2`, \
+             `mistral`, `qwen2`, `qwen3`",
         ),
         (
             "schedule.kind=linear",
@@ -269,6 +270,11 @@ fn wrong_types_are_named_with_section_and_key() {
     ] {
         check_refused(&[change], message, &[]);
     }
+    check_refused(
+        &["model.family=qwen3"],
+        "a recipe cannot describe a qwen3 model",
+        &["families of recipes: llama, gpt2"],
+    );
     let error = RecipeFile::parse("schema = \"train/2\"\nmodel = 3", Format::Toml).unwrap_err();
     assert_eq!(error.to_string(), "'model' is wrong: it is a section, not the value 3");
 }

@@ -86,10 +86,9 @@ fn model_section(spec: &ModelSpec) -> ModelSection {
         unreachable!("recipes only describe grouped attention")
     };
     let is_llama = spec.family == Family::Llama;
-    let (activation, mlp_bias) = match &spec.mlp {
-        Mlp::Glu { activation, bias, .. } | Mlp::Plain { activation, bias, .. } => {
-            (*activation, *bias)
-        }
+    let mlp_bias = match &spec.mlp {
+        Mlp::Glu { bias, .. } | Mlp::Plain { bias, .. } => *bias,
+        Mlp::Moe(_) => unreachable!("recipes only describe dense models"),
     };
     ModelSection {
         family: Some(spec.family),
@@ -107,7 +106,7 @@ fn model_section(spec: &ModelSpec) -> ModelSection {
         },
         rms_norm_eps: is_llama.then_some(spec.norm.eps),
         layer_norm_epsilon: (!is_llama).then_some(spec.norm.eps),
-        hidden_act: Some(activation),
+        hidden_act: Some(spec.mlp.activation()),
         attention_bias: is_llama.then_some(gqa.qkv_bias),
         mlp_bias: is_llama.then_some(mlp_bias),
         tie_word_embeddings: Some(spec.tie_word_embeddings),

@@ -221,8 +221,8 @@ impl Account {
         }
         let count = spec.parameter_count();
         account.outside.parameters = count.embedding + count.final_norm + count.head;
-        for block in &mut account.blocks {
-            block.parameters = count.block();
+        for (layer, block) in account.blocks.iter_mut().enumerate() {
+            block.parameters = spec.block_parameters(layer);
         }
         Ok(account)
     }

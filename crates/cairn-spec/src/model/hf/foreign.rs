@@ -1,6 +1,6 @@
-//! Fields that change the numbers of *some* model and that neither LLaMA nor GPT-2 files may set.
+//! Fields that change the numbers of *some* model and that files of other families may not set.
 //!
-//! transformers' own classes of these two families ignore such fields, but a file that carries
+//! transformers' own classes ignore fields that they do not know, but a file that carries
 //! one was made for code that does not (a fork, a custom class, a quantiser), so the numbers its
 //! authors got cannot be had by ignoring it.
 
@@ -64,13 +64,20 @@ const FOREIGN: [(&str, Neutral); 37] = [
 ];
 
 /// Refuses a file that sets a foreign field to something that matters.
-pub(super) fn refuse(config: &Fields<'_>, family: Family) -> Result<(), SpecError> {
-    for (field, neutral) in FOREIGN {
+pub(super) fn refuse(
+    config: &Fields<'_>,
+    family: Family,
+    honors: &[&str],
+) -> Result<(), SpecError> {
+    for (field, neutral) in FOREIGN.iter().filter(|(field, _)| !honors.contains(field)) {
         if let Some(value) = config.value(field)
-            && !is_neutral(value, neutral)
+            && !is_neutral(value, *neutral)
         {
             return Err(unsupported(config, field, value, family));
         }
+    }
+    if honors.contains(&"layer_types") {
+        return Ok(());
     }
     let layer_types = config.texts("layer_types")?;
     match (config.value("layer_types"), layer_types.iter().all(|kind| kind == "full_attention")) {

@@ -1,15 +1,18 @@
 //! `model_type` gpt2: `GPT2Config` of transformers.
 
+use super::decoder::{read_activation, share};
 use super::fields::Fields;
-use super::llama::{read_activation, share};
-use super::{read_dtype, read_tokens};
+use super::{Mapping, read_dtype, read_tokens};
 use crate::model::{
     Attention, AttentionForm, BlockForm, Dropout, Embedding, Family, Gqa, Head, MaskKind, Mlp,
     ModelFields, ModelSpec, Norm, NormKind, Position, SpecError, SpecialTokens,
 };
 use serde_json::{Map, Value};
 
-pub(super) fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
+pub(super) const MAPPING: Mapping =
+    Mapping { model_type: "gpt2", architecture: "GPT2LMHeadModel", honors: &[], read, write };
+
+fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     let hidden_size = required(config, "n_embd", "hidden_size")?;
     let num_attention_heads = required(config, "n_head", "num_attention_heads")?;
     // `reorder_and_upcast_attn` only asks for scores in f32, which Cairn always computes; it must
@@ -72,7 +75,7 @@ fn required(config: &Fields<'_>, name: &str, alias: &str) -> Result<usize, SpecE
     config.size_of_either(name, alias)?.ok_or_else(|| config.missing(name))
 }
 
-pub(super) fn write(spec: &ModelSpec) -> Map<String, Value> {
+fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = Map::new();
     let mut set = |name: &str, value: Value| map.insert(name.to_owned(), value);
     set("n_embd", spec.hidden_size.into());

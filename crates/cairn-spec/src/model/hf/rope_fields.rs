@@ -3,11 +3,28 @@
 
 use super::fields::Fields;
 use super::foreign::unsupported;
-use crate::model::{Family, Llama3Scaling, Rope, RopeScaling, SpecError, YarnScaling};
+use crate::model::{
+    Family, HEAD_DIM_MAX, Llama3Scaling, Rope, RopeScaling, SpecError, YarnScaling,
+};
 use serde_json::{Map, Value, json};
 
-/// transformers' base where the file does not say (LLaMA 1 files do not).
-const DEFAULT_THETA: f64 = 10_000.0;
+/// What a family calls the parts of its rotation, and what they are where the file does not say.
+#[derive(Clone, Copy)]
+pub(super) struct Keys {
+    /// Name of the base outside `rope_parameters`.
+    pub(super) theta: &'static str,
+    /// The base, where the file does not say.
+    pub(super) default_theta: f64,
+    /// Name of the rotated share of a head outside `rope_parameters`, and that share where the
+    /// file does not say; `None` for a family that always rotates whole heads.
+    pub(super) partial: Option<(&'static str, f64)>,
+}
+
+impl Keys {
+    /// LLaMA's.
+    pub(super) const WHOLE_HEAD: Self =
+        Self { theta: "rope_theta", default_theta: 10_000.0, partial: None };
+}
 
 /// Names that a rotation object may hold. A rule reads those it knows and, like transformers,
 /// leaves the others alone.
@@ -33,9 +50,10 @@ pub(super) struct Around {
     pub(super) family: Family,
     pub(super) head_dim: usize,
     pub(super) max_position_embeddings: usize,
+    pub(super) keys: Keys,
 }
 
-/// Reads the rotation of a family that rotates whole heads, halves paired.
+/// Reads the rotation of a family that pairs the halves of what it rotates.
 pub(super) fn read(config: &Fields<'_>, around: Around) -> Result<Rope, SpecError> {
     let newer = config.object("rope_parameters")?;
     let older = config.object("rope_scaling")?;
@@ -50,8 +68,8 @@ pub(super) fn read(config: &Fields<'_>, around: Around) -> Result<Rope, SpecErro
         }),
         (Some(rope), _) | (None, Some(rope)) => Ok(rope),
         (None, None) => {
-            let theta = config.real("rope_theta")?.unwrap_or(DEFAULT_THETA);
-            Ok(Rope::new(theta, around.head_dim))
+            let theta = config.real(around.keys.theta)?.unwrap_or(around.keys.default_theta);
+            Ok(Rope::new(theta, rotary_dim(config, None, around)?))
         }
     }
 }
@@ -63,30 +81,73 @@ fn read_object(
 ) -> Result<Rope, SpecError> {
     for key in object.keys() {
         let value = object.value(key);
-        let whole_head = key == "partial_rotary_factor" && value.is_none_or(|v| v == &json!(1.0));
-        if let (Some(value), false) = (value, whole_head || KNOWN.contains(&key.as_str())) {
+        let partial = key == "partial_rotary_factor"
+            && (around.keys.partial.is_some()
+                || value.is_none_or(|v| v.as_f64().is_some_and(|v| v.total_cmp(&1.0).is_eq())));
+        if let (Some(value), false) = (value, partial || KNOWN.contains(&key.as_str())) {
             return Err(unsupported(object, key, value, around.family));
         }
     }
     Ok(Rope {
-        theta: read_theta(config, object)?,
-        rotary_dim: around.head_dim,
+        theta: read_theta(config, object, around.keys)?,
+        rotary_dim: rotary_dim(config, Some(object), around)?,
         interleaved: false,
         scaling: read_scaling(object, around)?,
     })
 }
 
-fn read_theta(config: &Fields<'_>, object: &Fields<'_>) -> Result<f64, SpecError> {
-    match (object.real("rope_theta")?, config.real("rope_theta")?) {
+/// Dimensions that are rotated: a share of the head, cut to a whole number.
+fn rotary_dim(
+    config: &Fields<'_>,
+    object: Option<&Fields<'_>>,
+    around: Around,
+) -> Result<usize, SpecError> {
+    let Some((name, default)) = around.keys.partial else { return Ok(around.head_dim) };
+    let inner = object.map_or(Ok(None), |object| object.real("partial_rotary_factor"))?;
+    let outer = match config.real(name)? {
+        None => config.real("partial_rotary_factor")?,
+        share => share,
+    };
+    let share = match (inner, outer) {
+        (Some(inner), Some(outer)) if inner.total_cmp(&outer).is_ne() => {
+            return Err(SpecError::Contradiction {
+                first: "partial_rotary_factor".to_owned(),
+                first_value: inner.to_string(),
+                second: name.to_owned(),
+                second_value: outer.to_string(),
+            });
+        }
+        (inner, outer) => inner.or(outer).unwrap_or(default),
+    };
+    if !(0.0..=1.0).contains(&share) {
+        return Err(SpecError::OutOfRange {
+            field: "partial_rotary_factor".to_owned(),
+            actual: share.to_string(),
+            min: "0".to_owned(),
+            max: "1".to_owned(),
+        });
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "cut as transformers cuts it; a head above 2^12 is refused later"
+    )]
+    let dims = (around.head_dim.min(HEAD_DIM_MAX + 1) as f64 * share) as usize;
+    Ok(dims)
+}
+
+fn read_theta(config: &Fields<'_>, object: &Fields<'_>, keys: Keys) -> Result<f64, SpecError> {
+    match (object.real("rope_theta")?, config.real(keys.theta)?) {
         (Some(inner), Some(outer)) if inner.total_cmp(&outer).is_ne() => {
             Err(SpecError::Contradiction {
                 first: object.name("rope_theta"),
                 first_value: inner.to_string(),
-                second: "rope_theta".to_owned(),
+                second: keys.theta.to_owned(),
                 second_value: outer.to_string(),
             })
         }
-        (inner, outer) => Ok(inner.or(outer).unwrap_or(DEFAULT_THETA)),
+        (inner, outer) => Ok(inner.or(outer).unwrap_or(keys.default_theta)),
     }
 }
 
