@@ -1,16 +1,16 @@
 //! Dropout whose mask is a function of where an element is, not of when it is drawn.
 //!
-//! An element's 32 random bits hash (seed, step, site) and its (token, column): the same mask
-//! comes out on every ISA and thread, in any batch, again in the backward pass and in a recomputed
-//! one, and nothing is stored. The row key is two rounds of splitmix64 (Steele et al. 2014); a
-//! column is mixed into it by two rounds of murmur3's 32-bit finalizer, one per half of the key.
+//! An element's 32 [random bits](crate::random) hash (seed, step, site) and its (token, column): the
+//! same mask comes out on every ISA and thread, in any batch, again in the backward pass and in a
+//! recomputed one, and nothing is stored.
 
-#![expect(clippy::cast_possible_truncation, reason = "halves of a key, and columns below 2³²")]
+#![expect(clippy::cast_possible_truncation, reason = "columns below 2³²")]
 
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
 use crate::lanes::{at, put, vectors};
-use crate::simd::{F32x16, I32x16, LANES, kernel};
+use crate::random::{RandomLanes, random_bits, splitmix};
+use crate::simd::{I32x16, kernel};
 
 /// `y = x / (1 − p)` where the element is kept, else 0. Its adjoint is the same call on `dy`.
 ///
@@ -72,29 +72,6 @@ impl DropoutMask {
     }
 }
 
-/// The output function of splitmix64, after one step of its counter.
-fn splitmix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-/// The finalizer of murmur3.
-#[inline(always)]
-fn mix(x: u32) -> u32 {
-    let x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
-    let x = (x ^ (x >> 13)).wrapping_mul(0xc2b2_ae35);
-    x ^ (x >> 16)
-}
-
-/// The random bits of a column under a row's key.
-#[inline(always)]
-fn random_bits(key: u64, column: u32) -> u32 {
-    let (low, high) = (key as u32, (key >> 32) as u32);
-    mix(mix(column.wrapping_mul(0x9e37_79b9).wrapping_add(low)) ^ high)
-}
-
 /// Zeroes elements at random.
 pub fn dropout(cpu: &Cpu, args: Dropout<'_>) {
     let simd = cpu.simd();
@@ -137,32 +114,16 @@ pub fn dropout_assign(cpu: &Cpu, args: DropoutAssign<'_>) {
 kernel! {
     fn drop_row<V>(mask: DropoutMask, row: usize, y_d: &mut [f32]) {
         let key = mask.row_key(row);
-        let (low, high) = (key as u32, (key >> 32) as u32);
         let scale = V::splat(mask.scale());
         // Signed comparison orders unsigned numbers once their top bits are flipped.
         let top = V::Int::splat(i32::MIN);
         let threshold = V::Int::splat(mask.threshold().cast_signed()).xor(top);
-        let step = V::Int::splat(0x9e37_79b9_u32.wrapping_mul(LANES as u32).cast_signed());
-        let first = std::array::from_fn(|j| {
-            0x9e37_79b9_u32.wrapping_mul(j as u32).wrapping_add(low).cast_signed()
-        });
-        let mut column = V::Int::load(&first);
-        let high = V::Int::splat(high.cast_signed());
+        let mut random = RandomLanes::<V>::new(key, 0);
         for i in vectors(y_d.len()) {
-            let bits = mix_lanes::<V>(mix_lanes::<V>(column).xor(high)).xor(top);
-            let dropped = threshold.gt(bits);
+            let dropped = threshold.gt(random.next().xor(top));
             put(V::select(dropped, V::zero(), at::<V>(y_d, i) * scale), y_d, i);
-            column = column + step;
         }
     }
-}
-
-/// [`mix`] in every lane.
-#[inline(always)]
-fn mix_lanes<V: F32x16>(x: V::Int) -> V::Int {
-    let x = x.xor(x.shr(16)).mul_low(V::Int::splat(0x85eb_ca6b_u32.cast_signed()));
-    let x = x.xor(x.shr(13)).mul_low(V::Int::splat(0xc2b2_ae35_u32.cast_signed()));
-    x.xor(x.shr(16))
 }
 
 /// [`dropout_assign`] in plain loops.

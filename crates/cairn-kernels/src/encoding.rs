@@ -226,8 +226,22 @@ fn write_elements<const B: usize>(
     element: impl Fn(f32) -> [u8; B],
 ) {
     let (elements, _) = bytes.as_chunks_mut::<B>();
-    for (index, &value) in values_nk.iter().enumerate() {
-        elements[layout.index(index / k, index % k, k)] = element(value);
+    match layout {
+        Layout::RowMajor => {
+            for (to, &value) in elements.iter_mut().zip(values_nk) {
+                *to = element(value);
+            }
+        }
+        Layout::Panel => {
+            let panels = elements.chunks_exact_mut((k * LANES).max(1));
+            for (panel, rows_k) in panels.zip(values_nk.chunks((k * LANES).max(1))) {
+                for (lane, row) in rows_k.chunks_exact(k).enumerate() {
+                    for (column, &value) in row.iter().enumerate() {
+                        panel[column * LANES + lane] = element(value);
+                    }
+                }
+            }
+        }
     }
 }
 

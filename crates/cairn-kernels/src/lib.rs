@@ -25,11 +25,13 @@ pub mod layer_norm;
 mod math;
 pub mod matmul;
 pub mod memory;
+pub mod normal;
 mod operator_bench;
 pub mod optimizer;
 pub mod peak;
 pub mod pointwise;
 pub mod pool;
+mod random;
 pub mod registry;
 pub mod rms_norm;
 pub mod rope;
@@ -59,6 +61,7 @@ pub use matmul::{
     head_matmul, head_matmul_dw, head_matmul_dx, matmul, matmul_dw, matmul_dx,
 };
 pub use memory::{Bytes, BytesMut, Memory, MemoryError, Span};
+pub use normal::{FillNormal, fill_normal};
 pub use optimizer::{AdamW, AdamWStep, Ema, SumSquares, adamw, ema, sum_squares};
 pub use pointwise::{
     Add, AddAssign, Fill, Scale, ScaleAssign, Softcap, SoftcapGrad, add, add_assign, fill, scale,

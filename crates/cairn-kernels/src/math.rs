@@ -172,6 +172,30 @@ pub(crate) fn ln(x: f32) -> f32 {
     e.mul_add(std::f32::consts::LN_2, f + tail)
 }
 
+/// [`ln`] of positive normal numbers in every lane, the same bits.
+#[inline(always)]
+pub(crate) fn ln_normal<V: F32x16>(x: V) -> V {
+    let shift = V::Int::splat(0x3f35_04f3);
+    // One biased exponent more, so that the shift need not keep a sign.
+    let e = x.bits() + V::Int::splat((127 << 23) - 0x3f35_04f3);
+    let e = (e.shr(23) - V::Int::splat(127)).to_float();
+    let m = ((x.bits() - shift).and(V::Int::splat(0x007f_ffff)) + shift).as_float();
+    let f = m - V::splat(1.0);
+    let p = V::splat(0.067_465_99);
+    let p = p.mul_add(f, V::splat(-0.116_796_54));
+    let p = p.mul_add(f, V::splat(0.118_903_235));
+    let p = p.mul_add(f, V::splat(-0.124_051_355));
+    let p = p.mul_add(f, V::splat(0.142_192_24));
+    let p = p.mul_add(f, V::splat(-0.166_680_07));
+    let p = p.mul_add(f, V::splat(0.200_021_34));
+    let p = p.mul_add(f, V::splat(-0.250_000_1));
+    let p = p.mul_add(f, V::splat(0.333_333_13));
+    let f2 = f * f;
+    let tail = V::splat(-0.5).mul_add(f2, e * V::splat(-1.904_654_2e-9));
+    let tail = (f2 * f).mul_add(p, tail);
+    e.mul_add(V::splat(std::f32::consts::LN_2), f + tail)
+}
+
 /// `1 / (1 + e^−x)`, at most 2 ulp off.
 #[inline(always)]
 pub(crate) fn sigmoid<R: Real>(x: R) -> R {

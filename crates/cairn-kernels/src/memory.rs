@@ -9,10 +9,14 @@ use std::sync::Arc;
 
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 
+use crate::cpu::Cpu;
+
 /// Offsets of spans are multiples of this, so that every vector load of a row start is aligned.
 pub const ALIGNMENT: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
+/// What one thread touches at a time: several huge pages.
+const TOUCH_BYTES: usize = 4 * HUGE_PAGE;
 
 /// A range of bytes in one region.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -69,27 +73,35 @@ impl Anonymous {
     /// Maps and touches `bytes`. Whole 2 MiB pages inside are asked for as huge pages, the rest is
     /// 4 KiB pages, so that no more than `bytes` (rounded up to a page) ever becomes resident.
     pub(crate) fn new(bytes: usize) -> Result<Self, MemoryError> {
+        let mut region = Self::untouched(bytes)?;
+        region.as_mut().iter_mut().step_by(PAGE).for_each(touch);
+        Ok(region)
+    }
+
+    /// As [`new`](Self::new), touched by all threads: the system clears pages as fast as memory is
+    /// written.
+    fn new_parallel(bytes: usize, cpu: &Cpu) -> Result<Self, MemoryError> {
+        let mut region = Self::untouched(bytes)?;
+        cpu.parallel_chunks(region.as_mut(), TOUCH_BYTES, |_, chunk, _| {
+            chunk.iter_mut().step_by(PAGE).for_each(touch);
+        });
+        Ok(region)
+    }
+
+    fn untouched(bytes: usize) -> Result<Self, MemoryError> {
         let refused = |source| MemoryError::Refused { bytes, source };
         let slack = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 0 };
         let map_bytes = bytes.next_multiple_of(PAGE).max(PAGE) + slack;
         let map = MmapOptions::new().len(map_bytes).map_anon().map_err(refused)?;
         let base = map.as_ptr() as usize;
         let start = if slack > 0 { base.next_multiple_of(HUGE_PAGE) - base } else { 0 };
-        let mut region = Self { map, start, bytes };
+        let region = Self { map, start, bytes };
         let huge_bytes = bytes / HUGE_PAGE * HUGE_PAGE;
         if huge_bytes > 0 {
             // Advice only: a kernel without huge pages serves the same bytes from small ones.
             let _unsupported = region.map.advise_range(Advice::HugePage, start, huge_bytes);
         }
-        region.touch();
         Ok(region)
-    }
-
-    fn touch(&mut self) {
-        for byte in self.as_mut().iter_mut().step_by(PAGE) {
-            // A volatile-strength write: the compiler must not see that the page is zero already.
-            *byte = std::hint::black_box(0);
-        }
     }
 
     pub(crate) fn as_ref(&self) -> &[u8] {
@@ -99,6 +111,11 @@ impl Anonymous {
     pub(crate) fn as_mut(&mut self) -> &mut [u8] {
         &mut self.map[self.start..self.start + self.bytes]
     }
+}
+
+/// A volatile-strength write: the compiler must not see that the page is zero already.
+fn touch(byte: &mut u8) {
+    *byte = std::hint::black_box(0);
 }
 
 #[derive(Debug)]
@@ -119,14 +136,14 @@ impl Memory {
         Self::default()
     }
 
-    /// Adds a region of `bytes` zeros, resident from now on.
+    /// Adds a region of `bytes` zeros, resident from now on; the threads of `cpu` touch it.
     ///
     /// # Errors
     /// [`MemoryError::Refused`] if the system does not give the memory,
     /// [`MemoryError::TooManyRegions`] after 65535 regions.
-    pub fn add_owned(&mut self, bytes: usize) -> Result<u16, MemoryError> {
+    pub fn add_owned(&mut self, bytes: usize, cpu: &Cpu) -> Result<u16, MemoryError> {
         let id = self.next_id()?;
-        self.regions.push(Region::Owned(Anonymous::new(bytes)?));
+        self.regions.push(Region::Owned(Anonymous::new_parallel(bytes, cpu)?));
         Ok(id)
     }
 
@@ -390,7 +407,7 @@ mod tests {
     #[test]
     fn split_hands_out_disjoint_spans() {
         let mut memory = Memory::new();
-        let region = memory.add_owned(4096).unwrap();
+        let region = memory.add_owned(4096, &Cpu::detect(1)).unwrap();
         memory.write(span(region, 0, 8)).f32s().copy_from_slice(&[1.0, 2.0]);
         let ([a, b], [c]) =
             memory.split([span(region, 0, 8), span(region, 0, 4)], [span(region, 64, 8)]);
@@ -403,7 +420,7 @@ mod tests {
     fn written_overlaps_are_refused() {
         let attempt = |reads: [Span; 1], writes: [Span; 2]| {
             let mut memory = Memory::new();
-            memory.add_owned(4096).unwrap();
+            memory.add_owned(4096, &Cpu::detect(1)).unwrap();
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let _spans = memory.split(reads, writes);
             }))
@@ -421,11 +438,11 @@ mod tests {
     fn regions_are_zero_and_counted() {
         let mut memory = Memory::new();
         let bytes = 5 << 20;
-        let region = memory.add_owned(bytes).unwrap();
+        let region = memory.add_owned(bytes, &Cpu::detect(2)).unwrap();
         let all = memory.read(span(region, 0, bytes));
         assert!(all.u8s().iter().all(|&byte| byte == 0));
         assert!((all.u8s().as_ptr() as usize).is_multiple_of(HUGE_PAGE));
         assert_eq!(memory.owned_bytes(), bytes);
-        assert_eq!(memory.add_owned(0).unwrap(), 1);
+        assert_eq!(memory.add_owned(0, &Cpu::detect(1)).unwrap(), 1);
     }
 }

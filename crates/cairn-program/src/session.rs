@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use cairn_kernels::{CacheSpec, Cpu, Memory, MemoryError, SeqSlot, Span};
+use cairn_kernels::{BytesMut, CacheSpec, Cpu, Memory, MemoryError, SeqSlot, Span};
 use serde::{Deserialize, Serialize};
 
 use crate::dim::Sizes;
@@ -462,8 +462,8 @@ impl Session {
     /// [`SessionError::Memory`] when the system has no such memory.
     pub fn new(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
         let mut memory = Memory::new();
-        let store = memory.add_owned(plan.store_bytes)?;
-        let arena = memory.add_owned(plan.arena_bytes)?;
+        let store = memory.add_owned(plan.store_bytes, &cpu)?;
+        let arena = memory.add_owned(plan.arena_bytes, &cpu)?;
         assert_eq!((store, arena), (STORE, ARENA), "regions are numbered from 0");
         Ok(Self {
             cpu,
@@ -590,6 +590,12 @@ impl Session {
     pub fn stored_mut(&mut self, name: &str) -> Option<&mut [u8]> {
         let span = self.store.get(name)?.span;
         Some(self.memory.write(span).u8s())
+    }
+
+    /// As [`stored_mut`](Self::stored_mut), with the processor to fill it with.
+    pub fn stored_mut_with_cpu(&mut self, name: &str) -> Option<(&Cpu, BytesMut<'_>)> {
+        let span = self.store.get(name)?.span;
+        Some((&self.cpu, self.memory.write(span)))
     }
 
     /// An `f32` persistent value; `None` if there is no such value or it is of another type.
