@@ -19,6 +19,8 @@ mod disjoint;
 pub mod dropout;
 pub mod embed;
 pub mod encoding;
+mod expert_bench;
+pub mod expert_sum;
 pub mod isa;
 mod lanes;
 pub mod layer_norm;
@@ -35,6 +37,7 @@ mod random;
 pub mod registry;
 pub mod rms_norm;
 pub mod rope;
+pub mod route;
 pub mod rows;
 mod simd;
 #[cfg(test)]
@@ -54,11 +57,13 @@ pub use cpu::{Cpu, SharedSlice};
 pub use dropout::{Dropout, DropoutAssign, DropoutMask, dropout, dropout_assign};
 pub use embed::{Embed, EmbedGrad, PositionEmbed, embed, embed_grad, position_embed};
 pub use encoding::{Encoding, Layout, Weight};
+pub use expert_sum::{ExpertSum, ExpertSumGrad, expert_sum, expert_sum_grad};
 pub use isa::Isa;
 pub use layer_norm::{LayerNorm, LayerNormGrad, layer_norm, layer_norm_grad};
 pub use matmul::{
-    BiasGrad, HeadMatmul, HeadMatmulDw, HeadMatmulDx, Matmul, MatmulDw, MatmulDx, bias_grad,
-    head_matmul, head_matmul_dw, head_matmul_dx, matmul, matmul_dw, matmul_dx,
+    BiasGrad, ExpertMatmul, ExpertMatmulDw, ExpertMatmulDx, HeadMatmul, HeadMatmulDw, HeadMatmulDx,
+    Matmul, MatmulDw, MatmulDx, bias_grad, expert_matmul, expert_matmul_dw, expert_matmul_dx,
+    expert_scratch_len, head_matmul, head_matmul_dw, head_matmul_dx, matmul, matmul_dw, matmul_dx,
 };
 pub use memory::{Bytes, BytesMut, Memory, MemoryError, Span};
 pub use normal::{FillNormal, fill_normal};
@@ -70,6 +75,7 @@ pub use pointwise::{
 pub use pool::Scratch;
 pub use rms_norm::{RmsNorm, RmsNormGrad, rms_norm, rms_norm_grad};
 pub use rope::{Rope, RopePairing, rope};
+pub use route::{ExpertGroups, GroupScore, Route, RouteGrad, Routing, Scoring, route, route_grad};
 pub use rows::{Concat, GatherRows, ScatterRows, Split, concat, gather_rows, scatter_rows, split};
 pub use token_logprob::{
     CrossEntropy, Head, HeadGrads, TokenLogprob, TokenLogprobGrad, cross_entropy, head_scratch_len,

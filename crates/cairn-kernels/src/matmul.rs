@@ -20,10 +20,12 @@ use crate::tuner::{ProductKind, TuneCase};
 
 pub(crate) mod bench;
 mod blocking;
+mod experts;
 mod heads;
 mod pack;
 mod product;
 mod reference;
+mod rows;
 mod stream;
 mod tile;
 pub(crate) mod tune;
@@ -33,8 +35,14 @@ pub(crate) use blocking::Estimates;
 use pack::{Left, Right};
 use product::{Contraction, Product, Start};
 use reference::token_blocks;
+use rows::WeightRows;
 use stream::{STREAM_TOKENS_MAX, StreamProduct};
 
+pub use experts::{
+    ExpertMatmul, ExpertMatmulDw, ExpertMatmulDx, expert_matmul, expert_matmul_dw,
+    expert_matmul_dw_reference, expert_matmul_dx, expert_matmul_dx_reference,
+    expert_matmul_reference, expert_scratch_len,
+};
 pub use heads::{
     HeadMatmul, HeadMatmulDw, HeadMatmulDx, head_matmul, head_matmul_dw, head_matmul_dw_reference,
     head_matmul_dx, head_matmul_dx_reference, head_matmul_reference,
@@ -164,7 +172,8 @@ pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
     let Matmul { x_tk, weight, bias_n, y_tn, t, accumulate } = args;
     let Weight { n, k, .. } = weight;
     if weight.layout == Layout::Panel && t <= STREAM_TOKENS_MAX {
-        stream::run(cpu, &StreamProduct { x_tk, weight, start, t }, y_tn);
+        let rows = WeightRows::all(weight);
+        stream::run(cpu, &StreamProduct { x_tk, rows, start, t, routed: None }, y_tn);
         return;
     }
     let case = TuneCase { product: ProductKind::Matmul, encoding: weight.encoding, t, n, k };
@@ -180,13 +189,14 @@ fn matmul_cut(cpu: &Cpu, args: Matmul<'_>, blocking: &Blocking) {
     let Weight { n, k, .. } = weight;
     let product = Product {
         left: Left::Rows { values: x_tk, stride: k },
-        right: Right::Outputs(weight),
+        right: Right::Outputs(WeightRows::all(weight)),
         rows: t,
         columns: n,
         contraction: Contraction::Chain(k),
         start,
         out_first: 0,
         out_stride: n,
+        out_rows: None,
     };
     product::run(cpu, &[product], y_tn, blocking);
 }
@@ -206,13 +216,14 @@ fn matmul_dx_cut(cpu: &Cpu, args: MatmulDx<'_>, blocking: &Blocking) {
     let Weight { n, k, .. } = weight;
     let product = Product {
         left: Left::Rows { values: dy_tn, stride: n },
-        right: Right::Inputs(weight),
+        right: Right::Inputs(WeightRows::all(weight)),
         rows: t,
         columns: k,
         contraction: Contraction::Chain(n),
         start: if accumulate { Start::Keep } else { Start::Zero },
         out_first: 0,
         out_stride: k,
+        out_rows: None,
     };
     product::run(cpu, &[product], dx_tk, blocking);
 }
@@ -245,6 +256,7 @@ fn matmul_dw_cut(cpu: &Cpu, args: MatmulDw<'_>, blocking: &Blocking) {
         start: if accumulate { Start::Keep } else { Start::Zero },
         out_first: 0,
         out_stride: k,
+        out_rows: None,
     };
     product::run(cpu, &[product], dw_nk, blocking);
 }

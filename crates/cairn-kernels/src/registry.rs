@@ -8,18 +8,24 @@ use std::fmt;
 
 use crate::cpu::Cpu;
 use crate::encoding::Encoding;
+use crate::expert_bench::EXPERTS;
 use crate::isa::Isa;
 use crate::matmul::bench::{MATMUL, MATMUL_DW, MATMUL_DX};
 use crate::operator_bench::OTHERS;
 
 /// Every operator that has kernels.
 pub const OPERATORS: &[&Operator] = {
-    let mut all = [&MATMUL; OTHERS.len() + 3];
+    let mut all = [&MATMUL; OTHERS.len() + EXPERTS.len() + 3];
     all[1] = &MATMUL_DX;
     all[2] = &MATMUL_DW;
     let mut i = 0;
     while i < OTHERS.len() {
         all[i + 3] = OTHERS[i];
+        i += 1;
+    }
+    let mut i = 0;
+    while i < EXPERTS.len() {
+        all[i + 3 + OTHERS.len()] = EXPERTS[i];
         i += 1;
     }
     &{ all }

@@ -2,7 +2,7 @@
 //!
 //! FLOPs count one multiply-add as two. Attention counts the (query, key) pairs that the mask lets
 //! through, not the full square. Bytes count every operand read and every result written once, the
-//! least that any kernel must move.
+//! least that any kernel must move; of the weights of experts, those that the run's rows can reach.
 
 use serde::Serialize;
 
@@ -60,8 +60,19 @@ impl Program {
 
     fn cost(&self, instr: &Instr, workload: &Workload) -> Cost {
         let operands = instr.reads().chain(instr.writes());
-        let bytes = operands.map(|id| self.value(id).bytes(&workload.sizes) as f64).sum();
+        let mut bytes = operands.map(|id| self.value(id).bytes(&workload.sizes) as f64).sum();
+        if let Op::ExpertMatmul | Op::ExpertMatmulDx = instr.op {
+            let weight = instr.inputs[1].map_or(0, |id| self.value(id).bytes(&workload.sizes));
+            bytes -= weight as f64 * (1.0 - self.reached(instr, &workload.sizes));
+        }
         Cost { flops: self.flops(instr, workload), bytes }
+    }
+
+    /// The share of experts that routed rows can reach: a row reaches one.
+    fn reached(&self, instr: &Instr, sizes: &Sizes) -> f64 {
+        let weight = instr.inputs[1].map(|id| &self.value(id).shape.0[0]);
+        let experts = weight.and_then(|dim| dim.size).unwrap_or(1) as f64;
+        (self.elements(instr, 2, sizes) / experts).min(1.0)
     }
 
     fn elements(&self, instr: &Instr, slot: usize, sizes: &Sizes) -> f64 {
@@ -85,6 +96,10 @@ impl Program {
             id.and_then(|id| self.value(id).shape.0.get(1).and_then(|dim| dim.size))
                 .map_or(1.0, |size| size as f64)
         };
+        let lead = |slot: usize| -> f64 {
+            let id = instr.inputs.get(slot).copied().flatten();
+            id.and_then(|id| self.value(id).shape.0[0].size).map_or(1.0, |size| size as f64)
+        };
         let pairs = workload.pairs as f64;
         match &instr.op {
             // Rows times the whole weight matrix, two operations each.
@@ -93,6 +108,16 @@ impl Program {
             Op::MatmulDw => 2.0 * elements(0) * row(1),
             Op::HeadMatmul | Op::HeadMatmulDx => 2.0 * elements(0) / row(0) * row(1),
             Op::HeadMatmulDw => 2.0 * elements(0) * last(1),
+            // Routed rows times one expert's weight.
+            Op::ExpertMatmul | Op::ExpertMatmulDx => 2.0 * elements(2) * row(1) / lead(1),
+            Op::ExpertMatmulDw => 2.0 * elements(2) * row(3) / lead(3),
+            Op::ExpertSum => 2.0 * elements(0),
+            Op::ExpertSumGrad => 3.0 * elements(1).max(elements(0)),
+            Op::Route(_) | Op::RouteGrad(_) => {
+                // A softmax or sigmoids, about twenty operations an exponential.
+                let logits = usize::from(matches!(instr.op, Op::RouteGrad(_)));
+                20.0 * elements(logits)
+            }
             Op::TokenLogprob => 2.0 * elements(0) / row(0) * row(1),
             Op::CrossEntropy | Op::TokenLogprobGrad => {
                 let first = usize::from(matches!(instr.op, Op::TokenLogprobGrad));

@@ -153,7 +153,9 @@ impl<'a> Tape<'a> {
                 continue;
             }
             if needed {
-                self.needs.extend(instr.writes());
+                // Chosen numbers have no gradient.
+                let real = |id: &ValueId| forward.value(*id).value_type != ValueType::U32;
+                self.needs.extend(instr.writes().filter(real));
             }
             self.builder.program.instrs.push(instr.clone());
         }
@@ -292,7 +294,9 @@ impl<'a> Tape<'a> {
         let slot = |n: usize| instr.inputs.get(n).copied().flatten();
         match &instr.op {
             Op::Matmul | Op::HeadMatmul => self.product_adjoint(instr, dy[0])?,
+            Op::HeadMatmulDx => self.transposed_product_adjoint(instr, dy[0])?,
             Op::RmsNorm(_) | Op::LayerNorm(_) => self.norm_adjoint(instr, dy[0])?,
+            Op::Route(_) | Op::ExpertMatmul | Op::ExpertSum => self.experts_adjoint(instr, &dy)?,
             Op::Embed | Op::PositionEmbed => self.lookup_adjoint(instr, dy[0])?,
             Op::Add => {
                 self.pass(slot(0), dy[0])?;
@@ -374,6 +378,74 @@ impl<'a> Tape<'a> {
             (true, true) => self.emit(Op::HeadMatmulDx, vec![dy, Some(w)], &[Some(x)]),
             (true, false) => self.emit_fused(Op::MatmulDx, vec![dy, Some(w), None], x, 2),
         }
+    }
+
+    /// `head_matmul_dx` in a forward pass: each of its adjoints is one of `head_matmul`'s, with the
+    /// operands in each other's places.
+    fn transposed_product_adjoint(
+        &mut self,
+        instr: &Instr,
+        dy: Option<ValueId>,
+    ) -> Result<(), VerifyError> {
+        let (x, w) = (instr.inputs[0].expect("verified"), instr.inputs[1].expect("verified"));
+        if let Some(dw) = self.accumulator(w) {
+            self.builder.push_slots(Op::HeadMatmulDw, vec![Some(x), dy, Some(dw)], &[])?;
+        }
+        if self.wants(x) {
+            self.emit(Op::HeadMatmul, vec![dy, Some(w)], &[Some(x)])
+        } else {
+            Ok(())
+        }
+    }
+
+    fn experts_adjoint(
+        &mut self,
+        instr: &Instr,
+        dy: &[Option<ValueId>],
+    ) -> Result<(), VerifyError> {
+        let x = instr.inputs[0].expect("verified");
+        let second = instr.inputs.get(1).copied().flatten();
+        match instr.op {
+            // Choosing has no gradient, the weights have one.
+            Op::Route(routing) => {
+                let inputs = vec![dy[1], Some(x), instr.outputs[0]];
+                self.emit(Op::RouteGrad(routing), inputs, &[Some(x)])
+            }
+            Op::ExpertSum => {
+                // The rows are read for the gradient of the weights alone.
+                let weighs = second.filter(|&weights| self.wants(weights));
+                let rows = if weighs.is_some() || second.is_none() { Some(x) } else { None };
+                let inputs = vec![dy[0], rows, second];
+                self.emit(Op::ExpertSumGrad, inputs, &[Some(x).filter(|&x| self.wants(x)), weighs])
+            }
+            _ => self.expert_product_adjoint(instr, dy[0]),
+        }
+    }
+
+    fn expert_product_adjoint(
+        &mut self,
+        instr: &Instr,
+        dy: Option<ValueId>,
+    ) -> Result<(), VerifyError> {
+        let [Some(x), Some(w), Some(experts)] = instr.inputs[..] else {
+            unreachable!("a verified expert_matmul has three operands")
+        };
+        if let Some(dw) = self.accumulator(w) {
+            let inputs = vec![dy, Some(x), Some(experts), Some(dw)];
+            self.builder.push_slots(Op::ExpertMatmulDw, inputs, &[])?;
+        }
+        if !self.wants(x) {
+            return Ok(());
+        }
+        let inputs = vec![dy, Some(w), Some(experts)];
+        let axis = |id: ValueId| self.builder.program.value(id).shape.0.get(1).copied();
+        if axis(x) == axis(experts) {
+            return self.emit(Op::ExpertMatmulDx, inputs, &[Some(x)]);
+        }
+        // A token's row went to several experts.
+        let name = self.builder.fresh(&format!("{}.routed", self.gradient_name(x)));
+        let routed = self.builder.push_slots(Op::ExpertMatmulDx, inputs, &[Some(&name)])?;
+        self.emit(Op::ExpertSum, vec![routed[0], None], &[Some(x)])
     }
 
     fn norm_adjoint(&mut self, instr: &Instr, dy: Option<ValueId>) -> Result<(), VerifyError> {

@@ -12,6 +12,9 @@
 //! | `f` | feed-forward width | `v` | vocabulary |
 //! | `r` | low rank or latent | `w` | rows of a learned position table |
 //! | `c` | latent plus rotary key width (MLA) | `e` | experts |
+//! | `a` | experts that a token goes to | | |
+//!
+//! Routed rows, `m = t · a` of them, are the two axes `[t, a]`: tokens, and ranks within a token.
 
 use std::fmt;
 
@@ -35,6 +38,8 @@ pub enum DimName {
     Vocab,
     /// `e`: experts.
     Experts,
+    /// `a`: experts that a token goes to.
+    Chosen,
     /// `r`: low rank or latent.
     Rank,
     /// `c`: latent plus rotary key width.
@@ -62,6 +67,7 @@ impl DimName {
             Self::Intermediate => 'f',
             Self::Vocab => 'v',
             Self::Experts => 'e',
+            Self::Chosen => 'a',
             Self::Rank => 'r',
             Self::LatentKey => 'c',
             Self::Positions => 'w',
@@ -187,6 +193,7 @@ impl Sizes {
             | DimName::Intermediate
             | DimName::Vocab
             | DimName::Experts
+            | DimName::Chosen
             | DimName::Rank
             | DimName::LatentKey
             | DimName::Positions => unreachable!("axis {} has no fixed size", name.letter()),

@@ -5,6 +5,7 @@
 //! operand copied into the result first where the plan could not share the buffer.
 
 mod adjoint;
+mod experts;
 mod forward;
 mod update;
 
@@ -105,6 +106,13 @@ fn check_indices(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Result<()
             Op::TokenLogprob | Op::CrossEntropy => {
                 (2, program.value(instr.inputs[1].expect("verified")).matrix_rows())
             }
+            Op::ExpertMatmul | Op::ExpertMatmulDx => {
+                (2, program.value(instr.inputs[1].expect("verified")).matrix_rows())
+            }
+            Op::ExpertMatmulDw => {
+                (2, program.value(instr.inputs[3].expect("verified")).matrix_rows())
+            }
+            Op::RouteGrad(_) => (2, program.value(instr.inputs[1].expect("verified")).shape.last()),
             _ => continue,
         };
         let input = program.value(instr.inputs[index_slot].expect("verified"));
@@ -169,6 +177,13 @@ impl<'a> Step<'a> {
             Op::GatherRows => self.gather_rows(),
             Op::Matmul => self.matmul(),
             Op::HeadMatmul => self.head_matmul(),
+            Op::Route(routing) => self.route(*routing),
+            Op::RouteGrad(routing) => self.route_grad(*routing),
+            Op::ExpertMatmul => self.expert_matmul(),
+            Op::ExpertMatmulDx => self.expert_matmul_dx(),
+            Op::ExpertMatmulDw => self.expert_matmul_dw(),
+            Op::ExpertSum => self.expert_sum(),
+            Op::ExpertSumGrad => self.expert_sum_grad(),
             Op::RmsNorm(attrs) => self.rms_norm(*attrs),
             Op::LayerNorm(attrs) => self.layer_norm(*attrs),
             Op::Rope(attrs) => self.rope(attrs, false),

@@ -3,7 +3,8 @@
 //! | group | operations |
 //! |---|---|
 //! | lookup | `embed` `position_embed` `gather_rows` |
-//! | products | `matmul` `head_matmul` |
+//! | products | `matmul` `head_matmul` `expert_matmul` |
+//! | experts | `route` `expert_sum` |
 //! | rows | `rms_norm` `layer_norm` `rope` `glu` `activation` `softcap` `scale` `add` `concat` `split` `dropout` |
 //! | attention | `kv_write` `attention` |
 //! | head | `token_logprob` `cross_entropy` |
@@ -15,7 +16,7 @@
 
 use std::fmt;
 
-use cairn_kernels::{Act, Mask};
+use cairn_kernels::{Act, Mask, Routing};
 use serde::{Deserialize, Serialize};
 
 use crate::dim::{Dim, DimName};
@@ -120,6 +121,14 @@ pub enum Op {
     Concat(DimName),
     /// `(x[t, h, x + y]) → ([t, h, x], [t, h, y])`.
     Split(Dim, Dim),
+    /// `(logits[t, e], bias[e]?) → (experts[t, a] u32, weights[t, a])`: the experts of each token in
+    /// order of rank, and what each is worth. The bias counts for choosing only.
+    Route(Routing),
+    /// `(x[t, in..] | x[t, a, in..], w[e, out.., in..], experts[t, a]) → [t, a, out..]`: each routed
+    /// row times the weight of its expert; no capacity, nothing dropped.
+    ExpertMatmul,
+    /// `(y[t, a, d..], weights[t, a]?) → [t, d..]`: sums over a token's experts in order of rank.
+    ExpertSum,
     /// `(x[t, d], rows[o]) → [o, d]`.
     GatherRows,
     /// `(x[o, d], w[v, d], targets[o]) → (logprob[o], lse[o])` over the whole vocabulary, in chunks:
@@ -139,10 +148,20 @@ pub enum Op {
     MatmulDw,
     /// `(dy, db) → db`.
     BiasGrad,
-    /// `(dy, w) → dx`: adjoint of `head_matmul`.
+    /// `(dy[t, h, out], w[h, out, in]) → [t, h, in]`: adjoint of `head_matmul`, and in a forward pass
+    /// the product by the transposed weights.
     HeadMatmulDx,
     /// `(dy, x, dw) → dw`.
     HeadMatmulDw,
+    /// `(dweights, logits, experts) → dlogits`: adjoint of `route`.
+    RouteGrad(Routing),
+    /// `(dy[t, a, out..], w, experts) → [t, a, in..]`: adjoint of `expert_matmul`.
+    ExpertMatmulDx,
+    /// `(dy[t, a, out..], x, experts, dw) → dw`.
+    ExpertMatmulDw,
+    /// `(dout, y?, weights?) → (dy, dweights?)`: adjoint of `expert_sum`; the weights have a gradient
+    /// where the rows are given.
+    ExpertSumGrad,
     /// `(dy, x, w, sum?, dw?) → (dx, dw?)`.
     RmsNormGrad(NormAttrs),
     /// `(dy, x, w, sum?, dw?, db?) → (dx, dw?, db?)`.
@@ -198,6 +217,9 @@ impl Op {
             Self::Dropout { .. } => "dropout",
             Self::Concat(_) => "concat",
             Self::Split(..) => "split",
+            Self::Route(_) => "route",
+            Self::ExpertMatmul => "expert_matmul",
+            Self::ExpertSum => "expert_sum",
             Self::GatherRows => "gather_rows",
             Self::TokenLogprob => "token_logprob",
             Self::CrossEntropy => "cross_entropy",
@@ -208,6 +230,10 @@ impl Op {
             Self::BiasGrad => "bias_grad",
             Self::HeadMatmulDx => "head_matmul_dx",
             Self::HeadMatmulDw => "head_matmul_dw",
+            Self::RouteGrad(_) => "route_grad",
+            Self::ExpertMatmulDx => "expert_matmul_dx",
+            Self::ExpertMatmulDw => "expert_matmul_dw",
+            Self::ExpertSumGrad => "expert_sum_grad",
             Self::RmsNormGrad(_) => "rms_norm_grad",
             Self::LayerNormGrad(_) => "layer_norm_grad",
             Self::RopeGrad(_) => "rope_grad",
@@ -240,6 +266,7 @@ impl fmt::Display for Op {
                 if a.interleaved { "interleaved" } else { "halves" }
             ),
             Self::KvWrite { site } => write!(f, " site={site}"),
+            Self::Route(routing) | Self::RouteGrad(routing) => write_routing(f, routing),
             Self::Attention(a) | Self::AttentionGrad(a) => {
                 write!(f, " mask={:?} scale={}", a.mask, a.scale)?;
                 match a.softcap {
@@ -260,4 +287,15 @@ impl fmt::Display for Op {
             _ => Ok(()),
         }
     }
+}
+
+fn write_routing(f: &mut fmt::Formatter<'_>, routing: &Routing) -> fmt::Result {
+    write!(f, " top_k={} {:?}", routing.top_k, routing.scoring)?;
+    if let Some(groups) = routing.groups {
+        write!(f, " groups={}/{} {:?}", groups.kept, groups.count, groups.score)?;
+    }
+    if let Some(eps) = routing.normalize {
+        write!(f, " normalize+{eps:e}")?;
+    }
+    write!(f, " scale={}", routing.scale)
 }

@@ -52,7 +52,7 @@ pub struct ArenaPlan {
     /// Bytes of the arena.
     pub bytes: usize,
     slots: Vec<Option<Slot>>,
-    /// Working memory of single instructions (the head's chunk of logits).
+    /// Working memory of single instructions: the head's chunk of logits, sorted routed rows.
     scratch: Vec<Option<Slot>>,
 }
 
@@ -223,8 +223,16 @@ fn last_reads(program: &Program) -> HashMap<ValueId, usize> {
     last
 }
 
-/// Working memory of one instruction, in bytes: the head's chunk of logits.
+/// Working memory of one instruction, in bytes: the head's chunk of logits, or routed rows sorted by
+/// expert.
 fn scratch_bytes(program: &Program, instr: &Instr, sizes: &Sizes) -> usize {
+    if let Op::ExpertMatmul | Op::ExpertMatmulDx | Op::ExpertMatmulDw = instr.op {
+        let weight = if instr.op == Op::ExpertMatmulDw { 3 } else { 1 };
+        let shape = |slot: usize| instr.inputs[slot].map(|id| &program.value(id).shape);
+        let rows = shape(2).map_or(0, |shape| shape.elements(sizes));
+        let experts = shape(weight).and_then(|shape| shape.0[0].size).unwrap_or(0);
+        return 4 * cairn_kernels::expert_scratch_len(rows, experts);
+    }
     let weight = match instr.op {
         Op::TokenLogprob | Op::CrossEntropy => instr.inputs[1],
         Op::TokenLogprobGrad => instr.inputs[2],

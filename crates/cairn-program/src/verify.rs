@@ -3,6 +3,8 @@
 //! [`infer`] is the one place that knows the types and shapes of every operation. The builder uses
 //! it to declare results, [`verify`] to check a whole program, so the two cannot disagree.
 
+mod experts;
+
 use cairn_kernels::Layout;
 
 use crate::dim::{Dim, DimName, Shape};
@@ -281,6 +283,13 @@ pub(crate) fn infer(program: &Program, instr: &Instr) -> Results {
             infer_product(&operands, &instr.op)
         }
         Op::HeadMatmulDx | Op::HeadMatmulDw => infer_product(&operands, &instr.op),
+        Op::Route(routing) | Op::RouteGrad(routing) => {
+            experts::route(&operands, &instr.op, routing)
+        }
+        Op::ExpertMatmul | Op::ExpertMatmulDx | Op::ExpertMatmulDw => {
+            experts::product(&operands, &instr.op)
+        }
+        Op::ExpertSum | Op::ExpertSumGrad => experts::sum(&operands, &instr.op),
         Op::RmsNorm(_) | Op::LayerNorm(_) | Op::RmsNormGrad(_) | Op::LayerNormGrad(_) => {
             infer_norm(&operands, &instr.op)
         }

@@ -6,6 +6,7 @@ use super::blocking::Blocking;
 use super::pack::{Left, Right};
 use super::product::{self, Contraction, Product, Start};
 use super::reference::token_blocks;
+use super::rows::WeightRows;
 use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
 use crate::encoding::Weight;
@@ -116,6 +117,7 @@ pub fn head_matmul(cpu: &Cpu, args: HeadMatmul<'_>) {
             start: Start::Zero,
             out_first: head * outputs,
             out_stride: heads * outputs,
+            out_rows: None,
         })
         .collect();
     product::run(cpu, &products, y_tho, &Blocking::guess(t, outputs, inputs, cpu));
@@ -136,6 +138,7 @@ pub fn head_matmul_dx(cpu: &Cpu, args: HeadMatmulDx<'_>) {
             start: if accumulate { Start::Keep } else { Start::Zero },
             out_first: head * inputs,
             out_stride: heads * inputs,
+            out_rows: None,
         })
         .collect();
     product::run(cpu, &products, dx_thi, &Blocking::guess(t, inputs, outputs, cpu));
@@ -162,6 +165,7 @@ pub fn head_matmul_dw(cpu: &Cpu, args: HeadMatmulDw<'_>) {
             start: if args.accumulate { Start::Keep } else { Start::Zero },
             out_first: head * outputs * inputs,
             out_stride: inputs,
+            out_rows: None,
         })
         .collect();
     product::run(cpu, &products, dw_hoi, &Blocking::guess(outputs, inputs, TOKEN_BLOCK, cpu));
@@ -172,8 +176,9 @@ fn head_of(values: &[f32], first: usize) -> &[f32] {
     &values[first.min(values.len())..]
 }
 
-fn head_weight(w_hoi: &[f32], head: usize, outputs: usize, inputs: usize) -> Weight<'_> {
-    Weight::f32(outputs, inputs, &w_hoi[head * outputs * inputs..][..outputs * inputs])
+fn head_weight(w_hoi: &[f32], head: usize, outputs: usize, inputs: usize) -> WeightRows<'_> {
+    let w_oi = &w_hoi[head * outputs * inputs..][..outputs * inputs];
+    WeightRows::all(Weight::f32(outputs, inputs, w_oi))
 }
 
 /// Defines [`head_matmul`]: plain loops in the canonical order.

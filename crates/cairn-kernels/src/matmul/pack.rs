@@ -6,8 +6,9 @@
 
 use std::ops::Range;
 
+use super::rows::{RowList, WeightRows};
 use super::tile::{LEFT_ROW_STRIDE, LEFT_STEP_STRIDE, Walk};
-use crate::encoding::{Encoding, Layout, Q8_BLOCK, Weight};
+use crate::encoding::{Encoding, Layout, Q8_BLOCK};
 use crate::simd::{F32x16, Kernel, LANES};
 
 /// Panels that are filled together when rows are copied, so that reads run along the rows.
@@ -167,13 +168,17 @@ pub(super) trait ElementsVisitor {
 
 /// Calls `visitor` with the weight's elements.
 #[inline(always)]
-pub(super) fn visit<X: ElementsVisitor>(weight: &Weight<'_>, visitor: X) -> X::Output {
+pub(super) fn visit<X: ElementsVisitor>(rows: &WeightRows<'_>, visitor: X) -> X::Output {
+    let (weight, first) = (&rows.weight, rows.first);
     let stride = weight.k;
+    // Rows of both layouts take `stride` elements, so the first kept one starts at the same place.
+    let start = first * stride;
     match weight.encoding {
-        Encoding::F32 => visitor.visit(F32Elements { values: weight.f32s(), stride }),
-        Encoding::Bf16 => visitor.visit(Bf16Elements { values: weight.u16s(), stride }),
+        Encoding::F32 => visitor.visit(F32Elements { values: &weight.f32s()[start..], stride }),
+        Encoding::Bf16 => visitor.visit(Bf16Elements { values: &weight.u16s()[start..], stride }),
         Encoding::Q8 => {
-            let (values, scales) = (weight.i8s(), weight.scales());
+            let scales = &weight.scales()[first * stride.div_ceil(Q8_BLOCK)..];
+            let values = &weight.i8s()[start..];
             visitor.visit(Q8Elements { values, scales, stride })
         }
     }
@@ -184,10 +189,12 @@ pub(super) fn visit<X: ElementsVisitor>(weight: &Weight<'_>, visitor: X) -> X::O
 pub(super) enum Right<'a> {
     /// A plain matrix, `[steps][columns]`, with `stride` floats between steps.
     Matrix { values: &'a [f32], stride: usize },
+    /// Listed rows of a plain matrix: step i is the i-th of the list.
+    ListedMatrix { values: &'a [f32], stride: usize, list: RowList<'a> },
     /// A weight whose outputs are the lanes and whose inputs are contracted.
-    Outputs(Weight<'a>),
+    Outputs(WeightRows<'a>),
     /// A weight whose inputs are the lanes and whose outputs are contracted.
-    Inputs(Weight<'a>),
+    Inputs(WeightRows<'a>),
 }
 
 /// The operand whose elements are broadcast.
@@ -197,6 +204,10 @@ pub(super) enum Left<'a> {
     Rows { values: &'a [f32], stride: usize },
     /// `[steps][rows]`, with `stride` floats between steps.
     Steps { values: &'a [f32], stride: usize },
+    /// As `Rows`; row i is the i-th of the list.
+    ListedRows { values: &'a [f32], stride: usize, list: RowList<'a> },
+    /// As `Steps`; step i is the i-th of the list.
+    ListedSteps { values: &'a [f32], stride: usize, list: RowList<'a> },
 }
 
 impl Right<'_> {
@@ -206,23 +217,25 @@ impl Right<'_> {
             Right::Matrix { values, stride } => {
                 Walk::rows(values, 4, *stride, steps.start, columns)
             }
+            Right::ListedMatrix { .. } => Walk::NOWHERE,
             Right::Outputs(weight) => walk_weight(weight, columns, steps),
             Right::Inputs(weight) => walk_weight(weight, steps, columns),
         }
     }
 }
 
-fn walk_weight(weight: &Weight<'_>, outputs: &Range<usize>, inputs: &Range<usize>) -> Walk {
+fn walk_weight(rows: &WeightRows<'_>, outputs: &Range<usize>, inputs: &Range<usize>) -> Walk {
+    let (weight, outputs_start) = (&rows.weight, rows.first + outputs.start);
     let element = match weight.encoding {
         Encoding::F32 => 4,
         Encoding::Bf16 => 2,
         Encoding::Q8 => 1,
     };
     match weight.layout {
-        Layout::RowMajor => Walk::rows(weight.bytes, element, weight.k, outputs.start, inputs),
+        Layout::RowMajor => Walk::rows(weight.bytes, element, weight.k, outputs_start, inputs),
         Layout::Panel => {
             let lanes = inputs.start * LANES..inputs.end * LANES;
-            let first = outputs.start / LANES;
+            let first = outputs_start / LANES;
             Walk::rows(weight.bytes, element, weight.k * LANES, first, &lanes)
         }
     }
@@ -238,6 +251,7 @@ impl Left<'_> {
                 let last = rows.end.saturating_sub(1)..rows.end;
                 Walk::rows(values, 4, *stride, steps.start, &last)
             }
+            Left::ListedRows { .. } | Left::ListedSteps { .. } => Walk::NOWHERE,
         }
     }
 }
@@ -256,20 +270,24 @@ pub(super) fn pack_right<V: F32x16>(
             let elements = F32Elements { values, stride: *stride };
             V::call(CopyRows { elements, columns, steps, panels });
         }
-        Right::Outputs(weight) => match weight.layout {
+        Right::ListedMatrix { values, stride, list } => {
+            let elements = F32Elements { values, stride: *stride };
+            V::call(CopyListedRows { elements, list: *list, columns, steps, panels });
+        }
+        Right::Outputs(rows) => match rows.weight.layout {
             Layout::RowMajor => {
-                visit(weight, Packing::<V>::new(columns, steps, panels, Form::TransposeRows));
+                visit(rows, Packing::<V>::new(columns, steps, panels, Form::TransposeRows));
             }
             Layout::Panel => {
-                visit(weight, Packing::<V>::new(columns, steps, panels, Form::CopyPanels));
+                visit(rows, Packing::<V>::new(columns, steps, panels, Form::CopyPanels));
             }
         },
-        Right::Inputs(weight) => match weight.layout {
+        Right::Inputs(rows) => match rows.weight.layout {
             Layout::RowMajor => {
-                visit(weight, Packing::<V>::new(columns, steps, panels, Form::CopyRows));
+                visit(rows, Packing::<V>::new(columns, steps, panels, Form::CopyRows));
             }
             Layout::Panel => {
-                visit(weight, Packing::<V>::new(columns, steps, panels, Form::TransposePanels));
+                visit(rows, Packing::<V>::new(columns, steps, panels, Form::TransposePanels));
             }
         },
     }
@@ -397,6 +415,32 @@ impl<E: Elements> Kernel for CopyRows<'_, E> {
     }
 }
 
+/// As [`CopyRows`]; step i is the i-th row of a list.
+struct CopyListedRows<'p, 'a, E> {
+    elements: E,
+    list: RowList<'a>,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    panels: &'p mut [f32],
+}
+
+impl<E: Elements> Kernel for CopyListedRows<'_, '_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Self { elements, list, columns, steps, panels } = self;
+        let (vectors, _) = panels.as_chunks_mut::<LANES>();
+        let length = steps.len();
+        for (i, step) in steps.enumerate() {
+            let row = list.at(step);
+            for column in columns.clone().step_by(LANES) {
+                let lanes: V = elements.row(row, column, LANES.min(columns.end - column));
+                lanes.store(&mut vectors[(column - columns.start) / LANES * length + i]);
+            }
+        }
+    }
+}
+
 /// Lanes run along the columns of stored panels; steps are the panels' lanes.
 struct TransposePanels<'p, E> {
     elements: E,
@@ -449,24 +493,55 @@ impl Kernel for PackLeft<'_, '_> {
         let Self { left, rows, steps, tile_rows, packed } = self;
         match left {
             Left::Rows { values, stride } => {
-                for i in 0..tile_rows {
-                    let target = &mut packed[i * LEFT_ROW_STRIDE..][..steps.len()];
-                    if rows.start + i < rows.end {
-                        let start = (rows.start + i) * stride + steps.start;
-                        copy::<V>(&values[start..start + steps.len()], target);
-                    } else {
-                        target.fill(0.0);
-                    }
-                }
+                let row_of = |row| row * stride;
+                pack_rows::<V>(values, row_of, &rows, &steps, tile_rows, packed);
+            }
+            Left::ListedRows { values, stride, list } => {
+                let row_of = |row| list.at(row) * stride;
+                pack_rows::<V>(values, row_of, &rows, &steps, tile_rows, packed);
             }
             Left::Steps { values, stride } => {
-                let (targets, _) = packed.as_chunks_mut::<LEFT_STEP_STRIDE>();
-                for (step, target) in steps.zip(targets) {
-                    let start = step * stride + rows.start;
-                    V::load_partial(&values[start..start + rows.len()], 0.0).store(target);
-                }
+                pack_steps::<V>(values, |step| step * stride, &rows, steps, packed);
+            }
+            Left::ListedSteps { values, stride, list } => {
+                pack_steps::<V>(values, |step| list.at(step) * stride, &rows, steps, packed);
             }
         }
+    }
+}
+
+#[inline(always)]
+fn pack_rows<V: F32x16>(
+    values: &[f32],
+    start_of: impl Fn(usize) -> usize,
+    rows: &Range<usize>,
+    steps: &Range<usize>,
+    tile_rows: usize,
+    packed: &mut [f32],
+) {
+    for i in 0..tile_rows {
+        let target = &mut packed[i * LEFT_ROW_STRIDE..][..steps.len()];
+        if rows.start + i < rows.end {
+            let start = start_of(rows.start + i) + steps.start;
+            copy::<V>(&values[start..start + steps.len()], target);
+        } else {
+            target.fill(0.0);
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_steps<V: F32x16>(
+    values: &[f32],
+    start_of: impl Fn(usize) -> usize,
+    rows: &Range<usize>,
+    steps: Range<usize>,
+    packed: &mut [f32],
+) {
+    let (targets, _) = packed.as_chunks_mut::<LEFT_STEP_STRIDE>();
+    for (step, target) in steps.zip(targets) {
+        let start = start_of(step) + rows.start;
+        V::load_partial(&values[start..start + rows.len()], 0.0).store(target);
     }
 }
 

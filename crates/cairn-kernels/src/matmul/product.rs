@@ -12,7 +12,8 @@ use std::ops::Range;
 
 use super::blocking::Blocking;
 use super::pack::{Left, PackLeft, Right, pack_right};
-use super::reference::token_blocks;
+use super::reference::{row_blocks, token_blocks};
+use super::rows::RowList;
 use super::tile::{
     Begin, Finish, LEFT_ROW_STRIDE, LEFT_STEP_STRIDE, STAGE_FLOATS, TileArgs, Walk, run_tile,
     tile_rows,
@@ -46,14 +47,16 @@ pub(super) enum Start<'a> {
 
 /// How the contraction is summed.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Contraction {
+pub(super) enum Contraction<'a> {
     /// One chain over this many steps.
     Chain(usize),
     /// A chain for each token block, folded in order.
     TokenBlocks { t: usize, row_tokens: usize },
+    /// A chain for each block of an expert's rows, folded in order; the list gives their tokens.
+    RowBlocks { tokens: RowList<'a>, row_tokens: usize },
 }
 
-impl Contraction {
+impl Contraction<'_> {
     /// Calls `f` with each block of steps, the one after it (an empty one after the last) and whether
     /// it is the first.
     fn for_each_block(self, steps_max: usize, mut f: impl FnMut(Range<usize>, Range<usize>, bool)) {
@@ -84,6 +87,9 @@ impl Contraction {
             Self::TokenBlocks { t, row_tokens } => {
                 token_blocks(t, row_tokens).for_each(f);
             }
+            Self::RowBlocks { tokens, row_tokens } => {
+                row_blocks(tokens, row_tokens).for_each(f);
+            }
         }
     }
 }
@@ -94,12 +100,23 @@ pub(super) struct Product<'a> {
     pub(super) right: Right<'a>,
     pub(super) rows: usize,
     pub(super) columns: usize,
-    pub(super) contraction: Contraction,
+    pub(super) contraction: Contraction<'a>,
     pub(super) start: Start<'a>,
     /// First float of the output in `out`.
     pub(super) out_first: usize,
     /// Floats between two rows of the output.
     pub(super) out_stride: usize,
+    /// Where each row goes, if not one after the other.
+    pub(super) out_rows: Option<&'a [u32]>,
+}
+
+impl Product<'_> {
+    /// The first float of an output row.
+    #[inline(always)]
+    fn row_start(&self, row: usize) -> usize {
+        let row = self.out_rows.map_or(row, |rows| rows[row] as usize);
+        self.out_first + row * self.out_stride
+    }
 }
 
 /// Computes products into disjoint parts of `out`, all tiles of all of them as one set of tasks.
@@ -115,28 +132,21 @@ pub(super) fn run(cpu: &Cpu, products: &[Product<'_>], out: &mut [f32], blocking
         let product = &products[task / grid];
         let (row_part, column_part) = (task % grid % row_parts, task % grid / row_parts);
         let part = |i: usize, size: usize, end: usize| i * size..end.min((i + 1) * size);
-        dispatch(
-            simd,
-            Region {
-                product,
-                out: &out,
-                rows: part(row_part, blocking.rows, product.rows),
-                columns: part(column_part, blocking.columns, product.columns),
-                steps_max: blocking.steps,
-                scratch,
-            },
-        );
+        let rows = part(row_part, blocking.rows, product.rows);
+        let columns = part(column_part, blocking.columns, product.columns);
+        let steps_max = blocking.steps;
+        dispatch(simd, Region { product, out: &out, rows, columns, steps_max, scratch });
     });
 }
 
 /// One task: a range of rows and columns that no other task touches.
-struct Region<'a> {
-    product: &'a Product<'a>,
-    out: &'a SharedSlice<'a, f32>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    steps_max: usize,
-    scratch: &'a mut Scratch,
+pub(super) struct Region<'a> {
+    pub(super) product: &'a Product<'a>,
+    pub(super) out: &'a SharedSlice<'a, f32>,
+    pub(super) rows: Range<usize>,
+    pub(super) columns: Range<usize>,
+    pub(super) steps_max: usize,
+    pub(super) scratch: &'a mut Scratch,
 }
 
 impl Kernel for Region<'_> {
@@ -162,8 +172,12 @@ impl Kernel for Region<'_> {
                 walks,
             };
             match product.left {
-                Left::Rows { .. } => block.run::<V, false>(rows.clone(), left, stage),
-                Left::Steps { .. } => block.run::<V, true>(rows.clone(), left, stage),
+                Left::Rows { .. } | Left::ListedRows { .. } => {
+                    block.run::<V, false>(rows.clone(), left, stage);
+                }
+                Left::Steps { .. } | Left::ListedSteps { .. } => {
+                    block.run::<V, true>(rows.clone(), left, stage);
+                }
             }
         });
     }
@@ -223,9 +237,9 @@ impl Block<'_> {
         let panels = (self.columns.len() - column).div_ceil(LANES);
         let vectors = panels.min(V::TILE.0);
         let columns = (self.columns.len() - column).min(vectors * LANES);
-        let Product { out_first, out_stride, .. } = *self.product;
+        let Product { out_stride, out_rows, .. } = *self.product;
         let first = self.columns.start + column;
-        let out_index = out_first + rows.start * out_stride + first;
+        let out_index = self.product.row_start(rows.start) + first;
         let (begin, finish) = self.ends(first);
         let mut args = TileArgs {
             steps: self.steps.len(),
@@ -238,20 +252,22 @@ impl Block<'_> {
             finish,
             walks: &raw mut self.walks,
         };
-        if rows.len() == tile_rows && columns == vectors * LANES {
+        if rows.len() == tile_rows && columns == vectors * LANES && out_rows.is_none() {
             // SAFETY: operands are packed for this tile; the whole tile lies in the output, in this
             // task's rows and columns; the bias covers the columns; the walks are this block's.
             unsafe { run_tile::<V, BY_STEPS>(tile_rows, vectors, args) };
             return;
         }
-        self.load_stage(&rows, first, columns, stage);
+        if !matches!((begin, finish), (Begin::Zero, Finish::Store | Finish::FoldIntoZero)) {
+            self.load_stage(&rows, first, columns, stage);
+        }
         args.out = stage.as_mut_ptr();
         args.out_stride = STAGE_STRIDE;
         args.begin = if matches!(begin, Begin::Bias(_)) { Begin::Keep } else { begin };
         // SAFETY: as above, with the stage as the output: it holds the largest tile.
         unsafe { run_tile::<V, BY_STEPS>(tile_rows, vectors, args) };
         for (i, row) in rows.enumerate() {
-            let start = out_first + row * out_stride + first;
+            let start = self.product.row_start(row) + first;
             // SAFETY: these columns of this row belong to this task.
             let target = unsafe { self.out.slice_mut(start..start + columns) };
             target.copy_from_slice(&stage[i * STAGE_STRIDE..][..columns]);
@@ -263,22 +279,23 @@ impl Block<'_> {
     fn ends(&self, first: usize) -> (Begin, Finish) {
         let is_first = self.is_first;
         match (self.product.contraction, self.product.start) {
-            (Contraction::TokenBlocks { .. }, Start::Keep) => (Begin::Zero, Finish::Fold),
-            (Contraction::TokenBlocks { .. }, _) if !is_first => (Begin::Zero, Finish::Fold),
-            (Contraction::TokenBlocks { .. }, _) => (Begin::Zero, Finish::FoldIntoZero),
             (Contraction::Chain(_), _) if !is_first => (Begin::Keep, Finish::Store),
             (Contraction::Chain(_), Start::Zero) => (Begin::Zero, Finish::Store),
             (Contraction::Chain(_), Start::Keep) => (Begin::Keep, Finish::Store),
             (Contraction::Chain(_), Start::Bias(bias)) => {
                 (Begin::Bias(bias[first..].as_ptr()), Finish::Store)
             }
+            // Blocks of tokens or rows.
+            (_, Start::Keep) => (Begin::Zero, Finish::Fold),
+            _ if !is_first => (Begin::Zero, Finish::Fold),
+            _ => (Begin::Zero, Finish::FoldIntoZero),
         }
     }
 
     /// Copies what the tile's chains start from (output or bias) into the stage.
     #[inline(always)]
     fn load_stage(&self, rows: &Range<usize>, first: usize, columns: usize, stage: &mut [f32]) {
-        let Product { out_first, out_stride, start, .. } = *self.product;
+        let start = self.product.start;
         stage.fill(0.0);
         for (i, row) in rows.clone().enumerate() {
             let target = &mut stage[i * STAGE_STRIDE..][..columns];
@@ -287,7 +304,7 @@ impl Block<'_> {
                     target.copy_from_slice(&bias[first..first + columns]);
                 }
                 _ => {
-                    let start = out_first + row * out_stride + first;
+                    let start = self.product.row_start(row) + first;
                     // SAFETY: these columns of this row belong to this task.
                     target.copy_from_slice(unsafe { self.out.slice_mut(start..start + columns) });
                 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::rows::RowList;
 use super::{BiasGrad, Matmul, MatmulDw, MatmulDx};
 use crate::TOKEN_BLOCK;
 use crate::encoding::Weight;
@@ -13,6 +14,26 @@ pub(crate) fn token_blocks(t: usize, row_tokens: usize) -> impl Iterator<Item = 
     (0..rows).flat_map(move |row| {
         let end = t.min((row + 1) * row_tokens);
         (row * row_tokens..end).step_by(TOKEN_BLOCK).map(move |s| s..end.min(s + TOKEN_BLOCK))
+    })
+}
+
+/// The blocks of an expert's rows, given the token of each in ascending order: at most
+/// [`TOKEN_BLOCK`] rows long, each batch row of `row_tokens` tokens begins a new one.
+pub(super) fn row_blocks(
+    tokens: RowList<'_>,
+    row_tokens: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let count = tokens.entries.len();
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let first = start;
+        if first == count {
+            return None;
+        }
+        let batch_row = tokens.at(first) / row_tokens;
+        let end = count.min(first + TOKEN_BLOCK);
+        start = (first..end).find(|&i| tokens.at(i) / row_tokens != batch_row).unwrap_or(end);
+        Some(first..start)
     })
 }
 

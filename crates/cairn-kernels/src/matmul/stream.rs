@@ -4,10 +4,12 @@
 //! weight's bytes cost. Several panels at a time cover the latency of one chain and keep several
 //! streams of the memory system busy. The chains are those of the blocked product, bit for bit.
 
+use std::ops::Range;
+
 use super::pack::{Elements, ElementsVisitor, visit};
 use super::product::Start;
+use super::rows::{RowList, WeightRows};
 use crate::cpu::{Cpu, SharedSlice};
-use crate::encoding::Weight;
 use crate::isa::Simd;
 use crate::simd::{F32x16, Kernel, LANES, dispatch};
 
@@ -23,27 +25,55 @@ const AHEAD: usize = 32;
 /// A forward product over a weight in panels.
 pub(super) struct StreamProduct<'a> {
     pub(super) x_tk: &'a [f32],
-    pub(super) weight: Weight<'a>,
+    pub(super) rows: WeightRows<'a>,
     pub(super) start: Start<'a>,
     pub(super) t: usize,
+    /// Which row of the inputs, and of the outputs, each token stands for; its own if there are no
+    /// lists.
+    pub(super) routed: Option<(RowList<'a>, &'a [u32])>,
+}
+
+impl StreamProduct<'_> {
+    #[inline(always)]
+    fn input_row(&self, token: usize) -> usize {
+        self.routed.map_or(token, |(list, _)| list.at(token))
+    }
+
+    #[inline(always)]
+    fn output_row(&self, token: usize) -> usize {
+        self.routed.map_or(token, |(_, rows)| rows[token] as usize)
+    }
+
+    /// Panels of one task, where `all` such products share out the threads together.
+    pub(super) fn task_panels(&self, cpu: &Cpu, all: usize) -> usize {
+        let panels = self.rows.n.div_ceil(LANES);
+        let bytes = panels * self.rows.panel_bytes();
+        let wanted = (all * bytes).div_ceil(TASK_BYTES).next_multiple_of(cpu.threads());
+        (all * panels)
+            .div_ceil(wanted.max(1))
+            .clamp(1, panels.max(1))
+            .next_multiple_of(GROUP_PANELS)
+    }
+
+    /// Computes the panels of one task. No other task has them.
+    pub(super) fn run_part(&self, simd: Simd, y: &SharedSlice<'_, f32>, panels: Range<usize>) {
+        let Range { start: first, end: last } = panels;
+        visit(&self.rows, Panels { product: self, y, first, last, simd });
+    }
 }
 
 /// Computes the product, panels shared out over the threads.
 pub(super) fn run(cpu: &Cpu, product: &StreamProduct<'_>, y_tn: &mut [f32]) {
-    let Weight { n, .. } = product.weight;
-    let panels = n.div_ceil(LANES);
+    let panels = product.rows.n.div_ceil(LANES);
     if panels == 0 || product.t == 0 {
         return;
     }
-    let panel_bytes = (product.weight.bytes.len() / panels).max(1);
-    let wanted = (panels * panel_bytes).div_ceil(TASK_BYTES).next_multiple_of(cpu.threads());
-    let task_panels = panels.div_ceil(wanted).next_multiple_of(GROUP_PANELS);
+    let task_panels = product.task_panels(cpu, 1);
     let y = SharedSlice::new(y_tn);
     let simd = cpu.simd();
     cpu.parallel(panels.div_ceil(task_panels), |task, _| {
         let first = task * task_panels;
-        let last = panels.min(first + task_panels);
-        visit(&product.weight, Panels { product, y: &y, first, last, simd });
+        product.run_part(simd, &y, first..panels.min(first + task_panels));
     });
 }
 
@@ -60,12 +90,12 @@ impl ElementsVisitor for Panels<'_> {
     type Output = ();
     fn visit<E: Elements>(self, elements: E) {
         let Self { product, y, first, last, simd } = self;
-        dispatch(simd, Range { elements, product, y, first, last });
+        dispatch(simd, Part { elements, product, y, first, last });
     }
 }
 
 /// The panels of one task.
-struct Range<'a, E> {
+struct Part<'a, E> {
     elements: E,
     product: &'a StreamProduct<'a>,
     y: &'a SharedSlice<'a, f32>,
@@ -73,7 +103,7 @@ struct Range<'a, E> {
     last: usize,
 }
 
-impl<E: Elements> Kernel for Range<'_, E> {
+impl<E: Elements> Kernel for Part<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -97,7 +127,7 @@ impl<E: Elements> Kernel for Range<'_, E> {
     }
 }
 
-impl<E: Elements> Range<'_, E> {
+impl<E: Elements> Part<'_, E> {
     #[inline(always)]
     fn groups<V: F32x16, const ROWS: usize, const VECS: usize>(&self) {
         for panel in (self.first..self.last).step_by(VECS) {
@@ -132,9 +162,9 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Kernel for Group<'_, E, 
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let Weight { k, .. } = self.product.weight;
+        let k = self.product.rows.weight.k;
         let x: [*const f32; ROWS] = std::array::from_fn(|i| {
-            let row = self.token + i.min(self.tokens - 1);
+            let row = self.product.input_row(self.token + i.min(self.tokens - 1));
             self.product.x_tk[row * k..(row + 1) * k].as_ptr()
         });
         let panels: [usize; VECS] = std::array::from_fn(|j| self.panel + j.min(self.panels - 1));
@@ -170,14 +200,15 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS>
     #[inline(always)]
     fn columns(&self, j: usize) -> (usize, usize) {
         let first = (self.panel + j) * LANES;
-        (first, LANES.min(self.product.weight.n - first))
+        (first, LANES.min(self.product.rows.n - first))
     }
 
     /// Where the outputs of token `i` and panel `j` lie.
     #[inline(always)]
-    fn outputs(&self, i: usize, j: usize) -> std::ops::Range<usize> {
+    fn outputs(&self, i: usize, j: usize) -> Range<usize> {
         let (first, count) = self.columns(j);
-        let start = (self.token + i) * self.product.weight.n + first;
+        let row = self.product.output_row(self.token + i);
+        let start = row * self.product.rows.n + first;
         start..start + count
     }
 

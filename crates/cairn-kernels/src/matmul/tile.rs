@@ -51,6 +51,10 @@ const LINE: usize = 64;
 const STEPS_A_LINE: usize = 4;
 
 impl Walk {
+    /// Asks for nothing.
+    pub(super) const NOWHERE: Self =
+        Self { at: std::ptr::null(), row: std::ptr::null(), row_bytes: 0, row_stride: 0 };
+
     /// Elements `columns` of the rows from `first` on, of a matrix with `stride` elements of
     /// `element` bytes a row. It may run past the last row: nothing is read, only asked for.
     pub(super) fn rows<T>(

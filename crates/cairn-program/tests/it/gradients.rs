@@ -3,7 +3,7 @@
 //! The loss is `Σ r · y` for a fixed random `r`. Its derivative along a random direction in the
 //! weights is compared with the central difference of the forward pass.
 
-use cairn_kernels::{Act, Encoding, Layout, Mask};
+use cairn_kernels::{Act, Encoding, ExpertGroups, GroupScore, Layout, Mask, Routing, Scoring};
 use cairn_program::{
     AttentionAttrs, Builder, Dim, DimName, Feed, KvPlacement, Loss, NormAttrs, Op, ProgramId,
     RopeAttrs, ValueId, ValueType, differentiate,
@@ -104,6 +104,44 @@ fn head_matmul() {
         let w = b.weight("w", &[dims[0], dim(DimName::Rank, 5), dims[1]]);
         b.push("y", Op::HeadMatmul, &[q, w]).unwrap()
     });
+    // By the transposed weight, as queries are brought to the latent.
+    check(|b, x| {
+        let dims = [dim(DimName::Heads, 3), dim(DimName::HeadDim, 4)];
+        let q = heads(b, "q", x, dims);
+        let w = b.weight("w", &[dims[0], dims[1], dim(DimName::Rank, 5)]);
+        b.push("y", Op::HeadMatmulDx, &[q, w]).unwrap()
+    });
+}
+
+/// Routing on a router whose choice a small step does not change: its logits are far apart.
+fn experts(scoring: Scoring, normalize: Option<f32>, groups: Option<ExpertGroups>) {
+    check(|b, x| {
+        let (e, f) = (dim(DimName::Experts, 4), dim(DimName::Intermediate, 5));
+        let router = matrix(b, "router", &[e], &[hidden()]);
+        let logits = b.push("logits", Op::Matmul, &[x, router]).unwrap();
+        let routing = Routing { top_k: 2, scoring, groups, normalize, scale: 1.3 };
+        let names = [Some("experts"), Some("weights")];
+        let routed = b.push_slots(Op::Route(routing), vec![Some(logits), None], &names).unwrap();
+        let (experts, weights) = (routed[0].unwrap(), routed[1].unwrap());
+        let mut product = |name: &str, x, out: Dim, inputs: Dim| {
+            let w = matrix(b, &format!("{name}.w"), &[e, out], &[inputs]);
+            b.push(name, Op::ExpertMatmul, &[x, w, experts]).unwrap()
+        };
+        let (gate, up) = (product("gate", x, f, hidden()), product("up", x, f, hidden()));
+        let inner = product("inner", up, f, f);
+        let mixed = b.push("mixed", Op::Glu(Act::Silu), &[gate, inner]).unwrap();
+        let w = matrix(b, "down.w", &[e, hidden()], &[f]);
+        let down = b.push("down", Op::ExpertMatmul, &[mixed, w, experts]).unwrap();
+        b.push("y", Op::ExpertSum, &[down, weights]).unwrap()
+    });
+}
+
+#[test]
+fn mixtures_of_experts() {
+    let groups = Some(ExpertGroups { count: 2, kept: 1, score: GroupScore::BestTwo });
+    experts(Scoring::Softmax, None, None);
+    experts(Scoring::Softmax, Some(0.0), None);
+    experts(Scoring::Sigmoid, Some(1e-20), groups);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 )]
 
 mod cut;
+mod experts;
 mod gradients;
 mod harness;
 mod plan;
