@@ -17,6 +17,7 @@
 //! | `session` | memory for programs that share weights and states |
 //! | `execute` | each instruction through its kernel |
 //! | `text` | programs to read |
+//! | `picture` | programs to look at |
 #![forbid(unsafe_code)]
 
 mod account;
@@ -25,6 +26,7 @@ mod differentiate;
 mod dim;
 mod execute;
 mod op;
+mod picture;
 mod plan;
 mod program;
 mod recompute;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use cairn_artifacts::atomic::write_bytes;
 use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
 use cairn_model::{BuildOptions, Head, build_program};
@@ -23,6 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   cairn inspect runs/quickstart
   cairn inspect model/ --program --training
+  cairn inspect model/ --picture model.svg
   cairn inspect model.safetensors --tensors";
 
 /// Tokens of the run that is accounted, where the model allows as many.
@@ -41,6 +43,9 @@ pub(crate) struct InspectArgs {
     /// model allows]
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
+    /// Draw the program: write an SVG of the forward pass
+    #[arg(long, value_name = "FILE.svg")]
+    picture: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long, conflicts_with = "program")]
     json: bool,
@@ -100,7 +105,7 @@ fn run_summary(run: &RunFolder, model: &Path) -> anyhow::Result<String> {
 }
 
 fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
-    if args.parts.program {
+    if args.parts.program || args.picture.is_some() {
         return Err(UserError::new(format!("{} is a file, not a model", path.display()))
             .hint(format!("a program is made from a folder with {CONFIG_FILE}"))
             .into());
@@ -116,6 +121,11 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
 
 fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
     let spec = read_spec(folder)?;
+    if let Some(path) = &args.picture {
+        let picture = program_of(&spec, false)?.picture();
+        write_bytes(path, picture.as_bytes())?;
+        context.terminal.step("Drawn", path.display());
+    }
     if args.parts.program {
         return context.terminal.print_piece(&program_of(&spec, args.parts.training)?.to_string());
     }

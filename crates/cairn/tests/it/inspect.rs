@@ -66,3 +66,14 @@ fn the_doctor_looks_at_the_machine() {
     // The environment of the test has no home, so there is no registry either.
     assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{report}");
 }
+
+#[test]
+fn a_model_is_drawn_with_its_equal_blocks_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.svg");
+    succeed(cairn(["inspect", "--picture"]).arg(&file).arg(golden("llama")));
+    let picture = std::fs::read_to_string(file).unwrap();
+    assert!(picture.starts_with("<svg "), "{picture}");
+    assert!(picture.contains("blocks 0 to 2, 3 times"), "{picture}");
+    assert!(picture.contains("self_attn.q_proj") && picture.contains("attention, causal"));
+}
