@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use cairn_engine::{Engine, Event, Request, SamplingParams};
-use cairn_kernels::bandwidth::{Bandwidth, measure_bandwidth};
+use cairn_kernels::bandwidth::{Bandwidth, BandwidthMeter};
 use cairn_program::{Class, Op, Program, ProgramId, SessionError, ValueId};
 use serde::{Deserialize, Serialize};
 
@@ -46,16 +46,19 @@ pub struct DecodeFigures {
     pub cache_bytes: f64,
     /// Bytes that the median run read a second.
     pub bytes_per_s: f64,
-    /// What this machine reads a second, measured between the runs: the best.
-    pub bandwidth_bytes_per_s: f64,
-    /// `bytes_per_s` over `bandwidth_bytes_per_s`.
+    /// What this machine reads a second, measured before, between and after the runs.
+    pub bandwidth: Bandwidth,
+    /// `bytes_per_s` over the median of those measurements.
     pub bandwidth_share: f64,
 }
 
+/// The bandwidth is the median of at least this many measurements.
+const BANDWIDTH_PASSES_MIN: usize = 5;
+
 /// Measures decoding at batch 1.
 ///
-/// The bandwidth is measured before every run with the engine's own threads, so that both see the
-/// same machine.
+/// The bandwidth is measured before every run and after the last with the engine's own threads:
+/// it moves from second to second, and so both see the same seconds.
 ///
 /// # Errors
 ///
@@ -65,13 +68,19 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     check_limit("repetitions", bench.repetitions, usize::MAX)?;
     check_limit("num_new - 1", bench.num_new.saturating_sub(1), usize::MAX)?;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
-    let mut bandwidth = 0.0_f64;
+    let mut meter = BandwidthMeter::new(engine.session().cpu()).map_err(SessionError::from)?;
+    let passes = BANDWIDTH_PASSES_MIN.div_ceil(bench.repetitions + 1);
+    let mut measure = |engine: &Engine| {
+        (0..passes).for_each(|_| _ = meter.pass(engine.session().cpu()));
+    };
     for _ in 0..bench.repetitions {
-        bandwidth = bandwidth.max(bytes_per_s(engine)?);
+        measure(engine);
         let (prefill_s, decode_s) = run_once(engine, bench)?;
         prefill.push(bench.prompt.len() as f64 / prefill_s);
         decode.push((bench.num_new - 1) as f64 / decode_s);
     }
+    measure(engine);
+    let bandwidth = meter.bandwidth();
     let weight_bytes = weight_bytes(engine);
     let cache_bytes = cache_bytes(engine, bench);
     let tokens_per_s_median = median(&decode);
@@ -86,8 +95,8 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
         weight_bytes,
         cache_bytes,
         bytes_per_s,
-        bandwidth_bytes_per_s: bandwidth,
-        bandwidth_share: bytes_per_s / bandwidth,
+        bandwidth,
+        bandwidth_share: bytes_per_s / (bandwidth.gbs * 1e9),
     })
 }
 
@@ -136,12 +145,6 @@ fn cache_bytes(engine: &Engine, bench: &DecodeBench) -> f64 {
     // The k-th timed step attends to prompt + k tokens, k from 1 to num_new − 1.
     let tokens = bench.prompt.len() as f64 + bench.num_new as f64 / 2.0;
     bytes_per_token * tokens
-}
-
-fn bytes_per_s(engine: &Engine) -> Result<f64, EvalError> {
-    let Bandwidth { gbs, .. } =
-        measure_bandwidth(engine.session().cpu()).map_err(SessionError::from)?;
-    Ok(gbs * 1e9)
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -1,65 +1,138 @@
 //! How fast this machine reads memory: the ceiling of everything that decodes one token at a time.
+//!
+//! A virtual machine's bandwidth moves from second to second with what its neighbors do, so one
+//! number measured at one time says little about work done at another. A [`BandwidthMeter`] keeps
+//! its buffer between passes: a benchmark makes a pass between its own turns and relates its speed
+//! to the median of those passes, with their spread beside it.
 
 use std::time::Instant;
 
 use crate::cpu::Cpu;
+use crate::isa::{Isa, last_level_cache_bytes};
 use crate::memory::{Anonymous, Bytes, MemoryError};
 use crate::simd::kernel;
 
-/// Far beyond the caches of one machine's share of a processor.
-const BUFFER_BYTES: usize = 512 << 20;
+/// The buffer is at least this large …
+const BUFFER_BYTES_MIN: usize = 1 << 30;
+/// … and at least this many times the last-level cache, so that at most a quarter of a pass could
+/// come from it.
+const BUFFER_CACHES_MIN: usize = 4;
 const TASK_BYTES: usize = 1 << 20;
-/// The best of this many passes; other work on the machine only ever slows one down.
-const PASSES: usize = 7;
+/// Passes of a measurement by itself: about half a second.
+const PASSES: usize = 15;
 
 /// Measured read bandwidth.
-#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bandwidth {
+    /// The instruction set that read.
+    pub isa: Isa,
     /// Threads that took part.
     pub threads: usize,
     /// Bytes of the buffer that was read.
     pub buffer_bytes: usize,
-    /// 10⁹ bytes a second, best pass.
+    /// Passes over the buffer.
+    pub passes: usize,
+    /// 10⁹ bytes a second, median of the passes.
     pub gbs: f64,
+    /// The slowest pass.
+    pub gbs_min: f64,
+    /// The fastest pass.
+    pub gbs_max: f64,
 }
 
-/// Reads a buffer far beyond the caches, from huge pages where the system gives them, and reports
-/// the best pass.
+/// A buffer far beyond the caches, and the passes made over it so far.
+#[derive(Debug)]
+pub struct BandwidthMeter {
+    buffer: Anonymous,
+    isa: Isa,
+    threads: usize,
+    passes: Vec<f64>,
+}
+
+impl BandwidthMeter {
+    /// A meter for the threads of `cpu` with a buffer of at least 1 GiB and four times the
+    /// last-level cache, touched, from huge pages where the system gives them.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`] if the system does not give the buffer.
+    pub fn new(cpu: &Cpu) -> Result<Self, MemoryError> {
+        let caches = BUFFER_CACHES_MIN * last_level_cache_bytes().unwrap_or(0);
+        Self::with_buffer(cpu, BUFFER_BYTES_MIN.max(caches))
+    }
+
+    fn with_buffer(cpu: &Cpu, bytes: usize) -> Result<Self, MemoryError> {
+        let buffer = Anonymous::new(bytes.next_multiple_of(TASK_BYTES))?;
+        let (isa, threads) = (cpu.isa(), cpu.threads());
+        let meter = Self { buffer, isa, threads, passes: Vec::new() };
+        // The first pass meets cold translations and sleeping threads.
+        meter.read(cpu);
+        Ok(meter)
+    }
+
+    /// Reads the buffer once with all threads, keeps how fast that was and returns it, in 10⁹ bytes
+    /// a second.
+    pub fn pass(&mut self, cpu: &Cpu) -> f64 {
+        let gbs = self.read(cpu);
+        self.passes.push(gbs);
+        gbs
+    }
+
+    fn read(&self, cpu: &Cpu) -> f64 {
+        let words = Bytes::new(self.buffer.as_ref()).f32s();
+        let task_words = TASK_BYTES / 4;
+        let simd = cpu.simd();
+        let start = Instant::now();
+        cpu.parallel(words.len() / task_words, |task, _| {
+            std::hint::black_box(sum(simd, &words[task * task_words..(task + 1) * task_words]));
+        });
+        self.buffer.as_ref().len() as f64 / start.elapsed().as_secs_f64() / 1e9
+    }
+
+    /// The median of the passes and their spread.
+    ///
+    /// # Panics
+    /// Before the first pass.
+    pub fn bandwidth(&self) -> Bandwidth {
+        let mut sorted = self.passes.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        Bandwidth {
+            isa: self.isa,
+            threads: self.threads,
+            buffer_bytes: self.buffer.as_ref().len(),
+            passes: sorted.len(),
+            gbs: f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[middle]),
+            gbs_min: sorted[0],
+            gbs_max: sorted[sorted.len() - 1],
+        }
+    }
+}
+
+/// The median of several passes made one after the other.
 ///
 /// # Errors
 /// [`MemoryError::Refused`] if the system does not give the buffer.
 pub fn measure_bandwidth(cpu: &Cpu) -> Result<Bandwidth, MemoryError> {
-    let buffer = Anonymous::new(BUFFER_BYTES)?;
-    let words = Bytes::new(buffer.as_ref()).f32s();
-    let tasks = BUFFER_BYTES / TASK_BYTES;
-    let task_words = TASK_BYTES / 4;
-    let simd = cpu.simd();
-    let best = (0..PASSES)
-        .map(|_| {
-            let start = Instant::now();
-            cpu.parallel(tasks, |task, _| {
-                let part = &words[task * task_words..(task + 1) * task_words];
-                std::hint::black_box(read(simd, part));
-            });
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min);
-    let gbs = BUFFER_BYTES as f64 / best / 1e9;
-    Ok(Bandwidth { threads: cpu.threads(), buffer_bytes: BUFFER_BYTES, gbs })
+    let mut meter = BandwidthMeter::new(cpu)?;
+    for _ in 0..PASSES {
+        meter.pass(cpu);
+    }
+    Ok(meter.bandwidth())
 }
 
 kernel! {
-    /// Touches every vector; the largest value keeps the loads alive.
-    fn read<V>(words: &[f32]) -> f32 {
+    /// The sum of all numbers, in eight independent chains of vectors.
+    fn sum<V>(words: &[f32]) -> f32 {
         let (vectors, _) = words.as_chunks::<16>();
         let (groups, _) = vectors.as_chunks::<8>();
-        let mut largest = [V::zero(); 8];
+        let mut sums = [V::zero(); 8];
         for group in groups {
-            for (lane, vector) in largest.iter_mut().zip(group) {
-                *lane = V::load(vector).max(*lane);
+            for (sum, vector) in sums.iter_mut().zip(group) {
+                *sum = *sum + V::load(vector);
             }
         }
-        largest.into_iter().fold(0.0, |most, lanes| lanes.max_lane().max(most))
+        sums.into_iter().fold(0.0, |total, lanes| total + lanes.sum())
     }
 }
 
@@ -68,8 +141,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_buffer_is_read() {
-        let bandwidth = measure_bandwidth(&Cpu::detect(1)).unwrap();
-        assert!(bandwidth.gbs > 0.1 && bandwidth.gbs < 10_000.0, "{bandwidth:?}");
+    fn a_meter_gives_the_median_of_its_passes() {
+        let cpu = Cpu::detect(1);
+        let mut meter = BandwidthMeter::with_buffer(&cpu, 32 << 20).unwrap();
+        assert_eq!(meter.buffer.as_ref().len(), 32 << 20);
+        let mut passes: Vec<f64> = (0..4).map(|_| meter.pass(&cpu)).collect();
+        assert!(passes.iter().all(|&gbs| gbs > 0.1 && gbs < 10_000.0), "{passes:?}");
+        passes.sort_by(f64::total_cmp);
+        let found = meter.bandwidth();
+        assert_eq!((found.passes, found.threads), (4, 1));
+        let expected = [passes[0], passes[3], f64::midpoint(passes[1], passes[2])];
+        let bits = |numbers: [f64; 3]| numbers.map(f64::to_bits);
+        assert_eq!(bits([found.gbs_min, found.gbs_max, found.gbs]), bits(expected));
+        meter.passes = vec![3.0, 1.0, 2.0];
+        let found = meter.bandwidth();
+        assert_eq!(bits([found.gbs_min, found.gbs_max, found.gbs]), bits([1.0, 3.0, 2.0]));
+    }
+
+    #[test]
+    fn every_number_is_read() {
+        let simd = Cpu::detect(1).simd();
+        let words: Vec<f32> = (0..1024).map(|i| i as f32).collect();
+        assert_eq!(sum(simd, &words).to_bits(), (1023.0_f32 * 512.0).to_bits());
     }
 }

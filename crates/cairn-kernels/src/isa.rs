@@ -103,6 +103,34 @@ pub fn cpu_name() -> String {
     if trimmed.is_empty() { std::env::consts::ARCH.to_owned() } else { trimmed.to_owned() }
 }
 
+/// Bytes of the largest cache that a core of this machine reads through, if the processor tells.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn last_level_cache_bytes() -> Option<usize> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    /// Intel's leaf of cache parameters, and AMD's of the same form.
+    const LEAVES: [u32; 2] = [0x4, 0x8000_001d];
+    const CACHES_MAX: u32 = 16;
+    let bytes_of = |leaf: u32, index: u32| {
+        let cache = __cpuid_count(leaf, index);
+        if cache.eax & 0x1f == 0 {
+            return None;
+        }
+        let field = |from: u32, bits: u32| (cache.ebx >> from & ((1 << bits) - 1)) as usize + 1;
+        Some(field(0, 12) * field(12, 10) * field(22, 10) * (cache.ecx as usize + 1))
+    };
+    let caches = LEAVES.into_iter().flat_map(|leaf| {
+        let is_there = __cpuid(leaf & 0x8000_0000).eax >= leaf;
+        let count = if is_there { CACHES_MAX } else { 0 };
+        (0..count).map_while(move |index| bytes_of(leaf, index))
+    });
+    caches.max()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn last_level_cache_bytes() -> Option<usize> {
+    None
+}
+
 /// Leaves 0x80000002 to 0x80000004 of `cpuid` hold 48 characters.
 #[cfg(target_arch = "x86_64")]
 fn brand_string() -> String {

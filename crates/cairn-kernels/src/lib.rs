@@ -8,7 +8,8 @@
 //! Reading order: [`isa`] (what the machine can do), [`cpu`] and [`pool`] (threads and scratch),
 //! [`memory`] (regions and spans), `simd` (sixteen lanes, three ways), [`encoding`] (how
 //! weights are stored), [`mod@matmul`] (the three products), the other operators, then [`registry`],
-//! [`tuner`], [`bandwidth`] and [`peak`] (what exists, what is chosen, what the machine can do).
+//! [`tuner`], [`bandwidth`], [`peak`] and [`profile`] (what exists, what is chosen, what the machine
+//! can do, and what of it is kept).
 
 pub mod activation;
 pub mod attention;
@@ -33,6 +34,7 @@ pub mod optimizer;
 pub mod peak;
 pub mod pointwise;
 pub mod pool;
+pub mod profile;
 mod random;
 pub mod registry;
 pub mod rms_norm;

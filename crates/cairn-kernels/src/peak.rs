@@ -11,7 +11,8 @@ const BURSTS: usize = 12;
 const BURST_SECONDS: f64 = 0.004;
 
 /// Measured speed of fused multiply-adds on registers.
-#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FmaPeak {
     /// The instruction set measured.
     pub isa: Isa,

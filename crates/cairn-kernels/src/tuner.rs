@@ -2,24 +2,27 @@
 //!
 //! The numeric policy makes every [`Blocking`] give the same bits, so the choice is free: it may
 //! differ between machines, runs and threads without anyone noticing but the clock. Choices are kept
-//! by (product, encoding, instruction set, threads, shape class), say what they were chosen over, and
-//! can be stored in a file that names the machine they are for.
+//! by (product, encoding, instruction set, threads, shape class) and say what they were chosen over;
+//! [`crate::profile`] stores them with the other figures of a machine.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::cpu::Cpu;
 use crate::encoding::{Encoding, Layout};
-use crate::isa::{Isa, cpu_name};
+use crate::isa::Isa;
 use crate::matmul::Blocking;
 use crate::matmul::tune::Trial;
 
-const SCHEMA: &str = "tuning/1";
 /// Rounds over all candidates; the best time of each counts.
 const ROUNDS: usize = 5;
+/// After a round, candidates this much slower than the fastest are not measured again.
+const HOPELESS: f64 = 1.15;
+/// Fewer rounds than this leave the estimate in place: one slow moment of the machine would decide.
+const ROUNDS_MIN: usize = 2;
+/// Multiply-adds of a product that is worth the measurement when time is short: below it, a
+/// product takes a fraction of a millisecond however it is cut.
+const WORTHWHILE: usize = 1 << 26;
 /// A candidate must beat the unmeasured choice by this factor: smaller differences are noise.
 const CLEARLY_FASTER: f64 = 0.98;
 
@@ -66,12 +69,18 @@ pub struct TuneCase {
     pub k: usize,
 }
 
+impl TuneCase {
+    fn multiply_adds(&self) -> usize {
+        self.t.saturating_mul(self.n).saturating_mul(self.k)
+    }
+}
+
 /// What a choice holds for.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
 #[serde(deny_unknown_fields)]
-struct Key {
+pub(crate) struct Key {
     case: TuneCase,
     isa: Isa,
     threads: usize,
@@ -98,117 +107,17 @@ pub struct Choice {
     pub unmeasured_seconds: f64,
     /// How many cuts were measured.
     pub candidates: usize,
+    /// Rounds over them.
+    pub rounds: usize,
 }
 
 /// The choices of one machine.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tuning {
-    machine: String,
-    choices: BTreeMap<Key, Choice>,
-}
-
-/// A stored tuning that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TuningError {
-    /// The file cannot be read or written.
-    #[error("cannot access the tuning file {path}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is not a tuning of this version.
-    #[error("{path} is not a tuning file of version {SCHEMA:?}")]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// The file was measured elsewhere.
-    #[error("{path} was measured on {found:?}, this machine is {expected:?}")]
-    OtherMachine {
-        /// The file.
-        path: PathBuf,
-        /// This machine.
-        expected: String,
-        /// The file's machine.
-        found: String,
-    },
-}
-
-impl TuningError {
-    /// What the user can do, one line each.
-    pub fn hints(&self) -> Vec<String> {
-        match self {
-            Self::Io { .. } => Vec::new(),
-            Self::Format { path, .. } | Self::OtherMachine { path, .. } => {
-                vec![format!("delete {} to have this machine measured again", path.display())]
-            }
-        }
-    }
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    schema: Schema,
-    machine: String,
-    choices: Vec<(Key, Choice)>,
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-enum Schema {
-    #[serde(rename = "tuning/1")]
-    Version1,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        Self { machine: cpu_name(), choices: BTreeMap::new() }
-    }
+    pub(crate) choices: BTreeMap<Key, Choice>,
 }
 
 impl Tuning {
-    /// Reads a stored tuning.
-    ///
-    /// # Errors
-    /// [`TuningError::Io`] if the file cannot be read, [`TuningError::Format`] if it is not a tuning
-    /// of this version, [`TuningError::OtherMachine`] if another machine measured it: measure again.
-    pub fn load(path: &Path) -> Result<Self, TuningError> {
-        let text = fs::read(path).map_err(|source| io(path, source))?;
-        let stored: Stored = serde_json::from_slice(&text)
-            .map_err(|source| TuningError::Format { path: path.to_owned(), source })?;
-        let (expected, found) = (cpu_name(), stored.machine);
-        if found != expected {
-            return Err(TuningError::OtherMachine { path: path.to_owned(), expected, found });
-        }
-        Ok(Self { machine: found, choices: stored.choices.into_iter().collect() })
-    }
-
-    /// Writes the tuning: a temporary file beside `path`, synced, then renamed.
-    ///
-    /// # Errors
-    /// [`TuningError::Io`] if a step fails; an older file is then still there.
-    pub fn save(&self, path: &Path) -> Result<(), TuningError> {
-        let choices = self.choices.iter().map(|(key, choice)| (*key, *choice)).collect();
-        let stored = Stored { schema: Schema::Version1, machine: self.machine.clone(), choices };
-        let text = serde_json::to_vec_pretty(&stored)
-            .map_err(|source| TuningError::Format { path: path.to_owned(), source })?;
-        let temporary = path.with_extension("tmp");
-        let write = || {
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)
-        };
-        write().map_err(|source| io(path, source))
-    }
-
     /// The choice for a product on this handle, if it was measured.
     pub fn choice(&self, cpu: &Cpu, case: TuneCase) -> Option<&Choice> {
         self.choices.get(&Key::new(case, cpu))
@@ -224,18 +133,55 @@ impl Tuning {
         self.choices.is_empty()
     }
 
-    /// Measures the cases that have no choice yet (a fraction of a second each) and calls `each`
-    /// with one line on every choice made.
+    /// Forgets the choices for these cases.
+    pub fn forget(&mut self, cpu: &Cpu, cases: &[TuneCase]) {
+        for &case in cases {
+            self.choices.remove(&Key::new(case, cpu));
+        }
+    }
+
+    /// Measures the cases that have no choice yet (a second or so each) and calls `each` with one
+    /// line on every choice made.
     pub fn measure(&mut self, cpu: &Cpu, cases: &[TuneCase], mut each: impl FnMut(&str)) {
+        for case in self.open_cases(cpu, cases) {
+            let choice = choose(cpu, case, f64::INFINITY);
+            each(&explain(&Key::new(case, cpu), &choice));
+            self.choices.insert(Key::new(case, cpu), choice);
+        }
+    }
+
+    /// The cases without a choice that matter for the time of a run.
+    pub fn worthwhile(&self, cpu: &Cpu, cases: &[TuneCase]) -> Vec<TuneCase> {
+        let open = self.open_cases(cpu, cases).into_iter();
+        open.filter(|case| case.multiply_adds() >= WORTHWHILE).collect()
+    }
+
+    /// Measures the [`worthwhile`](Self::worthwhile) cases in about `seconds`, larger products
+    /// longer. Where that is too short to be sure, the estimate is kept, and said to be one.
+    pub fn measure_within(&mut self, cpu: &Cpu, cases: &[TuneCase], seconds: f64) {
+        let start = Instant::now();
+        let open = self.worthwhile(cpu, cases);
+        let mut work: f64 = open.iter().map(|case| case.multiply_adds() as f64).sum();
+        for case in open {
+            let own = case.multiply_adds() as f64;
+            let left = (seconds - start.elapsed().as_secs_f64()).max(0.0);
+            let choice = choose(cpu, case, left * own / work);
+            work -= own;
+            self.choices.insert(Key::new(case, cpu), choice);
+        }
+    }
+
+    /// The cases that have something to compute and no choice yet, each class once.
+    fn open_cases(&self, cpu: &Cpu, cases: &[TuneCase]) -> Vec<TuneCase> {
+        let mut open: Vec<TuneCase> = Vec::new();
         for &case in cases {
             let key = Key::new(case, cpu);
-            if self.choices.contains_key(&key) || case.t * case.n * case.k == 0 {
-                continue;
+            let is_open = case.multiply_adds() > 0 && !self.choices.contains_key(&key);
+            if is_open && !open.iter().any(|other| Key::new(*other, cpu) == key) {
+                open.push(case);
             }
-            let choice = choose(cpu, case);
-            each(&explain(&key, &choice));
-            self.choices.insert(key, choice);
         }
+        open
     }
 
     /// One line on every choice: what, over what, and by how much.
@@ -244,15 +190,13 @@ impl Tuning {
     }
 }
 
-fn io(path: &Path, source: std::io::Error) -> TuningError {
-    TuningError::Io { path: path.to_owned(), source }
-}
-
 fn explain(key: &Key, choice: &Choice) -> String {
     let Key { case, isa, threads } = key;
-    let Choice { blocking, unmeasured, candidates, .. } = choice;
+    let Choice { blocking, unmeasured, candidates, .. } = *choice;
     let gain = (choice.unmeasured_seconds / choice.seconds - 1.0) * 100.0;
-    let why = if blocking == unmeasured {
+    let why = if choice.rounds < ROUNDS_MIN || candidates == 1 {
+        "the estimate: there was no time to be sure of a better one".to_owned()
+    } else if blocking == unmeasured {
         format!("none of {candidates} cuts is clearly faster than the estimate")
     } else {
         format!("fastest of {candidates} cuts, {gain:.0} % faster than the estimate")
@@ -270,28 +214,44 @@ fn explain(key: &Key, choice: &Choice) -> String {
     )
 }
 
-fn choose(cpu: &Cpu, case: TuneCase) -> Choice {
-    let candidates = case.candidates(cpu);
+/// Measures as many cuts of one case as about `seconds` allow, at least the estimate.
+fn choose(cpu: &Cpu, case: TuneCase, seconds: f64) -> Choice {
+    let mut candidates = case.candidates(cpu);
     let mut trial = Trial::new(case, Layout::RowMajor);
-    let mut best = vec![f64::INFINITY; candidates.len()];
+    let began = Instant::now();
+    let is_over = || began.elapsed().as_secs_f64() >= seconds;
     trial.run(cpu, &candidates[0]);
-    for _ in 0..ROUNDS {
-        for (seconds, blocking) in best.iter_mut().zip(&candidates) {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+    let runs = (seconds / began.elapsed().as_secs_f64()) as usize;
+    candidates.truncate((runs / (ROUNDS_MIN + 1)).max(1));
+    let mut best = vec![f64::INFINITY; candidates.len()];
+    let mut in_race: Vec<usize> = (0..candidates.len()).collect();
+    let mut rounds = 0;
+    'rounds: while rounds < ROUNDS {
+        for &i in &in_race {
+            if is_over() && best[0].is_finite() {
+                break 'rounds;
+            }
             let start = Instant::now();
-            trial.run(cpu, blocking);
-            *seconds = seconds.min(start.elapsed().as_secs_f64());
+            trial.run(cpu, &candidates[i]);
+            best[i] = best[i].min(start.elapsed().as_secs_f64());
         }
+        rounds += 1;
+        let fastest = best.iter().copied().fold(f64::INFINITY, f64::min);
+        // The estimate stays in: it is what the others are compared with.
+        in_race.retain(|&i| i == 0 || best[i] < HOPELESS * fastest);
     }
     let unmeasured_seconds = best[0];
     let fastest = (0..best.len()).min_by(|&a, &b| best[a].total_cmp(&best[b])).unwrap_or(0);
-    let is_clear = best[fastest] < CLEARLY_FASTER * unmeasured_seconds;
+    let is_clear = rounds >= ROUNDS_MIN && best[fastest] < CLEARLY_FASTER * unmeasured_seconds;
     let chosen = if is_clear { fastest } else { 0 };
     Choice {
         blocking: candidates[chosen],
         seconds: best[chosen],
         unmeasured: candidates[0],
         unmeasured_seconds,
-        candidates: candidates.len(),
+        candidates: best.iter().filter(|seconds| seconds.is_finite()).count(),
+        rounds,
     }
 }
 

@@ -47,6 +47,6 @@ impl Context {
 
     /// The processor, with the wished number of threads and this machine's tuning.
     pub(crate) fn cpu(&self) -> Cpu {
-        crate::tuning::cpu(self, self.threads)
+        crate::machine_profile::cpu(self, self.threads)
     }
 }

@@ -13,6 +13,7 @@ mod evaluation;
 mod failure;
 mod figures;
 mod machine;
+mod machine_profile;
 mod model_folder;
 mod outside;
 mod panic_report;
@@ -26,7 +27,6 @@ mod terminal;
 mod text_input;
 mod train_display;
 mod training;
-mod tuning;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -7,13 +7,13 @@ use anyhow::Context as _;
 use cairn_artifacts::FileError;
 use cairn_artifacts::machine::ProcessMemory;
 use cairn_data::corpus::{Corpus, MANIFEST_FILE};
-use cairn_kernels::peak::measure_fma_peak;
 use cairn_spec::recipe::{BudgetSection, Facts, Format, RecipeFile, TrainRecipe};
 use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, measure_pace};
 
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::machine::available_bytes;
+use crate::machine_profile;
 use crate::outside::{Outside, code_revision};
 use crate::train_display::TrainDisplay;
 
@@ -161,8 +161,9 @@ pub(crate) fn train(
     let corpus = job.corpus()?;
     // Opening looks at sizes only; what is trained on has to be what the record will name.
     corpus.verify()?;
-    let cpu = crate::tuning::cpu(context, job.recipe.run.threads);
-    let peak = measure_fma_peak(&cpu);
+    let tokens = plan.shape.micro_batch_size * job.recipe.data.seq_len;
+    let cases = machine_profile::cases(&plan.programs().train, tokens);
+    let (cpu, peak) = machine_profile::measured_cpu(context, job.recipe.run.threads, &cases);
     let setup = Setup {
         recipe: &job.recipe,
         corpus,

@@ -25,7 +25,7 @@ fn figures_count_the_bytes_that_a_token_reads() {
     assert_eq!((found.tokens_per_s.len(), found.prefill_tokens_per_s.len()), (2, 2));
     let bytes = found.tokens_per_s_median * (found.weight_bytes as f64 + found.cache_bytes);
     assert!((found.bytes_per_s - bytes).abs() < 1e-6 * bytes);
-    assert!((found.bandwidth_share * found.bandwidth_bytes_per_s - bytes).abs() < 1e-6 * bytes);
+    assert!((found.bandwidth_share * found.bandwidth.gbs * 1e9 - bytes).abs() < 1e-6 * bytes);
     assert_eq!(llama.num_blocks_used(), 0);
 }
 

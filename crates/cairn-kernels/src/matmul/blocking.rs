@@ -84,16 +84,18 @@ impl Blocking {
             .get((rows, columns, steps), || Self::estimate(rows, columns, steps, cpu, COLUMNS_MAX))
     }
 
-    /// The estimate, then its neighbors: other block widths, shorter tasks, shorter blocks of steps.
+    /// The estimate, then its neighbors: other block widths, then of each width shorter tasks,
+    /// narrower tasks and shorter blocks of steps. Whoever has time for a few takes the first few.
     pub(super) fn candidates(rows: usize, columns: usize, steps: usize, cpu: &Cpu) -> Vec<Self> {
         let tile = cpu.isa().tile();
+        let of_width = |columns_max: usize| Self::estimate(rows, columns, steps, cpu, columns_max);
+        let widths = [160, 320, 128, 512, 224].map(of_width);
         let mut all = vec![Self::guess(rows, columns, steps, cpu)];
-        for columns_max in [128, 160, 224, 320, 512] {
-            let base = Self::estimate(rows, columns, steps, cpu, columns_max);
+        all.extend(widths);
+        for base in widths {
             let half = (base.rows / 2).next_multiple_of(tile.1).max(tile.1);
             let narrow = (base.columns / 2).next_multiple_of(tile.0 * LANES);
             all.extend([
-                base,
                 Self { rows: half, ..base },
                 Self { columns: narrow, ..base },
                 Self { steps: 256, ..base },

@@ -25,7 +25,7 @@ fn every_candidate_gives_the_same_bits() {
 }
 
 #[test]
-fn choices_are_stored_and_explained() {
+fn choices_are_made_once_and_explained() {
     let cpu = Cpu::detect(1);
     let cases =
         [case(ProductKind::Matmul, Encoding::Bf16), case(ProductKind::MatmulDw, Encoding::F32)];
@@ -34,27 +34,23 @@ fn choices_are_stored_and_explained() {
     tuning.measure(&cpu, &cases, |line| lines.push(line.to_owned()));
     assert_eq!(lines.len(), 2);
     assert!(lines[0].starts_with("matmul.bf16."), "{}", lines[0]);
+    assert_eq!(tuning.explain().len(), 2);
     tuning.measure(&cpu, &cases, |line| panic!("measured again: {line}"));
-
-    let folder = tempfile();
-    let path = folder.join("tuning.json");
-    tuning.save(&path).unwrap();
-    assert_eq!(Tuning::load(&path).unwrap(), tuning);
-
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace(&cpu_name(), "another machine")).unwrap();
-    assert!(matches!(Tuning::load(&path), Err(TuningError::OtherMachine { .. })));
-    fs::write(&path, text.replace("tuning/1", "tuning/9")).unwrap();
-    assert!(matches!(Tuning::load(&path), Err(TuningError::Format { .. })));
-    fs::remove_dir_all(&folder).unwrap();
-    assert!(matches!(Tuning::load(&path), Err(TuningError::Io { .. })));
 }
 
-/// A folder of this process's own.
-fn tempfile() -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("cairn-tuner-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    folder
+#[test]
+fn without_time_the_estimate_is_kept_and_said_to_be_one() {
+    let cpu = Cpu::detect(1);
+    let small = case(ProductKind::Matmul, Encoding::F32);
+    let large = TuneCase { t: 256, n: 640, k: 512, ..small };
+    let mut tuning = Tuning::default();
+    assert_eq!(tuning.worthwhile(&cpu, &[small, large, large]), [large]);
+    tuning.measure_within(&cpu, &[small, large], 0.0);
+    let choice = *tuning.choice(&cpu, large).unwrap();
+    assert_eq!((choice.blocking, choice.candidates, choice.rounds), (choice.unmeasured, 1, 1));
+    assert!(tuning.explain()[0].contains("no time to be sure"), "{:?}", tuning.explain());
+    assert_eq!(tuning.choice(&cpu, small), None);
+    assert_eq!(tuning.worthwhile(&cpu, &[small, large]), []);
 }
 
 #[test]
@@ -78,6 +74,7 @@ fn products_use_the_choice() {
         unmeasured: odd,
         unmeasured_seconds: 1.0,
         candidates: 1,
+        rounds: 2,
     };
     let mut tuning = Tuning::default();
     tuning.choices.insert(Key::new(case, &cpu), choice);

@@ -282,6 +282,9 @@ fn write_run_files(
     record.started = earlier.and_then(|earlier| earlier.started).or(timestamp(unix_s));
     record.figures.insert("plan".to_owned(), json!(plan));
     record.figures.insert("opened_at_step".to_owned(), json!(step));
+    if let Some(peak) = setup.peak_flops_per_s {
+        record.figures.insert("peak_flops_per_s".to_owned(), json!(peak));
+    }
     if let Some(initial) = setup.initial {
         let initial = initial.display().to_string();
         record.figures.insert("initial_weights".to_owned(), json!(initial));

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use cairn_artifacts::run::{RunRecord, RunStatus};
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use cairn_eval::{DecodeBench, DecodeFigures, bench_decode};
-use cairn_kernels::bandwidth::measure_bandwidth;
+use cairn_kernels::bandwidth::{Bandwidth, measure_bandwidth};
 use cairn_kernels::bench::{BenchRow, Ceilings, bench_kernels};
 use cairn_kernels::peak::measure_fma_peak;
 use cairn_kernels::{CacheType, Encoding};
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Percent, Seconds};
+use crate::machine_profile;
 use crate::model_folder::{ModelFolder, read_spec};
 use crate::outside::{code_revision, timestamp};
 use crate::progress_line::ProgressLine;
@@ -141,14 +142,24 @@ fn print(
 fn bandwidth(args: &PlainArgs, context: &Context) -> anyhow::Result<()> {
     let cpu = context.cpu();
     let found = measure_bandwidth(&cpu).context("cannot measure the bandwidth")?;
-    let buffer = Bytes::of(found.buffer_bytes);
-    let text = format!("{:.1} GB/s read by {} threads from {buffer}", found.gbs, found.threads);
-    let what = ("bandwidth", json!({ "threads": found.threads }), serde_json::to_value(found)?);
+    let mut profile = machine_profile::load(context);
+    profile.keep_bandwidth(found);
+    machine_profile::keep(&profile, context);
+    let Bandwidth { threads, buffer_bytes, passes, gbs, gbs_min, gbs_max, .. } = found;
+    let text = format!(
+        "{gbs:.1} GB/s read by {threads} threads from {}, median of {passes} passes \
+         ({gbs_min:.1} to {gbs_max:.1})",
+        Bytes::of(buffer_bytes)
+    );
+    let what = ("bandwidth", json!({ "threads": threads }), serde_json::to_value(found)?);
     print(args.output, what, text, context)
 }
 
 fn peak(args: &PlainArgs, context: &Context) -> anyhow::Result<()> {
     let found = measure_fma_peak(&context.cpu());
+    let mut profile = machine_profile::load(context);
+    profile.keep_peak(found);
+    machine_profile::keep(&profile, context);
     let text = format!(
         "{:.0} GFLOP/s of f32 multiply-adds by {} threads with {}",
         found.gflops, found.threads, found.isa
@@ -249,7 +260,10 @@ fn decode_text(figures: &DecodeFigures) -> String {
     table.row([&"weights read", &Bytes(figures.weight_bytes as f64)]);
     table.row([&"cache read", &Bytes(figures.cache_bytes)]);
     let share = Percent(figures.bandwidth_share);
-    let (used, there) = (figures.bytes_per_s / 1e9, figures.bandwidth_bytes_per_s / 1e9);
-    table.row([&"bandwidth", &format!("{used:.1} of {there:.1} GB/s: {share}")]);
+    let used = figures.bytes_per_s / 1e9;
+    let Bandwidth { gbs, gbs_min, gbs_max, passes, .. } = figures.bandwidth;
+    let spread =
+        format!("median of {passes} passes between the runs, {gbs_min:.1} to {gbs_max:.1}");
+    table.row([&"bandwidth", &format!("{used:.1} of {gbs:.1} GB/s ({spread}): {share}")]);
     table.to_string()
 }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use cairn_kernels::Isa;
-use cairn_kernels::registry;
+use cairn_kernels::bandwidth::Bandwidth;
+use cairn_kernels::peak::FmaPeak;
+use cairn_kernels::{Isa, registry};
 use clap::Args;
 use serde::Serialize;
 
@@ -45,7 +46,9 @@ struct Report {
     selected_isa: &'static str,
     kernels_registered: usize,
     kernels_selected: Vec<String>,
-    tuned_products: usize,
+    peaks: Vec<FmaPeak>,
+    bandwidths: Vec<Bandwidth>,
+    tuned: Vec<String>,
     cache_folder: Option<std::path::PathBuf>,
     default_corpus: Option<std::path::PathBuf>,
     findings: Vec<Finding>,
@@ -66,13 +69,16 @@ impl Report {
         let best = Isa::best();
         let machine = MachineReport::read();
         let default_corpus = context.environment.registry_sources();
+        let profile = crate::machine_profile::load(context);
         Self {
             version: env!("CARGO_PKG_VERSION"),
             threads_used: context.threads,
             selected_isa: best.name(),
             kernels_registered: all.len(),
             kernels_selected: all.iter().filter(|k| k.isa == best).map(|k| k.name()).collect(),
-            tuned_products: crate::tuning::load(context).len(),
+            peaks: profile.peaks().to_vec(),
+            bandwidths: profile.bandwidths().to_vec(),
+            tuned: profile.tuning.explain(),
             cache_folder: context.environment.cache_dir.clone(),
             findings: findings(&machine, default_corpus.is_some(), context),
             machine,
@@ -107,14 +113,30 @@ impl Report {
             self.selected_isa
         );
         table.row([&"kernels", &kernels]);
-        let tuned = match self.tuned_products {
-            0 => "nothing yet: cairn bench tune RECIPE".to_owned(),
+        let unmeasured = |command: &str| format!("not measured yet: cairn bench {command}");
+        for (name, text) in [
+            ("peak", list(&self.peaks, peak_text).unwrap_or_else(|| unmeasured("peak"))),
+            (
+                "bandwidth",
+                list(&self.bandwidths, bandwidth_text).unwrap_or_else(|| unmeasured("bandwidth")),
+            ),
+        ] {
+            table.row([&name, &text]);
+        }
+        let tuned = match self.tuned.len() {
+            0 => "no products yet: the first training run does it".to_owned(),
             count => format!("{count} products"),
         };
         table.row([&"tuned", &tuned]);
         table.row([&"cache folder", &path(&self.cache_folder)]);
         table.row([&"default corpus", &path(&self.default_corpus)]);
         let mut text = table.to_string();
+        if !self.tuned.is_empty() {
+            text += "\n\nchosen cuts of products, all with the same bits:";
+            for line in &self.tuned {
+                let _ = write!(text, "\n  {line}");
+            }
+        }
         if list_kernels {
             text += "\n";
             for name in &self.kernels_selected {
@@ -129,6 +151,21 @@ impl Report {
         }
         text
     }
+}
+
+/// What was measured, one after the other; `None` if nothing was.
+fn list<T>(figures: &[T], text: impl Fn(&T) -> String) -> Option<String> {
+    let texts: Vec<String> = figures.iter().map(text).collect();
+    (!texts.is_empty()).then(|| texts.join("; "))
+}
+
+fn peak_text(peak: &FmaPeak) -> String {
+    format!("{:.0} GFLOP/s with {} on {} threads", peak.gflops, peak.isa, peak.threads)
+}
+
+fn bandwidth_text(found: &Bandwidth) -> String {
+    let Bandwidth { threads, gbs, gbs_min, gbs_max, .. } = found;
+    format!("{gbs:.1} GB/s ({gbs_min:.1} to {gbs_max:.1}) on {threads} threads")
 }
 
 fn findings(machine: &MachineReport, has_default_corpus: bool, context: &Context) -> Vec<Finding> {

@@ -503,9 +503,30 @@ fn tuning_changes_no_bit_and_a_damaged_one_is_left_out() {
     assert!(chosen.contains("matmul"), "{chosen}");
     succeed(workplace.train(&["run.name=tuned"]).env("CAIRN_CACHE_DIR", &cache));
     assert_eq!(workplace.state("plain"), workplace.state("tuned"));
-    std::fs::write(cache.join("tuning.json"), "{}").unwrap();
+    let doctor = succeed(workplace.cairn(&["doctor"]).env("CAIRN_CACHE_DIR", &cache));
+    assert!(doctor.contains("GFLOP/s with"), "training kept the peak it measured: {doctor}");
+    assert!(doctor.contains("\n  matmul.f32."), "choices are explained: {doctor}");
+    std::fs::write(cache.join("machine.json"), "{}").unwrap();
     let output = workplace.cairn(&["doctor"]).env("CAIRN_CACHE_DIR", &cache).output().unwrap();
     let text = shown(&output, Some(workplace.path()));
     assert!(text.starts_with("exit 0\n"), "{text}");
-    assert!(text.contains("warning: the tuning is not used"), "{text}");
+    assert!(text.contains("warning: what was measured before is not used"), "{text}");
+    // Training measures again and replaces the damaged file.
+    succeed(workplace.train(&["run.name=again"]).env("CAIRN_CACHE_DIR", &cache));
+    assert_eq!(workplace.state("plain"), workplace.state("again"));
+    let output = workplace.cairn(&["doctor"]).env("CAIRN_CACHE_DIR", &cache).output().unwrap();
+    assert!(!shown(&output, None).contains("warning"), "{}", shown(&output, None));
+}
+
+#[test]
+fn a_cache_folder_that_cannot_be_written_is_a_warning() {
+    let workplace = Workplace::with_corpus();
+    // A file where the folder should be: nobody can write below it, not even a superuser.
+    let cache = workplace.path().join("file");
+    std::fs::write(&cache, "").unwrap();
+    let mut command = workplace.train(&["run.name=unkept"]);
+    let output = command.env("CAIRN_CACHE_DIR", &cache).output().unwrap();
+    let text = shown(&output, Some(workplace.path()));
+    assert!(text.starts_with("exit 0\n"), "{text}");
+    assert!(text.contains("warning: what was measured cannot be kept"), "{text}");
 }

@@ -9,10 +9,12 @@ pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name)
 }
 
-/// The command with these arguments, in a clean environment.
+/// The command with these arguments, in a clean environment. What the machine is measured to do is
+/// kept among the tests' files.
 pub(crate) fn cairn<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
     command.args(arguments).env_clear().env("HOME", "/nonexistent");
+    command.env("CAIRN_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     command
 }
 

@@ -1,0 +1,124 @@
+//! What this machine was measured to do: measured once, kept, and read by whoever computes.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use cairn_artifacts::{FileError, atomic};
+use cairn_kernels::peak::{FmaPeak, measure_fma_peak};
+use cairn_kernels::profile::MachineProfile;
+use cairn_kernels::tuner::{ProductKind, TuneCase};
+use cairn_kernels::{Cpu, Encoding};
+use cairn_program::{Op, Program, ValueType};
+
+use crate::context::Context;
+use crate::figures::Seconds;
+
+/// Seconds that a run gives to the cuts of products that no run had before.
+const TUNE_SECONDS: f64 = 1.5;
+
+/// Where the profile is kept; `None` without a cache folder.
+pub(crate) fn path(context: &Context) -> Option<PathBuf> {
+    Some(context.environment.cache_dir.as_ref()?.join("machine.json"))
+}
+
+/// The stored profile, or an empty one. A file that cannot be used is said and left out: choices
+/// change no bit, and figures can be measured again.
+pub(crate) fn load(context: &Context) -> MachineProfile {
+    let Some(path) = path(context).filter(|path| path.exists()) else {
+        return MachineProfile::default();
+    };
+    MachineProfile::load(&path).unwrap_or_else(|error| {
+        context.terminal.warn(format_args!("what was measured before is not used: {error}"));
+        MachineProfile::default()
+    })
+}
+
+/// Keeps a profile, all of it or nothing, and says whether it could. A folder that cannot be written
+/// to costs only time, so it is a warning.
+pub(crate) fn keep(profile: &MachineProfile, context: &Context) -> bool {
+    let write = |path: PathBuf| {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(FileError::on("create", folder))?;
+        }
+        atomic::write_bytes(&path, profile.to_json().as_bytes())
+    };
+    let Some(written) = path(context).map(write) else { return false };
+    if let Err(error) = &written {
+        let cause = std::error::Error::source(error);
+        let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+        context.terminal.warn(format_args!("what was measured cannot be kept: {error}{cause}"));
+        context.terminal.hint("name a folder that can be written to: CAIRN_CACHE_DIR=FOLDER");
+    }
+    written.is_ok()
+}
+
+/// A processor handle with the stored choices.
+pub(crate) fn cpu(context: &Context, threads: usize) -> Cpu {
+    let mut cpu = Cpu::detect(threads);
+    cpu.set_tuning(load(context).tuning);
+    cpu
+}
+
+/// A processor handle for a run over these products, and the peak its speed is related to.
+///
+/// What this machine was not measured for yet is measured now, in about two seconds at most, and
+/// kept: a later run starts at once.
+pub(crate) fn measured_cpu(
+    context: &Context,
+    threads: usize,
+    cases: &[TuneCase],
+) -> (Cpu, FmaPeak) {
+    let mut profile = load(context);
+    let mut cpu = Cpu::detect(threads);
+    let known = profile.peak(&cpu);
+    let peak = known.unwrap_or_else(|| measure_fma_peak(&cpu));
+    profile.keep_peak(peak);
+    let open = profile.tuning.worthwhile(&cpu, cases);
+    let is_new = known.is_none() || !open.is_empty();
+    // Choices that cannot be kept are not made: every run would pay for them.
+    if is_new && keep(&profile, context) && !open.is_empty() {
+        let start = Instant::now();
+        profile.tuning.measure_within(&cpu, &open, TUNE_SECONDS);
+        let took = Seconds(start.elapsed().as_secs_f64());
+        let count = open.len();
+        let text = format!("{count} products on this machine, once: how to cut them ({took})");
+        context.terminal.step("Measured", text);
+        keep(&profile, context);
+    }
+    cpu.set_tuning(profile.tuning);
+    (cpu, peak)
+}
+
+/// Every product of a program that runs over `tokens` tokens, each once.
+pub(crate) fn cases(program: &Program, tokens: usize) -> Vec<TuneCase> {
+    let mut cases: Vec<TuneCase> = Vec::new();
+    for instr in &program.instrs {
+        let operand = |slot: usize| {
+            let id = instr.inputs.get(slot).copied().flatten();
+            id.map(|id| program.value(id))
+        };
+        let (Some(first), Some(second)) = (operand(0), operand(1)) else { continue };
+        let (rows, other) = (first.shape.row_elements(), second.shape.row_elements());
+        let encoding = |value_type: ValueType| value_type.encoding().unwrap_or(Encoding::F32);
+        let t = tokens;
+        let case = match instr.op {
+            Op::Matmul => {
+                let encoding = encoding(second.value_type);
+                TuneCase { product: ProductKind::Matmul, encoding, t, n: other / rows, k: rows }
+            }
+            Op::MatmulDx => {
+                let encoding = encoding(second.value_type);
+                TuneCase { product: ProductKind::MatmulDx, encoding, t, n: rows, k: other / rows }
+            }
+            Op::MatmulDw => {
+                let encoding = Encoding::F32;
+                TuneCase { product: ProductKind::MatmulDw, encoding, t, n: rows, k: other }
+            }
+            _ => continue,
+        };
+        if !cases.contains(&case) {
+            cases.push(case);
+        }
+    }
+    cases
+}
