@@ -4,6 +4,8 @@
 //!
 //! Sources: Hendrycks and Gimpel 2016 (GELU), Shazeer 2020 (GLU variants), So et al. 2021 (squared rectifier).
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_elements};
 use crate::lanes::{at, put, sweep, vectors};

@@ -21,6 +21,7 @@
 //! Sources: Dao et al. 2022 and 2023 (FlashAttention), Milakov and Gimelshein 2018 (online softmax).
 
 mod backward;
+pub(crate) mod bench;
 mod cache;
 mod forward;
 mod mask;

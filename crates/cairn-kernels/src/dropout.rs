@@ -6,6 +6,8 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "columns below 2³²")]
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
 use crate::lanes::{at, put, vectors};

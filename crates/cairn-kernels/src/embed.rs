@@ -2,11 +2,14 @@
 //!
 //! Dimensions: `t` tokens, `v` rows of the table, `d` width of a row.
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
-use crate::encoding::{Encoding, Layout, Weight};
+use crate::encoding::{Encoding, Layout, Q8_BLOCK, Weight};
+use crate::isa::Simd;
 use crate::rows::{ScatterRows, add_row, scatter_rows};
-use crate::simd::{LANES, f32_from_bf16};
+use crate::simd::{LANES, f32_from_bf16, kernel};
 
 /// `y[t] = weight[ids[t]]`, whatever the encoding and the layout of the weight: a tied head is
 /// stored once, in the form its products want.
@@ -51,39 +54,87 @@ pub struct PositionEmbed<'a> {
 /// Picks rows of a table.
 pub fn embed(cpu: &Cpu, args: Embed<'_>) {
     let Embed { ids_t, weight, y_td } = args;
+    let simd = cpu.simd();
     let d = weight.k;
     weight.check();
     assert_eq!(y_td.len(), ids_t.len() * d, "embed: y");
     parallel_rows(cpu, ids_t.len(), rows_per_task(d), RowSlice::new(y_td, d), |rows, y_td, _| {
         for (y_d, &id) in y_td.chunks_exact_mut(d).zip(&ids_t[rows]) {
-            row(&weight, id as usize, y_d);
+            row(simd, &weight, id as usize, y_d);
         }
     });
 }
 
 /// One row of a table.
-fn row(weight: &Weight<'_>, id: usize, y_d: &mut [f32]) {
-    let Weight { encoding, layout, n, k, .. } = *weight;
+fn row(simd: Simd, weight: &Weight<'_>, id: usize, y_d: &mut [f32]) {
+    let Weight { layout, n, k, .. } = *weight;
     assert!(id < n, "row {id} of a table with {n} rows");
-    // A row is contiguous, or one lane of a panel.
-    let (start, step) = match layout {
-        Layout::RowMajor => (id * k, 1),
-        Layout::Panel => (id / LANES * k * LANES + id % LANES, LANES),
-    };
-    match (encoding, layout) {
-        (Encoding::F32, Layout::RowMajor) => y_d.copy_from_slice(&weight.f32s()[start..][..k]),
-        (Encoding::F32, Layout::Panel) => {
-            let numbers = weight.f32s()[start..].iter().step_by(step);
+    match layout {
+        Layout::RowMajor => whole_row(simd, weight, id, y_d),
+        Layout::Panel => lane_of_panel(weight, id / LANES * k * LANES + id % LANES, id, y_d),
+    }
+}
+
+/// A row that is contiguous.
+fn whole_row(simd: Simd, weight: &Weight<'_>, id: usize, y_d: &mut [f32]) {
+    let k = weight.k;
+    let start = id * k;
+    match weight.encoding {
+        Encoding::F32 => y_d.copy_from_slice(&weight.f32s()[start..][..k]),
+        Encoding::Bf16 => widen_bf16(simd, &weight.u16s()[start..][..k], y_d),
+        Encoding::Q8 => {
+            let blocks = k.div_ceil(Q8_BLOCK);
+            let scales = &weight.scales()[id * blocks..][..blocks];
+            widen_q8(simd, &weight.i8s()[start..][..k], scales, y_d);
+        }
+    }
+}
+
+/// A row that is one lane of a panel, from `start` on.
+fn lane_of_panel(weight: &Weight<'_>, start: usize, id: usize, y_d: &mut [f32]) {
+    match weight.encoding {
+        Encoding::F32 => {
+            let numbers = weight.f32s()[start..].iter().step_by(LANES);
             y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = x);
         }
-        (Encoding::Bf16, _) => {
-            let numbers = weight.u16s()[start..].iter().step_by(step);
+        Encoding::Bf16 => {
+            let numbers = weight.u16s()[start..].iter().step_by(LANES);
             y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = f32_from_bf16(x));
         }
-        (Encoding::Q8, _) => {
-            for (column, y) in y_d.iter_mut().enumerate() {
-                *y = weight.value(id, column);
+        Encoding::Q8 => {
+            let blocks = weight.k.div_ceil(Q8_BLOCK);
+            let scales = &weight.scales()[weight.layout.index(id, 0, blocks)..];
+            let scales = scales.iter().step_by(LANES);
+            let bytes = &weight.i8s()[start..];
+            let bytes = bytes.chunks(Q8_BLOCK * LANES);
+            for ((y_d, bytes), &scale) in y_d.chunks_mut(Q8_BLOCK).zip(bytes).zip(scales) {
+                let numbers = bytes.iter().step_by(LANES);
+                y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = f32::from(x) * scale);
             }
+        }
+    }
+}
+
+kernel! {
+    fn widen_bf16<V>(from: &[u16], to: &mut [f32]) {
+        let (vectors, tail) = from.as_chunks::<LANES>();
+        let (targets, rest) = to.as_chunks_mut::<LANES>();
+        for (from, to) in vectors.iter().zip(targets) {
+            V::from_bf16(from).store(to);
+        }
+        rest.iter_mut().zip(tail).for_each(|(y, &x)| *y = f32_from_bf16(x));
+    }
+}
+
+kernel! {
+    fn widen_q8<V>(from: &[i8], scales: &[f32], to: &mut [f32]) {
+        for ((from, to), &scale) in from.chunks(Q8_BLOCK).zip(to.chunks_mut(Q8_BLOCK)).zip(scales) {
+            let (vectors, tail) = from.as_chunks::<LANES>();
+            let (targets, rest) = to.as_chunks_mut::<LANES>();
+            for (from, to) in vectors.iter().zip(targets) {
+                (V::from_i8(from) * V::splat(scale)).store(to);
+            }
+            rest.iter_mut().zip(tail).for_each(|(y, &x)| *y = f32::from(x) * scale);
         }
     }
 }
@@ -133,7 +184,7 @@ pub fn position_embed(cpu: &Cpu, args: PositionEmbed<'_>) {
     parallel_rows(cpu, positions_t.len(), rows_per_task(d), outputs, |rows, y_td, _| {
         let x_td = &x_td[rows.start * d..rows.end * d];
         for (y_d, &position) in y_td.chunks_exact_mut(d).zip(&positions_t[rows]) {
-            row(&weight, position as usize, y_d);
+            row(simd, &weight, position as usize, y_d);
         }
         add_row(simd, x_td, y_td);
     });

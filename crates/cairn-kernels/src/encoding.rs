@@ -96,7 +96,7 @@ impl Layout {
     }
 
     /// Where element (`row`, `column`) of a matrix with `columns` columns lies.
-    fn index(self, row: usize, column: usize, columns: usize) -> usize {
+    pub(crate) fn index(self, row: usize, column: usize, columns: usize) -> usize {
         match self {
             Self::RowMajor => row * columns + column,
             Self::Panel => (row / LANES * columns + column) * LANES + row % LANES,

@@ -4,74 +4,84 @@
 //! Tokens go to experts at random, to others in every call; where a call has few tokens, bytes count
 //! only the chosen experts' weights, and they come out of memory.
 
+use crate::bench::inputs::{EXP_FLOPS, F32_ONLY};
 use crate::cpu::Cpu;
 use crate::encoding::{Encoding, Layout, Weight, encode};
 use crate::memory::Anonymous;
-use crate::registry::{Case, Operator, Shape};
-use crate::route::{Route, Routing, Scoring, route};
+use crate::registry::{Case, Dim, Operator, Shape};
+use crate::route::{Route, RouteGrad, Routing, Scoring, route, route_grad};
 use crate::{
-    ExpertMatmul, ExpertMatmulDw, ExpertMatmulDx, ExpertSum, expert_matmul, expert_matmul_dw,
-    expert_matmul_dx, expert_scratch_len, expert_sum,
+    ExpertMatmul, ExpertMatmulDw, ExpertMatmulDx, ExpertSum, ExpertSumGrad, expert_matmul,
+    expert_matmul_dw, expert_matmul_dx, expert_scratch_len, expert_sum, expert_sum_grad,
 };
 
-const EXPERT_MATMUL: Operator = Operator {
-    name: "expert_matmul",
-    description: "y = x · W[expert]ᵀ over routed rows; panels of chosen experts are streamed",
-    encodings: &Encoding::ALL,
-    shapes: || {
-        vec![
-            shape(512, 8, 2, 1024, 1024),
-            shape(512, 64, 8, 512, 1024),
-            shape(1, 64, 8, 768, 2048),
-            shape(4, 64, 8, 768, 2048),
-        ]
+/// Every operator of mixtures of experts.
+pub(crate) const OPERATORS: &[Operator] = &[
+    Operator {
+        name: "expert_matmul",
+        description: "y = x · W[expert]ᵀ over routed rows; panels of chosen experts are streamed",
+        encodings: &Encoding::ALL,
+        shapes: &[
+            &product(512, 8, 2, 1024, 1024),
+            &product(512, 64, 8, 512, 1024),
+            &product(1, 64, 8, 768, 2048),
+            &product(4, 64, 8, 768, 2048),
+        ],
+        prepare: forward_case,
     },
-    prepare: forward_case,
-};
+    Operator {
+        name: "expert_matmul_dx",
+        description: "dx = dy · W[expert] over routed rows",
+        encodings: &Encoding::ALL,
+        shapes: &[&product(512, 8, 2, 1024, 1024), &product(512, 64, 8, 512, 1024)],
+        prepare: dx_case,
+    },
+    Operator {
+        name: "expert_matmul_dw",
+        description: "dw = dyᵀ · x of each expert's rows, chains over blocks of 256 folded in order",
+        encodings: F32_ONLY,
+        shapes: &[&product(512, 8, 2, 1024, 1024), &product(4096, 64, 8, 512, 1024)],
+        prepare: dw_case,
+    },
+    Operator {
+        name: "expert_sum",
+        description: "weighted sums of routed rows in order of rank",
+        encodings: F32_ONLY,
+        shapes: &[&[("t", 512), ("a", 8), ("d", 2048)]],
+        prepare: sum_case,
+    },
+    Operator {
+        name: "expert_sum_grad",
+        description: "the gradients of routed rows and of their weights",
+        encodings: F32_ONLY,
+        shapes: &[&[("t", 512), ("a", 8), ("d", 2048)]],
+        prepare: sum_grad_case,
+    },
+    Operator {
+        name: "route",
+        description: "scores, the best experts and their weights",
+        encodings: F32_ONLY,
+        shapes: ROUTED,
+        prepare: route_case,
+    },
+    Operator {
+        name: "route_grad",
+        description: "the gradient of the chosen experts' weights for the logits",
+        encodings: F32_ONLY,
+        shapes: ROUTED,
+        prepare: route_grad_case,
+    },
+];
 
-const EXPERT_MATMUL_DX: Operator = Operator {
-    name: "expert_matmul_dx",
-    description: "dx = dy · W[expert] over routed rows",
-    encodings: &Encoding::ALL,
-    shapes: || vec![shape(512, 8, 2, 1024, 1024), shape(512, 64, 8, 512, 1024)],
-    prepare: dx_case,
-};
-
-const EXPERT_MATMUL_DW: Operator = Operator {
-    name: "expert_matmul_dw",
-    description: "dw = dyᵀ · x of each expert's rows, chains over blocks of 256 folded in order",
-    encodings: &[Encoding::F32],
-    shapes: || vec![shape(512, 8, 2, 1024, 1024), shape(4096, 64, 8, 512, 1024)],
-    prepare: dw_case,
-};
-
-const EXPERT_SUM: Operator = Operator {
-    name: "expert_sum",
-    description: "weighted sums of routed rows in order of rank",
-    encodings: &[Encoding::F32],
-    shapes: || vec![Shape(vec![("t", 512), ("a", 8), ("d", 2048)])],
-    prepare: sum_case,
-};
-
-const ROUTE: Operator = Operator {
-    name: "route",
-    description: "scores, the best experts and their weights",
-    encodings: &[Encoding::F32],
-    shapes: || vec![Shape(vec![("t", 512), ("e", 128), ("a", 8)])],
-    prepare: route_case,
-};
-
-/// Every operator of this file.
-pub(crate) const EXPERTS: [&Operator; 5] =
-    [&EXPERT_MATMUL, &EXPERT_MATMUL_DX, &EXPERT_MATMUL_DW, &EXPERT_SUM, &ROUTE];
+const ROUTED: &[&[Dim]] = &[&[("t", 512), ("e", 128), ("a", 8)]];
+const ROUTING: Routing =
+    Routing { top_k: 8, scoring: Scoring::Softmax, groups: None, normalize: Some(0.0), scale: 1.0 };
 
 /// Tokens up to which a case reads its weights from memory, in panels.
 const COLD_TOKENS: usize = 8;
-/// Operations of an exponential.
-const EXP_FLOPS: f64 = 20.0;
 
-fn shape(t: usize, e: usize, a: usize, n: usize, k: usize) -> Shape {
-    Shape(vec![("t", t), ("e", e), ("a", a), ("n", n), ("k", k)])
+const fn product(t: usize, e: usize, a: usize, n: usize, k: usize) -> [Dim; 5] {
+    [("t", t), ("e", e), ("a", a), ("n", n), ("k", k)]
 }
 
 struct Numbers(u32);
@@ -116,7 +126,7 @@ struct Experts {
 
 impl Experts {
     fn new(shape: &Shape, encoding: Encoding) -> Self {
-        let sizes @ [t, e, a, n, k] = ["t", "e", "a", "n", "k"].map(|name| shape.size(name));
+        let sizes @ [t, e, a, n, k] = shape.sizes(["t", "e", "a", "n", "k"]);
         let layout = if t <= COLD_TOKENS { Layout::Panel } else { Layout::RowMajor };
         let mut numbers = Numbers(0x9e37_79b9);
         let bytes = Weight::stored_bytes(encoding, layout, e * n, k);
@@ -231,7 +241,7 @@ fn dw_case(shape: &Shape, encoding: Encoding) -> Case {
 }
 
 fn sum_case(shape: &Shape, _encoding: Encoding) -> Case {
-    let [t, top_k, d] = ["t", "a", "d"].map(|name| shape.size(name));
+    let [t, top_k, d] = shape.sizes(["t", "a", "d"]);
     let mut numbers = Numbers(1);
     let (y, weights) = (numbers.values(t * top_k * d), numbers.values(t * top_k));
     let mut out_td = vec![0.0; t * d];
@@ -244,16 +254,10 @@ fn sum_case(shape: &Shape, _encoding: Encoding) -> Case {
 }
 
 fn route_case(shape: &Shape, _encoding: Encoding) -> Case {
-    let [t, num_experts, top_k] = ["t", "e", "a"].map(|name| shape.size(name));
+    let [t, num_experts, top_k] = shape.sizes(["t", "e", "a"]);
     let logits = Numbers(1).values(t * num_experts);
     let (mut experts, mut weights) = (vec![0; t * top_k], vec![0.0; t * top_k]);
-    let routing = Routing {
-        top_k,
-        scoring: Scoring::Softmax,
-        groups: None,
-        normalize: Some(0.0),
-        scale: 1.0,
-    };
+    let routing = Routing { top_k, ..ROUTING };
     let run = Box::new(move |cpu: &Cpu| {
         let (experts_ta, weights_ta) = (&mut experts[..], &mut weights[..]);
         let logits_te = &logits[..];
@@ -263,20 +267,47 @@ fn route_case(shape: &Shape, _encoding: Encoding) -> Case {
     Case { flops, bytes: (4 * t * (num_experts + 2 * top_k)) as f64, run }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn sum_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
+    let [t, top_k, d] = shape.sizes(["t", "a", "d"]);
+    let mut numbers = Numbers(1);
+    let (y, weights) = (numbers.values(t * top_k * d), numbers.values(t * top_k));
+    let dout = numbers.values(t * d);
+    let (mut dy, mut dweights) = (vec![0.0; t * top_k * d], vec![0.0; t * top_k]);
+    let run = Box::new(move |cpu: &Cpu| {
+        let args = ExpertSumGrad {
+            dout_td: &dout,
+            y_tad: Some(&y),
+            weights_ta: Some(&weights),
+            top_k,
+            d,
+            dy_tad: Some(&mut dy),
+            dweights_ta: Some(&mut dweights),
+        };
+        expert_sum_grad(cpu, args);
+    });
+    let bytes = (4 * t * d * (2 * top_k + 1)) as f64;
+    Case { flops: 3.0 * (t * top_k * d) as f64, bytes, run }
+}
 
-    #[test]
-    fn cases_run_and_cost_something() {
-        let cpu = Cpu::detect(2);
-        let small = Shape(vec![("t", 3), ("e", 4), ("a", 2), ("n", 16), ("k", 5), ("d", 7)]);
-        for operator in EXPERTS {
-            for &encoding in operator.encodings {
-                let mut case = (operator.prepare)(&small, encoding);
-                (case.run)(&cpu);
-                assert!(case.bytes > 0.0 && case.flops > 0.0, "{}", operator.name);
-            }
-        }
-    }
+fn route_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
+    let [t, num_experts, top_k] = shape.sizes(["t", "e", "a"]);
+    let mut numbers = Numbers(1);
+    let (logits, dweights) = (numbers.values(t * num_experts), numbers.values(t * top_k));
+    let mut experts = vec![0; t * top_k];
+    numbers.route(&mut experts, top_k, num_experts);
+    let mut dlogits = vec![0.0; t * num_experts];
+    let routing = Routing { top_k, ..ROUTING };
+    let run = Box::new(move |cpu: &Cpu| {
+        let args = RouteGrad {
+            dweights_ta: &dweights,
+            logits_te: &logits,
+            experts_ta: &experts,
+            routing,
+            num_experts,
+            dlogits_te: &mut dlogits,
+        };
+        route_grad(cpu, args);
+    });
+    let flops = (t * num_experts) as f64 * (EXP_FLOPS + top_k as f64);
+    Case { flops, bytes: (4 * t * (2 * num_experts + 2 * top_k)) as f64, run }
 }

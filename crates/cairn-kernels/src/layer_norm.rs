@@ -7,6 +7,8 @@
 //!
 //! Source: Ba, Kiros and Hinton, "Layer Normalization", 2016. <https://arxiv.org/abs/1607.06450>
 
+pub(crate) mod bench;
+
 use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};

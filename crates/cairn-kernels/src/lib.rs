@@ -29,7 +29,6 @@ mod math;
 pub mod matmul;
 pub mod memory;
 pub mod normal;
-mod operator_bench;
 pub mod optimizer;
 pub mod peak;
 pub mod pointwise;

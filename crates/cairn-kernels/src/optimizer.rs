@@ -1,5 +1,7 @@
 //! The update of a parameter: squared gradient norm, AdamW, and the moving average of weights.
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_elements};
 use crate::lanes::{self, at, put, vectors};

@@ -2,6 +2,8 @@
 //!
 //! Shapes: every slice of one call has the same length.
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_elements};
 use crate::lanes::{at, sweep};

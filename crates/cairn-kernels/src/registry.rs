@@ -1,35 +1,36 @@
 //! What exists: every operator, the encodings and instruction sets it has kernels for, by name.
 //!
 //! A kernel's name is `operator.encoding.isa`, for instance `matmul.bf16.avx512`. An operator
-//! describes itself in an [`Operator`] constant beside its code and is listed in [`OPERATORS`]; the
-//! benchmark and the tuner know operators only through that list.
+//! describes itself in a table beside its code (`matmul/bench.rs`); the benchmark and the tuner know
+//! operators only through [`operators`].
 
 use std::fmt;
 
 use crate::cpu::Cpu;
 use crate::encoding::Encoding;
-use crate::expert_bench::EXPERTS;
 use crate::isa::Isa;
-use crate::matmul::bench::{MATMUL, MATMUL_DW, MATMUL_DX};
-use crate::operator_bench::OTHERS;
+
+/// The tables of all operators.
+const TABLES: [&[Operator]; 13] = [
+    crate::matmul::bench::OPERATORS,
+    crate::expert_bench::OPERATORS,
+    crate::attention::bench::OPERATORS,
+    crate::token_logprob::bench::OPERATORS,
+    crate::embed::bench::OPERATORS,
+    crate::rms_norm::bench::OPERATORS,
+    crate::layer_norm::bench::OPERATORS,
+    crate::rope::bench::OPERATORS,
+    crate::activation::bench::OPERATORS,
+    crate::pointwise::bench::OPERATORS,
+    crate::rows::bench::OPERATORS,
+    crate::dropout::bench::OPERATORS,
+    crate::optimizer::bench::OPERATORS,
+];
 
 /// Every operator that has kernels.
-pub const OPERATORS: &[&Operator] = {
-    let mut all = [&MATMUL; OTHERS.len() + EXPERTS.len() + 3];
-    all[1] = &MATMUL_DX;
-    all[2] = &MATMUL_DW;
-    let mut i = 0;
-    while i < OTHERS.len() {
-        all[i + 3] = OTHERS[i];
-        i += 1;
-    }
-    let mut i = 0;
-    while i < EXPERTS.len() {
-        all[i + 3 + OTHERS.len()] = EXPERTS[i];
-        i += 1;
-    }
-    &{ all }
-};
+pub fn operators() -> impl Iterator<Item = &'static Operator> {
+    TABLES.into_iter().flatten()
+}
 
 /// A named size, for instance `("t", 4096)`.
 pub type Dim = (&'static str, usize);
@@ -46,6 +47,17 @@ impl Shape {
     pub fn size(&self, name: &str) -> usize {
         let found = self.0.iter().find(|(letter, _)| *letter == name);
         found.expect("an operator asks for its own letters").1
+    }
+
+    /// Several sizes at once, as [`size`](Self::size) gives them.
+    pub(crate) fn sizes<const N: usize>(&self, names: [&str; N]) -> [usize; N] {
+        names.map(|name| self.size(name))
+    }
+
+    /// The same with no size above `limit`: what a test has time for.
+    #[cfg(test)]
+    pub(crate) fn capped(&self, limit: usize) -> Self {
+        Self(self.0.iter().map(|&(name, size)| (name, size.min(limit))).collect())
     }
 }
 
@@ -78,16 +90,23 @@ impl fmt::Debug for Case {
 /// An operator with kernels for every instruction set.
 #[derive(Debug)]
 pub struct Operator {
-    /// The instruction's name, for instance `matmul`.
+    /// The instruction's name, for instance `matmul`, or that of one form of it.
     pub name: &'static str,
     /// One line on what it computes and how.
     pub description: &'static str,
     /// Encodings of its weight; `[Encoding::F32]` for an operator without one.
     pub encodings: &'static [Encoding],
-    /// Shapes worth measuring.
-    pub shapes: fn() -> Vec<Shape>,
+    /// Shapes worth measuring, the most telling first.
+    pub shapes: &'static [&'static [Dim]],
     /// Allocates inputs for one case.
     pub prepare: fn(&Shape, Encoding) -> Case,
+}
+
+impl Operator {
+    /// The shapes worth measuring.
+    pub fn shapes(&self) -> impl Iterator<Item = Shape> {
+        self.shapes.iter().map(|dims| Shape(dims.to_vec()))
+    }
 }
 
 /// One kernel: an operator, an encoding and an instruction set.
@@ -135,13 +154,12 @@ impl RegistryError {
 
 /// Every kernel there is, on any machine: ask [`Isa::is_supported`] whether it runs on this one.
 pub fn kernels() -> Vec<KernelEntry> {
-    let of_operator = |operator: &&'static Operator| {
-        let operator: &'static Operator = operator;
+    let of_operator = |operator: &'static Operator| {
         operator.encodings.iter().flat_map(move |&encoding| {
             Isa::ALL.into_iter().map(move |isa| KernelEntry { operator, encoding, isa })
         })
     };
-    OPERATORS.iter().flat_map(of_operator).collect()
+    operators().flat_map(of_operator).collect()
 }
 
 /// The kernel called `name`.

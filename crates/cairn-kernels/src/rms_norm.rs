@@ -8,6 +8,8 @@
 //! Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 //! <https://arxiv.org/abs/1910.07467>
 
+pub(crate) mod bench;
+
 use crate::TOKEN_BLOCK;
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};

@@ -9,6 +9,8 @@
 //!
 //! Source: Su et al. 2021, eq. 34. <https://arxiv.org/abs/2104.09864>
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
 use crate::lanes::{at, put, vectors};

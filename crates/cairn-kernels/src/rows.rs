@@ -1,5 +1,7 @@
 //! Moving rows: joining and splitting widths, picking rows by number and putting them back.
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
 use crate::lanes::{at, put, vectors};

@@ -11,6 +11,8 @@
 
 use std::ops::Range;
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::disjoint::{RowParts, RowSlice, parallel_rows, rows_per_task, serial_rows};
 use crate::encoding::Weight;

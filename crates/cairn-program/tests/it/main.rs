@@ -11,5 +11,6 @@ mod experts;
 mod gradients;
 mod harness;
 mod plan;
+mod registry;
 mod slices;
 mod verify;

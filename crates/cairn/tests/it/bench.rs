@@ -32,7 +32,7 @@ fn decoding_is_measured_against_the_bandwidth() {
 
 #[test]
 fn an_unknown_kernel_is_refused() {
-    let output = cairn(["bench", "kernels", "nonsense"]).output().unwrap();
+    let output = cairn(["bench", "kernels", "--filter", "nonsense"]).output().unwrap();
     insta::assert_snapshot!(shown(&output, None), @r#"
     exit 1
     --- stdout
@@ -40,4 +40,45 @@ fn an_unknown_kernel_is_refused() {
     error: no kernel's name contains 'nonsense'
     hint: list them: cairn doctor --kernels
     "#);
+}
+
+#[test]
+fn kernels_of_an_instruction_set_are_measured_against_its_own_ceilings() {
+    let found = record(&["kernels", "--filter", "rms_norm.f32", "--isa", "all", "--threads", "1"]);
+    let figures = &found["figures"];
+    let [ceilings, rows] = ["ceilings", "rows"].map(|key| figures[key].as_array().unwrap());
+    assert!(!ceilings.is_empty() && rows.len() == 2 * ceilings.len(), "{figures}");
+    for row in rows {
+        assert!(row["fraction"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["limit"].is_string(), "{row}");
+    }
+}
+
+#[test]
+fn a_planted_slow_down_is_caught() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let kernels =
+        ["bench", "kernels", "--filter", "rms_norm.f32.scalar", "--isa", "scalar", "--out"];
+    succeed(cairn(kernels).arg(path("before.json")));
+    let text = std::fs::read_to_string(path("before.json")).unwrap();
+    let slower = |factor: f64| {
+        let mut record: Value = serde_json::from_str(&text).unwrap();
+        let seconds = &mut record["figures"]["rows"][1]["seconds"];
+        *seconds = Value::from(seconds.as_f64().unwrap() * factor);
+        std::fs::write(path("after.json"), record.to_string()).unwrap();
+        cairn(["bench", "compare", &path("before.json"), &path("after.json")]).output().unwrap()
+    };
+    assert_eq!(slower(1.0).status.code(), Some(0));
+    assert_eq!(slower(1.04).status.code(), Some(0));
+    let output = slower(1.1);
+    let shown = shown(&output, Some(folder.path()));
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    assert!(shown.contains("rms_norm.f32.scalar n1 d384"), "{shown}");
+    assert!(shown.contains("error: 1 of 2 figures are more than 5 % worse"), "{shown}");
+    succeed(&mut cairn(["bench", "peak", "--out", &path("peak.json")]));
+    let output =
+        cairn(["bench", "compare", &path("before.json"), &path("peak.json")]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be compared"));
 }

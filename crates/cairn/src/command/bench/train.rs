@@ -9,7 +9,8 @@ use std::process::Command;
 
 use anyhow::Context as _;
 use cairn_artifacts::machine::ProcessMemory;
-use cairn_train::bench_steps;
+use cairn_kernels::bench::{Ceilings, Limit};
+use cairn_train::{StepPart, bench_steps};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -25,6 +26,8 @@ use crate::training::Job;
 
 /// Instructions shown in the table; the JSON record has all.
 const ROWS_SHOWN: usize = 14;
+/// Characters of a bar that is a whole step.
+const BAR_WIDTH: usize = 40;
 
 /// Time training steps of a recipe, instruction by instruction
 #[derive(Debug, Args)]
@@ -72,36 +75,57 @@ fn alone(args: &TrainArgs, context: &Context) -> anyhow::Result<()> {
     let outside = Outside::new(StopFlag::default());
     let figures = bench_steps(&job.recipe, &plan, (context.cpu(), &outside), args.steps)?;
     let memory = ProcessMemory::read().context("cannot read this process's memory")?;
-    let mut table = Table::new(&["instruction", "n", "time", "of step", "GFLOP/s", "GB/s"])
-        .with_text_columns(1);
-    for part in figures.parts.iter().take(ROWS_SHOWN) {
-        table.row([
-            &part.name,
-            &part.count,
-            &Seconds(part.seconds),
-            &Percent(part.share),
-            &format!("{:.1}", part.gflops),
-            &format!("{:.1}", part.gbs),
-        ]);
-    }
+    // After everything else: a gigabyte that is read has no part in the run's own memory.
+    let ceilings = Ceilings::measure(&context.cpu()).context("cannot measure this machine")?;
     let text = format!(
-        "{:.0} tokens/s, {:.1} GFLOP/s of model arithmetic, {} a step of {} tokens\n\
-         {} planned, {} of anonymous memory, {} resident at most\n\n{table}",
+        "{:.0} tokens/s, {:.1} GFLOP/s of model arithmetic ({} of {:.0}), {} a step of {} tokens\n\
+         {} planned, {} of anonymous memory, {} resident at most\n\n{}",
         figures.tokens_per_s,
         figures.model_gflops,
+        Percent(figures.model_gflops / ceilings.peak.gflops),
+        ceilings.peak.gflops,
         Seconds(figures.tokens as f64 / figures.tokens_per_s),
         figures.tokens,
         Bytes(plan.bytes.total() as f64),
         Bytes(figures.anonymous_bytes.unwrap_or_default() as f64),
         Bytes(memory.peak_bytes as f64),
+        parts_table(&figures.parts, &ceilings),
     );
     let mut object = serde_json::to_value(&figures)?;
     if let Value::Object(object) = &mut object {
         object.insert("tok_s".into(), json!(figures.tokens_per_s));
         object.insert("peak_rss_mb".into(), json!(memory.peak_bytes >> 20));
         object.insert("predicted_bytes".into(), json!(plan.bytes.total()));
+        object.insert("ceilings".into(), json!(ceilings));
     }
-    super::print(args.output, ("train", settings(args, context), object), text, context)
+    super::print(&args.output, ("train", settings(args, context), object), text, context)
+}
+
+/// The slowest instructions, the share of their ceiling that they reach, and of the step that they
+/// take, as a number and as a bar.
+fn parts_table(parts: &[StepPart], ceilings: &Ceilings) -> Table {
+    let header = ["instruction", "n", "time", "GFLOP/s", "GB/s", "reached", "of", "of step", ""];
+    let mut table = Table::new(&header).with_text_columns(1);
+    for part in parts.iter().take(ROWS_SHOWN) {
+        // Costs and time of a whole step: speeds times seconds.
+        let [flops, bytes] = [part.gflops, part.gbs].map(|speed| speed * 1e9 * part.seconds);
+        let (limit, fraction) = ceilings.roofline(flops, bytes, part.seconds);
+        let limit = if limit == Limit::Peak { "peak" } else { "bandwidth" };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 40")]
+        let bar = "█".repeat((part.share * BAR_WIDTH as f64).round() as usize);
+        table.row([
+            &part.name,
+            &part.count,
+            &Seconds(part.seconds),
+            &format!("{:.1}", part.gflops),
+            &format!("{:.1}", part.gbs),
+            &Percent(fraction),
+            &limit,
+            &Percent(part.share),
+            &format!("{bar:<BAR_WIDTH$}"),
+        ]);
+    }
+    table
 }
 
 /// Speed and memory of one turn of one side.
@@ -155,7 +179,7 @@ fn against(args: &TrainArgs, peer: &str, context: &Context) -> anyhow::Result<()
         "cairn": runs(&ours),
         "peer": runs(&theirs),
     });
-    super::print(args.output, ("train", settings(args, context), figures), text, context)
+    super::print(&args.output, ("train", settings(args, context), figures), text, context)
 }
 
 /// Least, median and greatest.
