@@ -1,9 +1,10 @@
-//! Files: safetensors, checkpoints, hashes, atomic writes and run records.
+//! Files: safetensors, GGUF, checkpoints, hashes, atomic writes and run records.
 //!
 //! - [`atomic`]: a file or a folder appears under its name complete or not at all.
 //! - [`hash`]: blake3 of bytes, files and whatever is being written.
 //! - [`mmap`]: read-only mappings of files; the only unsafe code here.
 //! - [`safetensors`]: tensor files, single or sharded.
+//! - [`gguf`]: model files of llama.cpp: metadata, tensors, quantized blocks.
 //! - [`checkpoint`]: a training state as a folder that transformers loads, and the series of them.
 //! - [`run`]: the folder of a run, its record and its metrics.
 //! - [`machine`]: what this machine is, and how much memory this process has.
@@ -17,6 +18,7 @@
 pub mod atomic;
 pub mod checkpoint;
 pub mod file_error;
+pub mod gguf;
 pub mod hash;
 pub mod machine;
 pub mod mmap;

@@ -1,0 +1,246 @@
+"""Writes the GGUF files that tests read, and compares loads of GGUF and safetensors.
+
+    python tests/interop/make_gguf.py blocks OUT.gguf
+        tensors of every format that is read, each beside what the gguf package decodes it to
+    python tests/interop/make_gguf.py model FAMILY OUT
+        a folder OUT with a small random model, and OUT.gguf with the same weights in Q8_0;
+        transformers loads both and must compute the same
+    python tests/interop/make_gguf.py convert FOLDER OUT.gguf [F32|F16|BF16|Q8_0|Q4_0]
+        any model folder of a family below, as llama.cpp's converter lays it out
+    python tests/interop/make_gguf.py compare FOLDER SCRATCH CAIRN
+        the logits of `cairn logits` from FOLDER equal those from it as GGUF: bit for bit in F32,
+        and in Q8_0 to the bits of the folder that holds the decoded weights
+
+Made with gguf 0.19.0, transformers 5.23.0, torch 2.15.0. Not run in CI.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as T
+from safetensors.torch import load_file, save_file
+
+READ = [T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_K, T.Q5_K, T.Q6_K]
+
+
+def blocks(out):
+    """512 elements of every format: random bits under random finite scales."""
+    rng = np.random.default_rng(7)
+    writer = gguf.GGUFWriter(out, "test")
+    for kind in READ:
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        count = 512 // elements
+        raw = rng.integers(0, 256, (count, size), dtype=np.uint8)
+        halves = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208]}
+        for at in halves.get(kind, []):
+            scale = rng.uniform(-0.1, 0.1, (count, 1)).astype(np.float16)
+            raw[:, at : at + 2] = scale.view(np.uint8)
+        if kind in (T.F32, T.F16, T.BF16):
+            values = rng.standard_normal(512).astype(np.float32)
+            raw = gguf.quants.quantize(values, kind).view(np.uint8)
+        raw = raw.reshape(1, -1)
+        writer.add_tensor(kind.name, raw, raw_dtype=kind)
+        decoded = gguf.quants.dequantize(raw if kind != T.F32 else raw.view(np.float32), kind)
+        writer.add_tensor(f"{kind.name}.decoded", decoded.reshape(1, 512).astype(np.float32))
+    finish(writer)
+
+
+def finish(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+LLAMA_BLOCK = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GPT2_BLOCK = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+OUTSIDE = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+}
+
+
+def gguf_name(name):
+    stem, part = name.rsplit(".", 1)
+    if stem in OUTSIDE:
+        return f"{OUTSIDE[stem]}.{part}"
+    pieces = stem.split(".")
+    layer, module = pieces[2], ".".join(pieces[3:])
+    return f"blk.{layer}.{(LLAMA_BLOCK | GPT2_BLOCK)[module]}.{part}"
+
+
+def permute(rows, heads):
+    """As llama.cpp's converter: the halves of a head become neighbors."""
+    return (
+        rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(rows.shape)
+    )
+
+
+def convert(folder, out, kind=T.F32):
+    """Writes a model folder as GGUF and returns the weights that the file decodes to."""
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text())
+    family = config["model_type"]
+    tensors = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        tensors |= load_file(file)
+    arch = "llama" if family == "mistral" else family
+    writer = gguf.GGUFWriter(out, arch)
+    write_keys(writer, config, family)
+    decoded = {}
+    for name, tensor in tensors.items():
+        if name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")):
+            continue
+        rows = tensor.to(torch.float32).numpy()
+        conv1d = family == "gpt2" and rows.ndim == 2 and ".h." in name
+        if conv1d:
+            rows = np.ascontiguousarray(rows.T)
+        if arch == "llama" and ".q_proj." in name:
+            rows = permute(rows, config["num_attention_heads"])
+        if arch == "llama" and ".k_proj." in name:
+            rows = permute(rows, config["num_key_value_heads"])
+        here = kind if rows.ndim == 2 and "wpe" not in name else T.F32
+        raw = gguf.quants.quantize(np.ascontiguousarray(rows), here)
+        writer.add_tensor(gguf_name(name), raw, raw_dtype=here)
+        # What the file says: decoded from it, and laid out as in the folder again.
+        plain = gguf.quants.quantize(tensor.to(torch.float32).numpy(), T.F32)
+        if here != T.F32:
+            stored = plain.T if conv1d else plain
+            stored = np.ascontiguousarray(stored)
+            plain = gguf.quants.dequantize(gguf.quants.quantize(stored, here), here)
+            plain = plain.T if conv1d else plain
+        decoded[name] = torch.from_numpy(np.ascontiguousarray(plain))
+    finish(writer)
+    return decoded
+
+
+def write_keys(writer, config, family):
+    rope = config.get("rope_parameters") or {}
+    if family == "gpt2":
+        writer.add_context_length(config["n_positions"])
+        writer.add_embedding_length(config["n_embd"])
+        writer.add_block_count(config["n_layer"])
+        writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
+        writer.add_head_count(config["n_head"])
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    else:
+        heads = config["num_attention_heads"]
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(config["hidden_size"])
+        writer.add_block_count(config["num_hidden_layers"])
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count(heads)
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_rope_dimension_count(head_dim)
+        writer.add_rope_freq_base(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    # transformers' reader wants to know that there is a vocabulary.
+    size = config["vocab_size"]
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(size)
+    for name in ("bos", "eos"):
+        token = config.get(f"{name}_token_id")
+        if token is not None:
+            getattr(writer, f"add_{name}_token_id")(token if isinstance(token, int) else token[0])
+
+
+def model(family, out):
+    """A model of some 9,000 weights, each a multiple of 2^-9, so that Q8_0 and bf16 hold it."""
+    import transformers
+
+    sizes = dict(vocab_size=48, max_position_embeddings=64)
+    if family == "gpt2":
+        sizes |= dict(n_positions=64, n_embd=32, n_layer=1, n_head=4, n_inner=64)
+        del sizes["max_position_embeddings"]
+    else:
+        sizes |= dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+        sizes |= dict(num_key_value_heads=2, head_dim=16, intermediate_size=32, rms_norm_eps=1e-5)
+        sizes |= dict(tie_word_embeddings=family != "llama")
+    special = dict(bos_token_id=1, eos_token_id=2)
+    config = transformers.AutoConfig.for_model(family, **sizes, **special, dtype="bfloat16")
+    network = transformers.AutoModelForCausalLM.from_config(config).eval()
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            steps = torch.randint(-127, 128, weight.shape, generator=generator)
+            if weight.dim() == 2:
+                # Each 32 inputs of a row have an extreme, so that the scale is 2^-9 exactly.
+                conv1d = family == "gpt2" and ".h." in name
+                inputs = steps.T if conv1d else steps
+                inputs[:, ::32] = 127
+            weight.copy_(steps / 512 + ("norm" in name or ".ln_" in name) * (weight.dim() == 1))
+    network.to(torch.bfloat16).save_pretrained(out)
+    convert(out, f"{out}.gguf", T.Q8_0)
+    ids = torch.randint(3, 48, (1, 16), generator=generator)
+    again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    # Of some families transformers does not read the size of the vocabulary, so it gets the rest.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        Path(out).parent, gguf_file=Path(out).name + ".gguf", dtype=torch.float32, config=config
+    ).eval()
+    with torch.no_grad():
+        difference = (again(ids).logits - theirs(ids).logits).abs().max()
+    print(family, "transformers: folder against GGUF, largest difference", difference.item())
+    assert difference < 1e-5
+
+
+def compare(folder, scratch, cairn):
+    scratch = Path(scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    config = json.loads((Path(folder) / "config.json").read_text())
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, config["vocab_size"], (2, 24), generator=generator)
+    save_file({"input_ids": ids}, scratch / "ids.safetensors")
+
+    def logits(path):
+        out = scratch / "logits.safetensors"
+        arguments = ["--input", scratch / "ids.safetensors", "--output", out]
+        subprocess.run([cairn, "logits", "--model", path, *arguments], check=True)
+        return load_file(out)["logits"]
+
+    for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0):
+        decoded = convert(folder, scratch / "model.gguf", kind)
+        save_file(decoded, scratch / "model.safetensors")
+        (scratch / "config.json").write_text(json.dumps(config))
+        same = torch.equal(logits(scratch), logits(scratch / "model.gguf"))
+        print(Path(folder).name, kind.name, "equal bit for bit" if same else "DIFFERENT")
+        assert same
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "convert" and len(rest) == 3:
+        rest[2] = T[rest[2]]
+    dict(blocks=blocks, model=model, convert=convert, compare=compare)[what](*rest)
