@@ -244,7 +244,7 @@ fn what_is_wrong_with_a_tensor_is_named() {
     check(|p| p.tensors[1] = tensor("a", &[32, 2], 8, 32), "tensor 'a' occurs twice");
     check(
         |p| p.tensors[1] = tensor(&"x".repeat(256), &[32, 2], 8, 32),
-        "the name of a tensor at byte 169 is 256 bytes long; at most 255 are accepted",
+        "the name of a tensor at byte 178 is 256 bytes long; at most 255 are accepted",
     );
     check(|p| p.data -= 1, "tensor 'b' needs 68 bytes from byte 32 of the data, which has 99");
 }
