@@ -8,6 +8,9 @@
 //! for log-probabilities. Outputs are named `logits`, `logprob`, and `hidden_0 … hidden_L`: the
 //! first block's input, each block's output, the last one after the final norm.
 
+mod experts;
+mod latent;
+
 use cairn_kernels::{Act, Encoding, Layout, Mask};
 use cairn_program::{
     AttentionAttrs, Builder, Dim, DimName, NormAttrs, Op, Program, RopeAttrs, ValueId, ValueType,
@@ -81,13 +84,9 @@ pub enum BuildError {
 /// [`BuildError::Unsupported`] names what the spec asks for and no instruction does yet.
 pub fn build_program(spec: &ModelSpec, options: &BuildOptions) -> Result<Program, BuildError> {
     refuse_unsupported(spec, options)?;
-    let AttentionForm::Gqa(gqa) = spec.attention.form else {
-        return Err(BuildError::Unsupported { feature: "multi-head latent attention" });
-    };
     let mut lowering = Lowering {
         spec,
         options,
-        gqa,
         width: Dim::fixed(DimName::Hidden, spec.hidden_size),
         builder: Builder::new(),
         dropout_sites: 0,
@@ -116,7 +115,6 @@ fn refuse_unsupported(spec: &ModelSpec, options: &BuildOptions) -> Result<(), Bu
             spec.attention.sliding_window.as_ref().is_some_and(|window| window.rope.is_some()),
             "a second rotation for windowed layers",
         ),
-        (matches!(spec.mlp, Mlp::Moe(_)), "a mixture of experts"),
         (
             options.dropout && spec.dropout.attn > 0.0,
             "dropout on attention probabilities (set it to 0)",
@@ -139,7 +137,6 @@ fn refuse_unsupported(spec: &ModelSpec, options: &BuildOptions) -> Result<(), Bu
 struct Lowering<'a> {
     spec: &'a ModelSpec,
     options: &'a BuildOptions,
-    gqa: Gqa,
     width: Dim,
     builder: Builder,
     dropout_sites: u32,
@@ -262,8 +259,19 @@ impl Lowering<'_> {
     }
 
     fn attention(&mut self, layer: usize, x: ValueId) -> Result<ValueId, VerifyError> {
-        let Gqa { num_attention_heads, num_key_value_heads, head_dim, qkv_bias, o_bias, .. } =
-            self.gqa;
+        match &self.spec.attention.form {
+            AttentionForm::Gqa(gqa) => self.grouped_attention(layer, x, gqa),
+            AttentionForm::Mla(mla) => self.latent_attention(layer, x, mla),
+        }
+    }
+
+    fn grouped_attention(
+        &mut self,
+        layer: usize,
+        x: ValueId,
+        gqa: &Gqa,
+    ) -> Result<ValueId, VerifyError> {
+        let Gqa { num_attention_heads, num_key_value_heads, head_dim, qkv_bias, o_bias, .. } = *gqa;
         let heads = Dim::fixed(DimName::Heads, num_attention_heads);
         let kv_heads = Dim::fixed(DimName::KvHeads, num_key_value_heads);
         let head = Dim::fixed(DimName::HeadDim, head_dim);
@@ -274,8 +282,8 @@ impl Lowering<'_> {
             self.project((&names.0, &names.1), x, (&[count, head], &width), qkv_bias)
         };
         let (q, k, v) = (project("q", heads)?, project("k", kv_heads)?, project("v", kv_heads)?);
-        let q = self.position_head(layer, "q", q)?;
-        let k = self.position_head(layer, "k", k)?;
+        let q = self.position_head(layer, "q", q, gqa)?;
+        let k = self.position_head(layer, "k", k, gqa)?;
         let site = u32::try_from(layer).expect("the spec limits the layers");
         let keys = format!("{layer}.attn.keys");
         let values = format!("{layer}.attn.values");
@@ -305,12 +313,13 @@ impl Lowering<'_> {
         layer: usize,
         what: &str,
         x: ValueId,
+        gqa: &Gqa,
     ) -> Result<ValueId, VerifyError> {
         let mut x = x;
-        if self.gqa.qk_norm == Some(QkNorm::PerHead) {
+        if gqa.qk_norm == Some(QkNorm::PerHead) {
             let name = format!("{layer}.attn.{what}.normed");
             let weight = format!("model.layers.{layer}.self_attn.{what}_norm");
-            let axis = Dim::fixed(DimName::HeadDim, self.gqa.head_dim);
+            let axis = Dim::fixed(DimName::HeadDim, gqa.head_dim);
             let norm = self.spec.norm;
             x = self.norm(&norm, &name, &weight, x, axis)?;
         }
@@ -337,6 +346,12 @@ impl Lowering<'_> {
 
     fn feed_forward(&mut self, layer: usize, x: ValueId) -> Result<ValueId, VerifyError> {
         let inner = Dim::fixed(DimName::Intermediate, self.spec.mlp.intermediate_size());
+        if let Mlp::Moe(moe) = &self.spec.mlp {
+            return match moe.has_experts(layer) {
+                true => self.mixture(layer, x, moe),
+                false => self.gated(layer, "", x, (moe.activation, inner)),
+            };
+        }
         let (width, inner) = ([self.width], [inner]);
         let name = |what: &str| format!("{layer}.mlp.{what}");
         let weight = |what: &str| format!("model.layers.{layer}.mlp.{what}_proj");
@@ -353,7 +368,7 @@ impl Lowering<'_> {
                 let op = Op::Activation(act(activation));
                 (self.builder.push(&name("hidden"), op, &[up])?, bias)
             }
-            Mlp::Moe(_) => unreachable!("refused before the lowering"),
+            Mlp::Moe(_) => unreachable!("returned above"),
         };
         self.project((&name("down"), &weight("down")), hidden, (&width, &inner), bias)
     }

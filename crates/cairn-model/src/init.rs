@@ -68,7 +68,7 @@ enum Fill {
 impl Fill {
     fn of(name: &str, spec: &ModelSpec) -> Self {
         let Norm { plus_one, .. } = spec.norm;
-        if name.ends_with(".bias") {
+        if name.ends_with("bias") {
             return Self::Constant(0.0);
         }
         if name.ends_with("norm.weight") {

@@ -90,7 +90,7 @@ pub fn load_weights(
     spec: &ModelSpec,
     source: &dyn TensorSource,
 ) -> Result<(), LoadError> {
-    let map = TensorMap::new(spec);
+    let map = TensorMap::of_tensors(spec, |tensor| source.shape(tensor).is_some());
     let spelled = check_tensors(spec, &map, source)?;
     let weights: Vec<(String, ValueType)> = session
         .persistent()

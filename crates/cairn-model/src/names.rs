@@ -6,6 +6,7 @@
 //! tensors (one for each expert). A family's [`Names`] say so as data; a [`TensorMap`] says it for
 //! every weight of a model, both for loading and for saving.
 
+mod experts;
 mod gpt2;
 mod llama;
 
@@ -13,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use cairn_spec::ModelSpec;
-use cairn_spec::model::Family;
+use cairn_spec::model::{Family, Mlp};
 
 use crate::weights::{self, WeightShape};
 
@@ -39,12 +40,20 @@ pub(crate) enum Place {
     /// In one tensor with other modules, the rows of all of them in this order, stored
     /// `[inputs, outputs]`.
     FusedTransposed(&'static str, &'static [&'static str]),
+    /// In one matrix with other modules: the first part of each in this order, then the second part
+    /// of each, and so on.
+    Interleaved(&'static str, &'static [&'static str]),
+    /// As `Interleaved`, but the parts are the tensor's first axis, and the name is the tensor's whole
+    /// name.
+    Stacked(&'static str, &'static [&'static str]),
 }
 
 const fn names(family: Family) -> &'static Names {
     match family {
         Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &llama::NAMES,
         Family::Gpt2 => &gpt2::NAMES,
+        Family::Mixtral => &experts::MIXTRAL,
+        Family::Qwen3Moe | Family::DeepseekV2 | Family::DeepseekV3 => &experts::SEPARATE,
     }
 }
 
@@ -120,8 +129,23 @@ pub struct TensorMap {
 impl TensorMap {
     /// The map for a model.
     pub fn new(spec: &ModelSpec) -> Self {
+        Self::with(spec, names(spec.family))
+    }
+
+    /// The map for a model among whose tensors are those that `has` knows: experts may lie in tensors
+    /// of their own, as files have them, or stacked, as transformers 5 holds them in memory.
+    pub fn of_tensors(spec: &ModelSpec, has: impl Fn(&str) -> bool) -> Self {
+        let Mlp::Moe(moe) = &spec.mlp else { return Self::new(spec) };
+        let first = (0..spec.num_hidden_layers).find(|&layer| moe.has_experts(layer));
+        let stacked = |layer| has(&format!("model.layers.{layer}.mlp.experts.gate_up_proj"));
+        if first.is_some_and(stacked) {
+            return Self::with(spec, &experts::STACKED);
+        }
+        Self::new(spec)
+    }
+
+    fn with(spec: &ModelSpec, names: &Names) -> Self {
         let mut map = Self { slices: Vec::new() };
-        let names = names(spec.family);
         map.place(names, None, &weights::embedding(spec));
         for layer in 0..spec.num_hidden_layers {
             map.place(names, Some(layer), &weights::block(spec, layer));
@@ -170,6 +194,7 @@ impl TensorMap {
         let names = names(spec.family);
         names.ignorable.iter().any(|suffix| tensor.ends_with(suffix))
             || (spec.tie_word_embeddings && tensor == "lm_head.weight")
+            || (spec.family == Family::DeepseekV3 && is_beyond_the_last_layer(spec, tensor))
     }
 
     /// Adds the weights of one block, or some outside the blocks.
@@ -182,15 +207,23 @@ impl TensorMap {
         for weight in weights {
             let name = format!("{ours}{}.{}", weight.module, weight.part);
             let place = names.place(weight);
-            for expert in 0..weight.experts.unwrap_or(1) {
-                let module = place.module().replace("{}", &expert.to_string());
+            // Parts that lie in one tensor are one entry.
+            let all_parts = weight.parts.unwrap_or(1);
+            let (entries, parts) =
+                if place.joins_parts() { (1, all_parts) } else { (all_parts, 1) };
+            for entry in 0..entries {
+                let module = place.module().replace("{}", &entry.to_string());
                 let (shape, placement) = place.within(weight, weights);
+                let suffix = match place {
+                    Place::Stacked(..) => String::new(),
+                    _ => format!(".{}", weight.part),
+                };
                 self.slices.push(TensorSlice {
                     weight: name.clone(),
-                    first_row: expert * weight.rows,
-                    rows: weight.rows,
+                    first_row: entry * weight.rows,
+                    rows: parts * weight.rows,
                     columns: weight.columns.unwrap_or(1),
-                    tensor: format!("{theirs}{module}.{}", weight.part),
+                    tensor: format!("{theirs}{module}{suffix}"),
                     shape,
                     placement,
                 });
@@ -214,8 +247,17 @@ impl Names {
 impl Place {
     const fn module(self) -> &'static str {
         match self {
-            Self::Module(name) | Self::Transposed(name) | Self::FusedTransposed(name, _) => name,
+            Self::Module(name)
+            | Self::Transposed(name)
+            | Self::FusedTransposed(name, _)
+            | Self::Interleaved(name, _)
+            | Self::Stacked(name, _) => name,
         }
+    }
+
+    /// Whether all parts of a weight lie in one tensor.
+    const fn joins_parts(self) -> bool {
+        matches!(self, Self::Interleaved(..) | Self::Stacked(..))
     }
 
     /// The shape of the tensor, and where in it the weight is; `all` are the weights beside it.
@@ -226,6 +268,15 @@ impl Place {
             (Self::Module(_) | Self::Transposed(_), None) => (vec![rows], Placement::Whole),
             (Self::Transposed(_), Some(columns)) => {
                 (vec![columns, rows], Placement::TransposedColumns { start: 0 })
+            }
+            (Self::Interleaved(_, modules) | Self::Stacked(_, modules), columns) => {
+                let (start, stride) = fused(weight, all, modules);
+                let (parts, columns) = (weight.parts.unwrap_or(1), columns.unwrap_or(1));
+                let shape = match self {
+                    Self::Stacked(..) => vec![parts, stride, columns],
+                    _ => vec![parts * stride, columns],
+                };
+                (shape, Placement::Rows { start, run: rows, stride })
             }
             (Self::FusedTransposed(_, modules), columns) => {
                 let (start, total) = fused(weight, all, modules);
@@ -249,4 +300,12 @@ fn fused(weight: &WeightShape, all: &[WeightShape], modules: &[&str]) -> (usize,
         total += part.map_or(0, |part| part.rows);
     }
     (start, total)
+}
+
+/// Whether a tensor is of a layer past the model's own: DeepSeek-V3's files append layers that predict
+/// further tokens.
+fn is_beyond_the_last_layer(spec: &ModelSpec, tensor: &str) -> bool {
+    let layer = tensor.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+    let layer = layer.and_then(|number| number.parse::<usize>().ok());
+    layer.is_some_and(|layer| layer >= spec.num_hidden_layers)
 }

@@ -4,7 +4,7 @@
 //! `model.layers.N.`; the weights of experts are stacked, expert after expert.
 
 use cairn_spec::ModelSpec;
-use cairn_spec::model::{AttentionForm, BlockForm, Gqa, Mlp, NormKind, Position, QkNorm};
+use cairn_spec::model::{AttentionForm, BlockForm, Gqa, Mla, Mlp, Moe, NormKind, Position, QkNorm};
 
 /// One weight of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +13,8 @@ pub(crate) struct WeightShape {
     pub(crate) module: &'static str,
     /// `weight` or `bias`.
     pub(crate) part: &'static str,
-    /// Experts stacked in it, if it holds experts; `rows` are those of one expert.
-    pub(crate) experts: Option<usize>,
+    /// Equal parts stacked in it, if it has parts: experts, or heads; `rows` are those of one.
+    pub(crate) parts: Option<usize>,
     /// Outputs; the length of a vector.
     pub(crate) rows: usize,
     /// Inputs; `None` for a vector.
@@ -33,7 +33,7 @@ pub(crate) fn embedding(spec: &ModelSpec) -> Vec<WeightShape> {
 }
 
 /// Weights of the block of layer `layer_idx`.
-pub(crate) fn block(spec: &ModelSpec, _layer_idx: usize) -> Vec<WeightShape> {
+pub(crate) fn block(spec: &ModelSpec, layer_idx: usize) -> Vec<WeightShape> {
     let mut list = List::default();
     let norms = block_norms(spec.block);
     let (before, after) = norms.split_at(norms.len() / 2);
@@ -42,8 +42,7 @@ pub(crate) fn block(spec: &ModelSpec, _layer_idx: usize) -> Vec<WeightShape> {
     }
     match &spec.attention.form {
         AttentionForm::Gqa(gqa) => list.grouped(spec, gqa),
-        // Refused when the program is built.
-        AttentionForm::Mla(_) => {}
+        AttentionForm::Mla(mla) => list.latent(spec, mla),
     }
     for name in after {
         list.norm(spec, name, spec.hidden_size);
@@ -59,8 +58,12 @@ pub(crate) fn block(spec: &ModelSpec, _layer_idx: usize) -> Vec<WeightShape> {
             list.linear("mlp.up_proj", (f, d), *bias);
             list.linear("mlp.down_proj", (d, f), *bias);
         }
-        // Refused when the program is built.
-        Mlp::Moe(_) => {}
+        Mlp::Moe(moe) if moe.has_experts(layer_idx) => list.mixture(moe, d),
+        Mlp::Moe(_) => {
+            list.matrix("mlp.gate_proj", f, d);
+            list.matrix("mlp.up_proj", f, d);
+            list.matrix("mlp.down_proj", d, f);
+        }
     }
     list.0
 }
@@ -102,11 +105,16 @@ struct List(Vec<WeightShape>);
 impl List {
     fn matrix(&mut self, module: &'static str, rows: usize, columns: usize) {
         let columns = Some(columns);
-        self.0.push(WeightShape { module, part: "weight", experts: None, rows, columns });
+        self.0.push(WeightShape { module, part: "weight", parts: None, rows, columns });
+    }
+
+    fn stacked(&mut self, module: &'static str, parts: usize, (rows, columns): (usize, usize)) {
+        let (parts, columns) = (Some(parts), Some(columns));
+        self.0.push(WeightShape { module, part: "weight", parts, rows, columns });
     }
 
     fn vector(&mut self, module: &'static str, part: &'static str, rows: usize) {
-        self.0.push(WeightShape { module, part, experts: None, rows, columns: None });
+        self.0.push(WeightShape { module, part, parts: None, rows, columns: None });
     }
 
     fn linear(&mut self, module: &'static str, (rows, columns): (usize, usize), bias: bool) {
@@ -138,5 +146,42 @@ impl List {
         };
         self.norm(spec, "self_attn.q_norm", widths.0);
         self.norm(spec, "self_attn.k_norm", widths.1);
+    }
+
+    /// Latent attention. The keys' and the values' part of `kv_b_proj` are weights of their own, which
+    /// queries and results meet instead.
+    fn latent(&mut self, spec: &ModelSpec, mla: &Mla) {
+        let (d, h, latent) = (spec.hidden_size, mla.num_attention_heads, mla.kv_lora_rank);
+        let queries = h * (mla.qk_nope_head_dim + mla.qk_rope_head_dim);
+        match mla.q_lora_rank {
+            None => self.matrix("self_attn.q_proj", queries, d),
+            Some(rank) => {
+                self.linear("self_attn.q_a_proj", (rank, d), mla.bias);
+                self.vector("self_attn.q_a_layernorm", "weight", rank);
+                self.matrix("self_attn.q_b_proj", queries, rank);
+            }
+        }
+        let down = latent + mla.qk_rope_head_dim;
+        self.linear("self_attn.kv_a_proj_with_mqa", (down, d), mla.bias);
+        self.vector("self_attn.kv_a_layernorm", "weight", latent);
+        self.stacked("self_attn.k_b_proj", h, (mla.qk_nope_head_dim, latent));
+        self.stacked("self_attn.v_b_proj", h, (mla.v_head_dim, latent));
+        self.linear("self_attn.o_proj", (d, h * mla.v_head_dim), mla.bias);
+    }
+
+    fn mixture(&mut self, moe: &Moe, d: usize) {
+        let (e, f) = (moe.num_experts, moe.moe_intermediate_size);
+        self.matrix("mlp.gate", e, d);
+        if moe.router.correction_bias {
+            self.vector("mlp.gate", "e_score_correction_bias", e);
+        }
+        self.stacked("mlp.experts.gate_proj", e, (f, d));
+        self.stacked("mlp.experts.up_proj", e, (f, d));
+        self.stacked("mlp.experts.down_proj", e, (d, f));
+        if let Some(shared) = moe.shared_intermediate_size {
+            self.matrix("mlp.shared_experts.gate_proj", shared, d);
+            self.matrix("mlp.shared_experts.up_proj", shared, d);
+            self.matrix("mlp.shared_experts.down_proj", d, shared);
+        }
     }
 }

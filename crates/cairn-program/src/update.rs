@@ -98,7 +98,8 @@ fn update_weight(
 /// The weight matrix that an instruction multiplies by or looks up in.
 fn matrix_operand(instr: &Instr) -> Option<ValueId> {
     let slot = match instr.op {
-        Op::Embed | Op::Matmul | Op::HeadMatmul | Op::TokenLogprob | Op::CrossEntropy => 1,
+        Op::Embed | Op::Matmul | Op::HeadMatmul | Op::HeadMatmulDx => 1,
+        Op::ExpertMatmul | Op::TokenLogprob | Op::CrossEntropy => 1,
         Op::PositionEmbed => 2,
         _ => return None,
     };

@@ -35,7 +35,7 @@ fn requests(name: &str) -> Vec<Request> {
 
 #[test]
 fn tokens_are_the_same_alone_and_in_a_batch() {
-    for name in ["llama", "gpt2"] {
+    for name in ["llama", "gpt2", "mixtral", "deepseek_v2"] {
         for cache_type in [CacheType::F32, CacheType::Bf16] {
             let options = EngineOptions { cache_type, ..EngineOptions::new(4, CONTEXT) };
             let mut engine = engine_with(name, options);

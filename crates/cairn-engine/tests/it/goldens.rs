@@ -10,7 +10,7 @@ use crate::model::{
     CONTEXT, Uncached, bits, engine, engine_with, generate, golden_ids, greedy, spec,
 };
 
-const MODELS: [&str; 3] = ["llama", "gpt2", "mistral"];
+const MODELS: [&str; 5] = ["llama", "gpt2", "mistral", "qwen3_moe", "deepseek_v3"];
 
 fn check_greedy(name: &str) {
     let ids = golden_ids(name, "greedy_ids");
@@ -31,6 +31,13 @@ fn sharded_llama_generates_what_transformers_does() {
 #[test]
 fn mistral_and_qwen_generate_what_transformers_does() {
     for name in ["mistral", "qwen2", "qwen3"] {
+        check_greedy(name);
+    }
+}
+
+#[test]
+fn mixtures_of_experts_generate_what_transformers_does() {
+    for name in ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"] {
         check_greedy(name);
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f32]) {
     assert!(worst <= TOLERANCE * largest, "{what}: off by {worst} of {largest}");
 }
 
-fn check_logits(name: &str) {
+pub(crate) fn check_logits(name: &str) {
     let spec = spec(name);
     let golden = SafetensorsFile::open(&folder(name).join("golden.safetensors")).unwrap();
     let (shape, ids) = tokens(&golden, "input_ids");

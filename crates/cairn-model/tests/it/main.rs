@@ -1,5 +1,6 @@
 //! The models against what transformers and PyTorch compute for them.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod experts;
 mod goldens;
 mod training;

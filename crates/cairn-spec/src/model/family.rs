@@ -18,11 +18,29 @@ pub enum Family {
     Qwen2,
     /// Qwen 3.
     Qwen3,
+    /// Mixtral.
+    Mixtral,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
+    /// DeepSeek V2 and V2-Lite.
+    DeepseekV2,
+    /// DeepSeek V3 and what is built like it.
+    DeepseekV3,
 }
 
 impl Family {
     /// Every family that a spec can be mapped from and to.
-    pub const ALL: [Self; 5] = [Self::Llama, Self::Gpt2, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 9] = [
+        Self::Llama,
+        Self::Gpt2,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Mixtral,
+        Self::Qwen3Moe,
+        Self::DeepseekV2,
+        Self::DeepseekV3,
+    ];
 
     /// The `model_type` in `config.json`.
     pub const fn model_type(self) -> &'static str {

@@ -10,13 +10,17 @@
 //! `modeling_rope_utils.py`.
 
 mod decoder;
+mod deepseek;
+mod experts;
 mod fields;
 mod foreign;
 mod gpt2;
 mod llama;
 mod mistral;
+mod mixtral;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod rope_fields;
 mod windows;
 
@@ -46,6 +50,10 @@ pub(super) const fn mapping(family: Family) -> &'static Mapping {
         Family::Mistral => &mistral::MAPPING,
         Family::Qwen2 => &qwen2::MAPPING,
         Family::Qwen3 => &qwen3::MAPPING,
+        Family::Mixtral => &mixtral::MAPPING,
+        Family::Qwen3Moe => &qwen3_moe::MAPPING,
+        Family::DeepseekV2 => &deepseek::V2,
+        Family::DeepseekV3 => &deepseek::V3,
     }
 }
 

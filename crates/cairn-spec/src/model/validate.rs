@@ -4,7 +4,7 @@ use super::{
     Attention, AttentionForm, Gqa, HEAD_DIM_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX,
     MAX_POSITION_EMBEDDINGS_MAX, Mla, Mlp, ModelFields, NUM_ATTENTION_HEADS_MAX, NUM_EXPERTS_MAX,
     NUM_HIDDEN_LAYERS_MAX, Position, Rope, RopeScaling, SpecError, VOCAB_SIZE_MAX, WindowedLayers,
-    moe::{DenseLayers, Moe},
+    moe::{DenseLayers, GroupScore, Moe},
 };
 
 /// Largest accepted factor, base or bound of a rotation: above every file seen, and its square is
@@ -108,8 +108,12 @@ fn experts(moe: &Moe, num_hidden_layers: usize) -> Result<(), SpecError> {
     let Some(groups) = moe.router.groups else { return Ok(()) };
     size("n_group", groups.n_group, moe.num_experts)?;
     size("topk_group", groups.topk_group, groups.n_group)?;
-    let in_groups = moe.num_experts / groups.n_group * groups.topk_group;
-    if !moe.num_experts.is_multiple_of(groups.n_group) || in_groups < moe.num_experts_per_tok {
+    let size = moe.num_experts / groups.n_group;
+    let least = if groups.score == GroupScore::TopTwo { 2 } else { 1 };
+    let fits = moe.num_experts.is_multiple_of(groups.n_group)
+        && size >= least
+        && size * groups.topk_group >= moe.num_experts_per_tok;
+    if !fits {
         return Err(SpecError::ExpertGroups {
             num_experts: moe.num_experts,
             num_experts_per_tok: moe.num_experts_per_tok,

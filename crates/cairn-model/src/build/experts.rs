@@ -1,0 +1,126 @@
+//! The feed-forward part of a block with experts.
+
+use cairn_kernels::{Encoding, ExpertGroups, GroupScore, Layout, Routing, Scoring};
+use cairn_program::{Dim, DimName, Op, ValueId, VerifyError};
+use cairn_spec::Activation;
+use cairn_spec::model::moe::{self, Moe, Router};
+
+use super::{Lowering, act, to_f32};
+
+/// Outputs that share a panel.
+const PANEL_ROWS: usize = 16;
+/// Added to the sum of V3's weights before dividing, so that experts that are all worth nothing stay
+/// that; a softmax's sum is never zero.
+const SIGMOID_EPS: f32 = 1e-20;
+
+/// The kernel's form of a router.
+fn routing(top_k: usize, router: &Router) -> Routing {
+    let is_softmax = router.scoring == moe::Scoring::Softmax;
+    Routing {
+        top_k,
+        scoring: if is_softmax { Scoring::Softmax } else { Scoring::Sigmoid },
+        groups: router.groups.map(|groups| ExpertGroups {
+            count: groups.n_group,
+            kept: groups.topk_group,
+            score: match groups.score {
+                moe::GroupScore::Max => GroupScore::Best,
+                moe::GroupScore::TopTwo => GroupScore::BestTwo,
+            },
+        }),
+        normalize: router.norm_topk_prob.then_some(if is_softmax { 0.0 } else { SIGMOID_EPS }),
+        scale: to_f32(router.routed_scaling_factor),
+    }
+}
+
+/// The experts of one layer.
+struct Experts {
+    layer: usize,
+    e: Dim,
+    /// Those that each token goes to.
+    chosen: ValueId,
+}
+
+impl Lowering<'_> {
+    /// Router, experts, and what all tokens share.
+    pub(super) fn mixture(
+        &mut self,
+        layer: usize,
+        x: ValueId,
+        moe: &Moe,
+    ) -> Result<ValueId, VerifyError> {
+        let (experts, weights) = self.route(layer, x, moe)?;
+        let (width, inner) =
+            (self.width, Dim::fixed(DimName::Intermediate, moe.moe_intermediate_size));
+        let gate = self.expert_product(&experts, "gate", x, (inner, width))?;
+        let up = self.expert_product(&experts, "up", x, (inner, width))?;
+        let name = |what: &str| format!("{layer}.mlp.{what}");
+        let op = Op::Glu(act(moe.activation));
+        let hidden = self.builder.push(&name("experts.hidden"), op, &[gate, up])?;
+        let down = self.expert_product(&experts, "down", hidden, (width, inner))?;
+        let routed = self.builder.push(&name("routed"), Op::ExpertSum, &[down, weights])?;
+        let Some(shared) = moe.shared_intermediate_size else { return Ok(routed) };
+        let inner = Dim::fixed(DimName::Intermediate, shared);
+        let shared = self.gated(layer, "shared_experts.", x, (moe.activation, inner))?;
+        self.builder.push(&name("fed"), Op::Add, &[routed, shared])
+    }
+
+    /// The experts of each token and their weights.
+    fn route(
+        &mut self,
+        layer: usize,
+        x: ValueId,
+        moe: &Moe,
+    ) -> Result<(Experts, ValueId), VerifyError> {
+        let name = |what: &str| format!("{layer}.mlp.{what}");
+        let weight = |what: &str| format!("model.layers.{layer}.mlp.gate.{what}");
+        let e = Dim::fixed(DimName::Experts, moe.num_experts);
+        // A router is small, and what it chooses hangs on small differences: always f32.
+        let storage = (Encoding::F32, self.options.layout);
+        let gate = self.builder.matrix(&weight("weight"), &[e], &[self.width], storage);
+        let logits = self.builder.push(&name("router"), Op::Matmul, &[x, gate])?;
+        let bias = moe.router.correction_bias;
+        let bias = bias.then(|| self.builder.weight(&weight("e_score_correction_bias"), &[e]));
+        let op = Op::Route(routing(moe.num_experts_per_tok, &moe.router));
+        let (chosen, weights) = (name("experts"), name("weights"));
+        let names = [Some(chosen.as_str()), Some(weights.as_str())];
+        let routed = self.builder.push_slots(op, vec![Some(logits), bias], &names)?;
+        let chosen = routed[0].expect("slot 0 was named");
+        Ok((Experts { layer, e, chosen }, routed[1].expect("slot 1 was named")))
+    }
+
+    /// Each routed row times its expert's `<what>_proj`.
+    fn expert_product(
+        &mut self,
+        experts: &Experts,
+        what: &str,
+        x: ValueId,
+        (rows, columns): (Dim, Dim),
+    ) -> Result<ValueId, VerifyError> {
+        let &Experts { layer, e, chosen } = experts;
+        let fills_panels = rows.size.is_some_and(|rows| rows.is_multiple_of(PANEL_ROWS));
+        let layout = if fills_panels { self.options.layout } else { Layout::RowMajor };
+        let storage = (self.options.encoding, layout);
+        let weight = format!("model.layers.{layer}.mlp.experts.{what}_proj.weight");
+        let w = self.builder.matrix(&weight, &[e, rows], &[columns], storage);
+        self.builder.push(&format!("{layer}.mlp.experts.{what}"), Op::ExpertMatmul, &[x, w, chosen])
+    }
+
+    /// A gated feed-forward part without biases, its modules called `mlp.<group><what>_proj`.
+    pub(super) fn gated(
+        &mut self,
+        layer: usize,
+        group: &str,
+        x: ValueId,
+        (activation, inner): (Activation, Dim),
+    ) -> Result<ValueId, VerifyError> {
+        let (width, inner) = ([self.width], [inner]);
+        let name = |what: &str| format!("{layer}.mlp.{group}{what}");
+        let weight = |what: &str| format!("model.layers.{layer}.mlp.{group}{what}_proj");
+        let sizes = (&inner[..], &width[..]);
+        let gate = self.project((&name("gate"), &weight("gate")), x, sizes, false)?;
+        let up = self.project((&name("up"), &weight("up")), x, sizes, false)?;
+        let op = Op::Glu(act(activation));
+        let hidden = self.builder.push(&name("hidden"), op, &[gate, up])?;
+        self.project((&name("down"), &weight("down")), hidden, (&width, &inner), false)
+    }
+}

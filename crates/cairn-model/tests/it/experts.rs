@@ -1,0 +1,270 @@
+//! Mixtures of experts and latent attention: against transformers, in both layouts of expert tensors,
+//! and in training.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
+use cairn_kernels::{Cpu, Encoding, Isa, Layout};
+use cairn_model::{
+    BuildOptions, Head, TensorMap, TensorSource, build_program, init_weights, load_weights,
+    tensor_f32,
+};
+use cairn_program::{
+    AdamWAttrs, Class, Feed, KvPlacement, Loss, MemoryPlan, ProgramId, Run, Session,
+    SessionProgram, Sizes, UpdateOptions, differentiate, update_program,
+};
+use cairn_spec::ModelSpec;
+
+use crate::goldens::{check_logits, folder, positions, slots, spec, tokens};
+
+const FAMILIES: [&str; 4] = ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"];
+const TRAIN: ProgramId = ProgramId(0);
+const UPDATE: ProgramId = ProgramId(1);
+
+#[test]
+fn mixtral_matches_transformers() {
+    check_logits("mixtral");
+}
+
+#[test]
+fn qwen3_moe_matches_transformers() {
+    check_logits("qwen3_moe");
+}
+
+#[test]
+fn deepseek_v2_matches_transformers() {
+    check_logits("deepseek_v2");
+}
+
+#[test]
+fn deepseek_v3_matches_transformers() {
+    check_logits("deepseek_v3");
+}
+
+/// Tensors in memory.
+struct Tensors(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl TensorSource for Tensors {
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.get(name).map(|(shape, _)| shape.clone())
+    }
+
+    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+        out.copy_from_slice(&self.0[name].1[elements]);
+        Ok(())
+    }
+}
+
+fn fresh_session(spec: &ModelSpec, options: &BuildOptions) -> Session {
+    let program = build_program(spec, options).unwrap();
+    let program = SessionProgram { program, sizes: Sizes::dense(8, 1), kv: KvPlacement::Arena };
+    let plan = MemoryPlan::new(vec![program], None).unwrap();
+    Session::new(plan, Cpu::new(Isa::best(), 1)).unwrap()
+}
+
+/// The session's weights as the tensors of `map`.
+fn saved(session: &Session, map: &TensorMap) -> Tensors {
+    let value = |weight: &str| session.stored_f32(weight);
+    let tensors = map.tensors().into_iter();
+    Tensors(tensors.map(|(name, _)| (name.to_owned(), tensor_f32(map, name, &value))).collect())
+}
+
+#[test]
+fn both_layouts_of_expert_tensors_load_and_save_bit_for_bit() {
+    for name in FAMILIES {
+        let spec = spec(name);
+        let options = BuildOptions::new(Head::Logits);
+        let mut session = fresh_session(&spec, &options);
+        let files = WeightFolder::open(&folder(name)).unwrap();
+        load_weights(&mut session, &spec, &files).unwrap();
+        let separate = TensorMap::new(&spec);
+        let stacked = TensorMap::of_tensors(&spec, |_| true);
+        assert!(stacked.tensors().len() < separate.tensors().len(), "{name}");
+        for map in [&separate, &stacked] {
+            let tensors = saved(&session, map);
+            let mut again = fresh_session(&spec, &options);
+            load_weights(&mut again, &spec, &tensors).unwrap();
+            for (weight, ..) in session.persistent() {
+                assert!(session.stored(weight) == again.stored(weight), "{name} {weight}");
+            }
+        }
+        // What is saved is what was in the files.
+        for tensor in files.tensors() {
+            let (shape, values) = &saved(&session, &separate).0[tensor.name];
+            assert_eq!(shape[..], tensor.shape[..], "{name} {}", tensor.name);
+            assert_eq!(values, &tensor.to_f32().unwrap(), "{name} {}", tensor.name);
+        }
+    }
+}
+
+#[test]
+fn stacked_tensors_are_named_as_transformers_names_them() {
+    let map = TensorMap::of_tensors(&spec("mixtral"), |_| true);
+    let tensors = map.tensors();
+    let shape = |name: &str| tensors.iter().find(|(n, _)| *n == name).map(|(_, s)| s.to_vec());
+    let gate_up = "model.layers.1.mlp.experts.gate_up_proj";
+    assert_eq!(shape(gate_up), Some(vec![4, 320, 64]));
+    assert_eq!(shape("model.layers.1.mlp.experts.down_proj"), Some(vec![4, 64, 160]));
+    assert_eq!(shape("model.layers.1.mlp.gate.weight"), Some(vec![4, 64]));
+}
+
+#[test]
+fn a_missing_expert_is_named() {
+    let spec = spec("qwen3_moe");
+    let mut session = fresh_session(&spec, &BuildOptions::new(Head::Logits));
+    init_weights(&mut session, &spec, 1);
+    let mut tensors = saved(&session, &TensorMap::new(&spec));
+    let name = "model.layers.1.mlp.experts.2.up_proj.weight";
+    tensors.0.remove(name).unwrap();
+    let error = load_weights(&mut session, &spec, &tensors).unwrap_err().to_string();
+    assert!(error.contains(&format!("{name} [48, 64] is missing")), "{error}");
+}
+
+#[test]
+fn layers_that_predict_further_tokens_are_left_out() {
+    let spec = spec("deepseek_v3");
+    let mut session = fresh_session(&spec, &BuildOptions::new(Head::Logits));
+    init_weights(&mut session, &spec, 1);
+    let mut tensors = saved(&session, &TensorMap::new(&spec));
+    let further = "model.layers.2.eh_proj.weight".to_owned();
+    tensors.0.insert(further, (vec![1], vec![0.0]));
+    load_weights(&mut session, &spec, &tensors).unwrap();
+    tensors.0.insert("model.layers.1.eh_proj.weight".to_owned(), (vec![1], vec![0.0]));
+    load_weights(&mut session, &spec, &tensors).unwrap_err();
+}
+
+/// Encoded weights: the same model, off by what the encoding rounds.
+#[test]
+fn encoded_experts_stay_close() {
+    for name in FAMILIES {
+        let spec = spec(name);
+        let logits = |encoding, layout| {
+            let options = BuildOptions { encoding, layout, ..BuildOptions::new(Head::Logits) };
+            let mut session = fresh_session(&spec, &options);
+            load_weights(&mut session, &spec, &WeightFolder::open(&folder(name)).unwrap()).unwrap();
+            let ids = [3, 1, 4, 1, 5, 9, 2, 6];
+            let positions = positions(1, 8);
+            let feeds = [Feed::u32("ids", &ids), Feed::u32("positions", &positions)];
+            session.run(ProgramId(0), &Run::forward(&feeds, &slots(1, 8))).unwrap();
+            session.output(ProgramId(0), "logits").to_vec()
+        };
+        let exact = logits(Encoding::F32, Layout::RowMajor);
+        assert_eq!(logits(Encoding::F32, Layout::Panel), exact, "{name}");
+        let largest = exact.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        for (encoding, share) in [(Encoding::Bf16, 0.05), (Encoding::Q8, 0.1)] {
+            let panel = logits(encoding, Layout::Panel);
+            assert_eq!(logits(encoding, Layout::RowMajor), panel, "{name} {encoding}");
+            let worst =
+                panel.iter().zip(&exact).fold(0.0_f32, |worst, (a, e)| worst.max((a - e).abs()));
+            assert!(worst <= share * largest, "{name} {encoding}: off by {worst} of {largest}");
+        }
+    }
+}
+
+/// Norm, and the sums of elements times cos(i) and sin(0.7 i).
+fn sketch(values: &[f32]) -> [f64; 3] {
+    let sum = |by: &dyn Fn(f64) -> f64| -> f64 {
+        values.iter().enumerate().map(|(i, &x)| f64::from(x) * by(i as f64)).sum()
+    };
+    let norm = values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    [norm, sum(&|i| i.cos()), sum(&|i| (0.7 * i).sin())]
+}
+
+/// Compares every tensor that PyTorch trains with the session's values.
+fn check_sketches(name: &str, session: &Session, golden: &SafetensorsFile, prefix: [&str; 2]) {
+    let map = TensorMap::of_tensors(&spec(name), |_| true);
+    for (tensor, _) in map.tensors() {
+        if tensor.ends_with("e_score_correction_bias") {
+            continue;
+        }
+        let value = |weight: &str| session.stored_f32(&format!("{}{weight}", prefix[1]));
+        let (_, actual) = tensor_f32(&map, tensor, &value);
+        let expected = golden.tensor(&format!("{}{tensor}", prefix[0])).unwrap().to_f32().unwrap();
+        let actual = sketch(&actual);
+        assert!(actual[0] > 0.0, "{name} {}{tensor} is zero", prefix[0]);
+        let norm = expected[0];
+        for (actual, expected) in actual.iter().zip(&expected) {
+            let error = (actual - f64::from(*expected)).abs();
+            let norm = f64::from(norm);
+            // Far less than a step's weight decay leaves behind.
+            assert!(error < 1e-4 * norm, "{name} {}{tensor}: {actual}, {expected}", prefix[0]);
+        }
+    }
+}
+
+fn check_training(name: &str) {
+    let spec = spec(name);
+    let golden = SafetensorsFile::open(&folder(name).join("experts.safetensors")).unwrap();
+    let numbers = |tensor: &str| golden.tensor(tensor).unwrap().to_f32().unwrap();
+    let (losses, norms) = (numbers("losses"), numbers("grad_norms"));
+    let (shape, all) = tokens(&golden, "tokens");
+    let (rows, length) = (shape[1], shape[2] - 1);
+    let forward = build_program(&spec, &BuildOptions::new(Head::TokenLogprob)).unwrap();
+    let trainable: BTreeSet<String> =
+        forward.of_class(Class::Weight).map(|(_, weight)| weight.name.clone()).collect();
+    let training = differentiate(&forward, &trainable, &Loss::CrossEntropy).unwrap();
+    let options = UpdateOptions {
+        adamw: AdamWAttrs { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 },
+        max_grad_norm: Some(1.0),
+        ema_decay: None,
+    };
+    let update = update_program(&training, &options).unwrap();
+    let sizes = Sizes::dense(rows * length, rows);
+    let programs =
+        [training, update].map(|program| SessionProgram { program, sizes, kv: KvPlacement::Arena });
+    let plan = MemoryPlan::new(programs.into(), None).unwrap();
+    let mut session = Session::new(plan, Cpu::new(Isa::best(), 2)).unwrap();
+    load_weights(&mut session, &spec, &WeightFolder::open(&folder(name)).unwrap()).unwrap();
+    let (positions, sequences) = (positions(rows, length), slots(rows, length));
+    let count = rows * length;
+    let weights = vec![1.0 / count as f32; count];
+    for (step, batch) in all.chunks(rows * (length + 1)).enumerate() {
+        let row = |offset: usize| -> Vec<u32> {
+            batch.chunks(length + 1).flat_map(|row| row[offset..offset + length].to_vec()).collect()
+        };
+        let (ids, targets) = (row(0), row(1));
+        let feeds = [
+            Feed::u32("ids", &ids),
+            Feed::u32("positions", &positions),
+            Feed::u32("targets", &targets),
+            Feed::f32("loss_weights", &weights),
+        ];
+        let run = Run { row_tokens: length, ..Run::forward(&feeds, &sequences) };
+        session.run(TRAIN, &run).unwrap();
+        let logprob = session.output(TRAIN, "logprob");
+        let loss = -logprob.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;
+        let error = (loss - f64::from(losses[step])).abs();
+        assert!(error < 1e-4, "{name} step {step}: loss {loss}, expected {}", losses[step]);
+        if step == 0 {
+            check_sketches(name, &session, &golden, ["grad0.", "grad."]);
+        }
+        let (lr, number) = ([1e-3], [u32::try_from(step).unwrap() + 1]);
+        let feeds = [Feed::f64("lr", &lr), Feed::u32("step", &number)];
+        session.run(UPDATE, &Run::forward(&feeds, &[])).unwrap();
+        let norm = session.output_f64(UPDATE, "grad_norm_squared").sqrt();
+        let expected = f64::from(norms[step]);
+        assert!((norm - expected).abs() < 1e-3 * expected, "{name} step {step}: norm {norm}");
+    }
+    check_sketches(name, &session, &golden, ["final.", ""]);
+}
+
+#[test]
+fn mixtral_trains_as_pytorch_does() {
+    check_training("mixtral");
+}
+
+#[test]
+fn qwen3_moe_trains_as_pytorch_does() {
+    check_training("qwen3_moe");
+}
+
+#[test]
+fn deepseek_trains_as_pytorch_does() {
+    check_training("deepseek_v2");
+    check_training("deepseek_v3");
+}
