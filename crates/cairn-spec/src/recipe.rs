@@ -48,6 +48,6 @@ pub use file::{
 pub use migrate::SCHEMA;
 pub use overrides::{SWEEP_RUNS_MAX, expand_sweep};
 pub use resolve::{
-    Batch, Budget, Checkpoint, Data, EarlyStop, Eval, Facts, Optimizer, Run, Schedule, TrainFields,
-    TrainRecipe,
+    Batch, Budget, Checkpoint, Data, EarlyStop, Eval, Facts, Optimizer, Run, Schedule, THREADS_MAX,
+    TrainFields, TrainRecipe,
 };

@@ -138,6 +138,34 @@ pub struct TimeSpan(pub Duration);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Count(pub u64);
 
+/// Bytes as an error or a table says them: three digits in the largest binary unit, `1.41 GiB`. For
+/// reading only; what is read back is a [`ByteSize`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundedBytes(pub u64);
+
+impl fmt::Display for RoundedBytes {
+    #[expect(clippy::cast_precision_loss, reason = "three digits are printed")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = ["KiB", "MiB", "GiB", "TiB"];
+        if self.0 < 1 << 10 {
+            return f.pad(&format!("{} bytes", self.0));
+        }
+        let mut size = self.0 as f64 / 1024.0;
+        let mut unit = 0;
+        // 999.5 would print as four digits.
+        while size >= 999.5 && unit + 1 < units.len() {
+            size /= 1024.0;
+            unit += 1;
+        }
+        let decimals = match size {
+            x if x < 9.995 => 2,
+            x if x < 99.95 => 1,
+            _ => 0,
+        };
+        f.pad(&format!("{size:.decimals$} {}", units[unit]))
+    }
+}
+
 impl FromStr for ByteSize {
     type Err = UnitError;
 
@@ -273,6 +301,19 @@ mod tests {
             assert_eq!(error.hints(), ["write it like 4GiB, 2.1GB or 1048576"]);
         }
         assert!("30 minutes".parse::<TimeSpan>().is_err());
+    }
+
+    #[test]
+    fn rounded_bytes_have_three_digits() {
+        let check = |bytes: u64, expected: &str| {
+            assert_eq!(RoundedBytes(bytes).to_string(), expected);
+        };
+        check(999, "999 bytes");
+        check(1536, "1.50 KiB");
+        check((1 << 20) - 1, "1.00 MiB");
+        check(1_518_503_936, "1.41 GiB");
+        check(123 << 30, "123 GiB");
+        check(u64::MAX, "16777216 TiB");
     }
 
     proptest! {

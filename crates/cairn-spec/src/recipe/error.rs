@@ -81,7 +81,7 @@ pub enum RecipeError {
         actual: String,
     },
     /// Not exactly one of several keys is set.
-    #[error("set exactly one of {}; {} are set", keys.join(", "), set.len())]
+    #[error("set exactly one of {}; {}", keys.join(", "), which(set))]
     NotExactlyOne {
         /// The keys to choose from.
         keys: &'static [&'static str],
@@ -109,6 +109,12 @@ pub enum RecipeError {
         vocab_size: usize,
         /// Tokens of the tokenizer.
         tokenizer_vocab_size: usize,
+    },
+    /// Attention probabilities never exist as a whole, so there is no dropout on them.
+    #[error("dropout.attn is {rate}: there is no dropout on attention probabilities")]
+    AttentionDropout {
+        /// The rate asked for.
+        rate: f64,
     },
     /// Sequences are longer than the model's positions.
     #[error(
@@ -138,6 +144,14 @@ pub enum RecipeError {
     },
 }
 
+/// Which of several keys are set, in words.
+fn which(set: &[&'static str]) -> String {
+    match set {
+        [] => "none is set".to_owned(),
+        set => format!("{} are set", set.join(" and ")),
+    }
+}
+
 impl Hint for RecipeError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
@@ -155,6 +169,20 @@ impl Hint for RecipeError {
                 format!("choose a multiple of {micro_batch_size}")
             }
             Self::Family { .. } => "families of recipes: llama, gpt2".to_owned(),
+            Self::NotExactlyOne { set, .. } => match set.as_slice() {
+                [] | [_] => return Vec::new(),
+                set => {
+                    let out: Vec<_> = set.iter().map(|key| format!("{key}=null")).collect();
+                    format!(
+                        "a change leaves the recipe's other keys as they are; take out what is not \
+                         meant: {}",
+                        out.join(" or ")
+                    )
+                }
+            },
+            Self::AttentionDropout { .. } => {
+                "set dropout.attn=0; dropout.resid and dropout.embd exist".to_owned()
+            }
             Self::Model(error) => return error.hints(),
             Self::VocabTooSmall { tokenizer_vocab_size, .. } => format!(
                 "set model.vocab_size to at least {tokenizer_vocab_size}, or leave it out to take \

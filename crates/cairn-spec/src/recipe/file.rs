@@ -215,7 +215,7 @@ mod activation_name {
 pub struct DropoutSection {
     /// On the sum of the embeddings.
     pub embd: Option<f64>,
-    /// On attention probabilities.
+    /// On attention probabilities: does not exist, so only 0 is accepted.
     pub attn: Option<f64>,
     /// On what a block adds to the residual stream.
     pub resid: Option<f64>,
@@ -304,7 +304,8 @@ pub struct BatchSection {
     pub grad_accum_steps: Option<u64>,
 }
 
-/// How long the run is: `[budget]`, exactly one of its keys.
+/// How long the run is: `[budget]`, exactly one of its keys. An override of one of them does not take
+/// the others out: that is a contradiction, and `budget.tokens=null budget.steps=100` resolves it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BudgetSection {
@@ -373,7 +374,7 @@ impl RecipeFile {
     }
 
     /// Applies overrides `section.key=value`, in order; values are in TOML's syntax, and a value
-    /// that is not is a text.
+    /// that is not is a text. `section.key=null` takes the key out. No other key changes.
     ///
     /// # Errors
     ///
@@ -478,6 +479,15 @@ fn read_section<T: DeserializeOwned + Default>(
     }
     serde_json::from_value(Value::Object(keys))
         .map_err(|error| RecipeError::WrongType { key: name.to_owned(), reason: error.to_string() })
+}
+
+/// Refuses a key that does not exist.
+pub(super) fn check_key(section: &str, key: &str) -> Result<(), RecipeError> {
+    let known = RecipeFile::known_keys();
+    match known.iter().find(|(name, _)| name == section) {
+        Some((_, keys)) if keys.iter().any(|known| known == key) => Ok(()),
+        _ => Err(unknown_key(section, key, &known)),
+    }
 }
 
 /// Suggests a key of the same section, or the same key of another one.

@@ -1,16 +1,28 @@
 //! Changes from the command line: `section.key=value`, and sweeps over several values.
+//!
+//! An override changes its own key and no other. `section.key=null` takes a key out of the recipe,
+//! as if its file did not have it: so a budget in steps replaces one in tokens.
 
 use super::RecipeError;
+use super::file::check_key;
 use serde_json::{Map, Value};
 
 /// Most runs a sweep may have.
 pub const SWEEP_RUNS_MAX: usize = 1000;
 
-/// Sets one key; the value is checked when the sections are read again.
+/// The value that takes a key out of the recipe; the text of these letters is written `'"null"'`.
+const ABSENT: &str = "null";
+
+/// Sets one key, or takes it out; the value is checked when the sections are read again.
 pub(super) fn apply(sections: &mut Map<String, Value>, text: &str) -> Result<(), RecipeError> {
     let (section, key, value) = split(text)?;
     let target = sections.entry(section).or_insert_with(|| Value::Object(Map::new()));
-    if let Value::Object(target) = target {
+    let Value::Object(target) = target else { return Ok(()) };
+    if value == ABSENT {
+        // Nothing of a misspelled key would be left for the check of the sections to find.
+        check_key(section, key)?;
+        target.remove(key);
+    } else {
         target.insert(key.to_owned(), parse_value(value));
     }
     Ok(())

@@ -304,9 +304,22 @@ fn impossible_settings_are_refused_with_what_to_do() {
     );
     check_refused(
         &["budget.steps=10"],
-        "set exactly one of budget.steps, budget.tokens, budget.flops; 2 are set",
+        "set exactly one of budget.steps, budget.tokens, budget.flops; budget.steps and \
+         budget.tokens are set",
+        &["a change leaves the recipe's other keys as they are; take out what is not meant: \
+           budget.steps=null or budget.tokens=null"],
+    );
+    check_refused(
+        &["budget.tokens=null"],
+        "set exactly one of budget.steps, budget.tokens, budget.flops; none is set",
         &[],
     );
+    check_refused(
+        &["dropout.attn=0.1"],
+        "dropout.attn is 0.1: there is no dropout on attention probabilities",
+        &["set dropout.attn=0; dropout.resid and dropout.embd exist"],
+    );
+    check_refused(&["run.threads=4096"], "'run.threads' must be between 1 and 1024, not 4096", &[]);
     check_refused(&["run.weights=f16"], "'run.weights' must be f32 or bf16, not f16", &[]);
     check_refused(
         &["run.name=../x"],
@@ -371,6 +384,13 @@ fn overrides_take_toml_values_and_bare_words() {
     assert_eq!((&recipe.data.corpus[..], &recipe.run.name[..]), ("/a/b c", "quoted"));
     assert_eq!(recipe.eval.max_tokens, 3000);
     assert_eq!(recipe.optimizer.learning_rate.to_bits(), 3e-3f64.to_bits());
+    let steps = resolved(&["budget.tokens=null", "budget.steps=7"]).unwrap();
+    assert_eq!(steps.budget, Budget::Steps(7));
+    // The section's other keys stay.
+    let batch = resolved(&["batch.global_batch_size=null"]).unwrap().batch;
+    assert_eq!(batch, Batch { micro_batch_size: 4, grad_accum_steps: 1 });
+    let typo = resolved(&["budget.tokes=null"]).unwrap_err();
+    assert_eq!(typo.hints(), ["did you mean 'budget.tokens'?"], "{typo}");
     for text in ["seed=1", "run.seed", "run.seed=", ".seed=1", "run.=1"] {
         let error = resolved(&[text]).unwrap_err();
         assert!(matches!(error, RecipeError::BadOverride { .. }), "{text}: {error}");
