@@ -3,8 +3,8 @@
 //! Both styles are read: the newer (`rope_parameters`, `dtype`) and the older (`rope_theta`,
 //! `rope_scaling`, `torch_dtype`); where a file has both, they must agree. A field that
 //! transformers has a default for may be absent, a size may not. A field that changes the numbers
-//! is honored or refused by name; a field that the family's own transformers class ignores and
-//! that changes no number in any family is ignored.
+//! is honored or refused by name; a field that is known to change none (`harmless`) is passed over;
+//! any other is passed over too, and named in [`HfConfig::ignored`] so that it can be said.
 //!
 //! Checked against transformers 5.23: the `configuration_*.py` of each family and
 //! `modeling_rope_utils.py`.
@@ -15,6 +15,7 @@ mod experts;
 mod fields;
 mod foreign;
 mod gpt2;
+mod harmless;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -57,24 +58,28 @@ pub(super) const fn mapping(family: Family) -> &'static Mapping {
     }
 }
 
-impl ModelSpec {
+/// A `config.json` as it was understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HfConfig {
+    /// The model.
+    pub spec: ModelSpec,
+    /// Fields that nothing here knows, in alphabetical order: they had no influence.
+    pub ignored: Vec<String>,
+}
+
+impl HfConfig {
     /// Reads the text of a `config.json`.
     ///
     /// # Errors
     ///
-    /// [`SpecError`] naming the field that is missing, malformed, contradictory or not supported.
-    pub fn from_hf_json(text: &str) -> Result<Self, SpecError> {
+    /// As from [`ModelSpec::from_hf_json`].
+    pub fn from_json(text: &str) -> Result<Self, SpecError> {
         let config: Value = serde_json::from_str(text)
             .map_err(|error| SpecError::NotJson { reason: error.to_string() })?;
-        Self::from_hf_config(&config)
+        Self::from_value(&config)
     }
 
-    /// Reads a parsed `config.json`.
-    ///
-    /// # Errors
-    ///
-    /// [`SpecError`] naming the field that is missing, malformed, contradictory or not supported.
-    pub fn from_hf_config(config: &Value) -> Result<Self, SpecError> {
+    fn from_value(config: &Value) -> Result<Self, SpecError> {
         let Value::Object(map) = config else {
             return Err(SpecError::NotAnObject { actual: fields::kind(config) });
         };
@@ -84,7 +89,29 @@ impl ModelSpec {
             .ok_or(SpecError::UnsupportedFamily { model_type })?;
         refuse_other_architecture(&config, family)?;
         foreign::refuse(&config, family, mapping(family).honors)?;
-        Self::new((mapping(family).read)(&config)?)
+        let spec = ModelSpec::new((mapping(family).read)(&config)?)?;
+        let ignored = config.unread().into_iter().filter(|name| !harmless::is_harmless(name));
+        Ok(Self { spec, ignored: ignored.collect() })
+    }
+}
+
+impl ModelSpec {
+    /// Reads the text of a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`] naming the field that is missing, malformed, contradictory or not supported.
+    pub fn from_hf_json(text: &str) -> Result<Self, SpecError> {
+        Ok(HfConfig::from_json(text)?.spec)
+    }
+
+    /// Reads a parsed `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`] naming the field that is missing, malformed, contradictory or not supported.
+    pub fn from_hf_config(config: &Value) -> Result<Self, SpecError> {
+        Ok(HfConfig::from_value(config)?.spec)
     }
 
     /// Writes the `config.json` that transformers 4 and 5 load unmodified: both styles side by

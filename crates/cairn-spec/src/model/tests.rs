@@ -203,6 +203,26 @@ fn neutral_values_of_foreign_settings_are_accepted() {
 }
 
 #[test]
+fn what_nobody_reads_is_named_unless_it_is_known_to_say_nothing() {
+    for name in ["llama", "llama_sharded", "gpt2"] {
+        let read = hf::HfConfig::from_json(&golden(name).to_string()).unwrap();
+        assert_eq!(read.ignored, [""; 0], "{name}");
+        // What is written is read whole.
+        let written = read.spec.to_hf_config().unwrap().to_string();
+        assert_eq!(hf::HfConfig::from_json(&written).unwrap().ignored, [""; 0], "{name}");
+    }
+    let mut config = golden("llama");
+    for name in ["zeta_gate", "id2label", "hiden_act", "_name_or_path", "n_embd"] {
+        config[name] = json!("x");
+    }
+    config["absent_feature"] = Value::Null;
+    let read = hf::HfConfig::from_json(&config.to_string()).unwrap();
+    // GPT-2's own names mean nothing to a LLaMA.
+    assert_eq!(read.ignored, ["hiden_act", "n_embd", "zeta_gate"]);
+    assert_eq!(Ok(read.spec), ModelSpec::from_hf_config(&golden("llama")));
+}
+
+#[test]
 fn malformed_fields_are_refused_by_name() {
     for (name, changes, message) in [
         (

@@ -2,6 +2,8 @@
 
 use crate::model::SpecError;
 use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 /// Longest text quoted in an error, in characters.
 const QUOTE_CHARS_MAX: usize = 60;
@@ -11,20 +13,34 @@ pub(super) struct Fields<'a> {
     map: &'a Map<String, Value>,
     /// Put before field names in errors: `rope_scaling.`.
     prefix: &'static str,
+    /// What was asked for, so that what nobody asks for can be named.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Fields<'a> {
     pub(super) fn new(map: &'a Map<String, Value>) -> Self {
-        Self { map, prefix: "" }
+        Self { map, prefix: "", asked: RefCell::default() }
+    }
+
+    /// The fields that are set and that nobody asked for, in order.
+    pub(super) fn unread(&self) -> Vec<String> {
+        let asked = self.asked.borrow();
+        let set = self.map.iter().filter(|(_, value)| !value.is_null());
+        let mut unread: Vec<String> =
+            set.map(|(name, _)| name.clone()).filter(|name| !asked.contains(name)).collect();
+        unread.sort_unstable();
+        unread
     }
 
     /// The field's value, unless absent or null.
     pub(super) fn value(&self, field: &str) -> Option<&'a Value> {
+        self.asked.borrow_mut().insert(field.to_owned());
         self.map.get(field).filter(|value| !value.is_null())
     }
 
     /// Whether the file has the field, be it null.
     pub(super) fn has(&self, field: &str) -> bool {
+        self.asked.borrow_mut().insert(field.to_owned());
         self.map.contains_key(field)
     }
 
@@ -43,7 +59,7 @@ impl<'a> Fields<'a> {
         };
         match self.value(field) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Self { map, prefix })),
+            Some(Value::Object(map)) => Ok(Some(Self { map, prefix, asked: RefCell::default() })),
             Some(other) => Err(self.wrong_type(field, "an object", other)),
         }
     }
