@@ -1,5 +1,8 @@
-//! What this machine is, and how much memory this process has, from `/proc`.
+//! What this machine is, and how much memory this process has, from `/proc` and its control groups.
 
+mod control_group;
+
+use self::control_group::ControlGroups;
 use serde::{Deserialize, Serialize};
 use std::fs;
 
@@ -25,9 +28,7 @@ impl Machine {
     pub fn read() -> Self {
         let read = |path: &str| fs::read_to_string(path).ok();
         let total = read("/proc/meminfo").and_then(|text| kib_field(&text, "MemTotal"));
-        // "max" without a limit, which is no number.
-        let limit =
-            read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse::<u64>().ok());
+        let limit = ControlGroups::of_this_process().limit_bytes();
         let kernel = ["ostype", "osrelease"].map(|name| read(&format!("/proc/sys/kernel/{name}")));
         Self {
             cpu_model: read("/proc/cpuinfo").and_then(|text| text_field(&text, "model name")),
@@ -45,9 +46,11 @@ impl Machine {
     }
 }
 
-/// Memory that programs may take without swapping, in bytes; absent without `/proc`.
+/// Memory that this process may still take without swapping, in bytes: the least of what the machine
+/// has free and of what is left in its container. Cached files count as free. Absent without `/proc`.
 pub fn available_memory_bytes() -> Option<u64> {
-    kib_field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+    let machine = || kib_field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable");
+    [machine(), ControlGroups::of_this_process().available_bytes()].into_iter().flatten().min()
 }
 
 /// Memory of this process now, in bytes.

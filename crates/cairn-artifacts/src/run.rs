@@ -9,12 +9,15 @@
 //!   report.html       the curves
 //!   tensorboard/      event files
 //!   checkpoints/      step-00000250, …
+//!   ema/              the averaged weights, once the run has ended
 //! ```
 
 mod metrics;
 mod record;
 
-pub use metrics::{LINE_BYTES_MAX, MetricsError, MetricsLog, Row, read_metrics, write_csv};
+pub use metrics::{
+    LINE_BYTES_MAX, MetricsError, MetricsLog, Row, for_each_row, read_metrics, write_csv,
+};
 pub use record::{CodeRevision, RECORD_SCHEMA, RecordError, RunRecord, RunStatus};
 
 use crate::CheckpointSeries;
@@ -70,6 +73,11 @@ impl RunFolder {
     /// The checkpoints.
     pub fn checkpoints(&self) -> CheckpointSeries {
         CheckpointSeries::new(self.root.join("checkpoints"))
+    }
+
+    /// The model of the averaged weights, where the optimizer keeps an average.
+    pub fn average(&self) -> PathBuf {
+        self.root.join("ema")
     }
 
     /// Where the batch of a step whose loss was not a number is kept.

@@ -1,3 +1,5 @@
+//! Files made by hand, sound and broken in one place each.
+
 use super::cursor::Cursor;
 use super::*;
 use cairn_spec::Hint;

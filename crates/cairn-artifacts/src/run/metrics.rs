@@ -59,20 +59,29 @@ impl MetricsLog {
         Self::append_to(path)
     }
 
-    /// Continues a file after `step`: lines of later steps and an incomplete last line are
-    /// dropped. A file that does not exist is begun.
+    /// Continues a file after `step`: from the first line of a later step on everything is dropped,
+    /// and so is an incomplete last line. What stays is not touched. A file that does not exist is
+    /// begun.
     ///
     /// # Errors
     ///
     /// [`MetricsError`] if the file cannot be read or written, or is damaged before its last line.
     pub fn resume(path: &Path, step: u64) -> Result<Self, MetricsError> {
-        let rows = if path.exists() { read_metrics(path)? } else { Vec::new() };
-        let is_kept =
-            |row: &&Row| row.get(STEP).and_then(Value::as_u64).is_none_or(|at| at <= step);
-        let kept: Vec<&Row> = rows.iter().filter(is_kept).collect();
-        atomic::write(path, |out| {
-            kept.iter().try_for_each(|row| write_line(out, row).map(|_| ()))
+        if !path.exists() {
+            return Self::create(path);
+        }
+        let (mut kept, mut is_later) = (0, false);
+        for_each_row(path, &mut |row, end| {
+            is_later |= row.get(STEP).and_then(Value::as_u64).is_some_and(|at| at > step);
+            if !is_later {
+                kept = end;
+            }
         })?;
+        let file =
+            OpenOptions::new().write(true).open(path).map_err(FileError::on("open", path))?;
+        file.set_len(kept)
+            .and_then(|()| file.sync_all())
+            .map_err(FileError::on("shorten", path))?;
         Self::append_to(path)
     }
 
@@ -117,49 +126,59 @@ fn write_line(out: &mut dyn Write, row: &impl Serialize) -> io::Result<u64> {
 ///
 /// # Errors
 ///
+/// As from [`for_each_row`].
+pub fn read_metrics(path: &Path) -> Result<Vec<Row>, MetricsError> {
+    let mut rows = Vec::new();
+    for_each_row(path, &mut |row, _| rows.push(row))?;
+    Ok(rows)
+}
+
+/// Hands over the complete lines one by one, each with where in the file it ends. Long runs have
+/// more lines than anyone wants in memory as rows.
+///
+/// # Errors
+///
 /// [`MetricsError::BadLine`] if a complete line is not an object or longer than
 /// [`LINE_BYTES_MAX`]; [`MetricsError::File`] if the file cannot be read.
-pub fn read_metrics(path: &Path) -> Result<Vec<Row>, MetricsError> {
+pub fn for_each_row(path: &Path, on_row: &mut dyn FnMut(Row, u64)) -> Result<(), MetricsError> {
     let file = File::open(path).map_err(FileError::on("open", path))?;
     let mut reader = BufReader::new(file);
-    let mut rows = Vec::new();
     let mut line = Vec::new();
-    loop {
+    let mut end = 0;
+    for number in 1.. {
         line.clear();
         let mut limited = reader.by_ref().take(LINE_BYTES_MAX as u64 + 1);
         limited.read_until(b'\n', &mut line).map_err(FileError::on("read", path))?;
-        let bad = |reason: String| MetricsError::BadLine {
-            path: path.to_owned(),
-            line: rows.len() + 1,
-            reason,
-        };
+        let bad =
+            |reason: String| MetricsError::BadLine { path: path.to_owned(), line: number, reason };
         if line.len() > LINE_BYTES_MAX {
             return Err(bad(format!("it is longer than {LINE_BYTES_MAX} bytes")));
         }
+        end += line.len() as u64;
         if line.pop() != Some(b'\n') {
-            return Ok(rows);
+            break;
         }
-        let row = serde_json::from_slice(&line).map_err(|error| bad(error.to_string()))?;
-        rows.push(row);
+        on_row(serde_json::from_slice(&line).map_err(|error| bad(error.to_string()))?, end);
     }
+    Ok(())
 }
 
-/// Writes rows as a table, one column per field in the order of first appearance.
+/// Writes rows as a table, one column per field in the order of first appearance; the rows are asked
+/// for twice, and one is held at a time.
 ///
 /// # Errors
 ///
 /// [`FileError`] if the file cannot be written.
-pub fn write_csv(path: &Path, rows: &[Row]) -> Result<(), FileError> {
-    let mut columns: Vec<&str> = Vec::new();
-    for key in rows.iter().flat_map(Row::keys) {
-        if !columns.contains(&key.as_str()) {
-            columns.push(key);
-        }
+pub fn write_csv(path: &Path, rows: impl Iterator<Item = Row> + Clone) -> Result<(), FileError> {
+    let mut columns: Vec<String> = Vec::new();
+    for row in rows.clone() {
+        let new = row.keys().filter(|key| !columns.contains(key)).cloned();
+        columns.extend(new.collect::<Vec<_>>());
     }
     atomic::write(path, |out| {
-        write_cells(out, columns.iter().map(|&name| Some(Value::from(name))))?;
-        let cells = |row: &Row| columns.iter().map(|&name| row.get(name).cloned()).collect();
-        rows.iter().try_for_each(|row| write_cells(out, Vec::into_iter(cells(row))))
+        write_cells(out, columns.iter().map(|name| Some(Value::from(name.as_str()))))?;
+        let mut rows = rows;
+        rows.try_for_each(|row| write_cells(out, columns.iter().map(|name| row.get(name).cloned())))
     })
 }
 
@@ -243,12 +262,30 @@ mod tests {
         let path = folder.path().join("metrics.csv");
         let rows = [json!({"step": 0, "loss": 1.5}), json!({"step": 1, "note": "a,\"b\""})];
         let rows: Vec<Row> = rows.iter().map(|row| row.as_object().unwrap().clone()).collect();
-        write_csv(&path, &rows).unwrap();
+        write_csv(&path, rows.into_iter()).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text, "step,loss,note\n0,1.5,\n1,,\"a,\"\"b\"\"\"\n");
     }
 
     proptest! {
+        /// A figure that came back with another last bit would make a resumed run another run.
+        #[test]
+        fn figures_keep_every_bit(figures in prop::collection::vec(any::<f64>(), 1..20)) {
+            let figures: Vec<f64> = figures.into_iter().filter(|x| x.is_finite()).collect();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("metrics.jsonl");
+            let mut log = MetricsLog::create(&path).unwrap();
+            for (step, loss) in figures.iter().enumerate() {
+                log.append(&json!({ "step": step, "loss": loss })).unwrap();
+            }
+            let text = fs::read(&path).unwrap();
+            MetricsLog::resume(&path, figures.len() as u64).unwrap();
+            prop_assert_eq!(fs::read(&path).unwrap(), text);
+            for (row, loss) in read_metrics(&path).unwrap().iter().zip(&figures) {
+                prop_assert_eq!(row["loss"].as_f64().unwrap().to_bits(), loss.to_bits());
+            }
+        }
+
         #[test]
         fn a_log_cut_anywhere_keeps_its_whole_lines(cut in 0usize..120, lines in 0u64..8) {
             let folder = tempfile::tempdir().unwrap();
