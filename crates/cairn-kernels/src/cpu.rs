@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use crate::isa::{Isa, Simd};
 use crate::matmul::Estimates;
+use crate::memory::MemoryError;
 use crate::pool::{Pool, SCRATCH_BYTES, Scratch};
 use crate::tuner::Tuning;
 
@@ -34,25 +35,88 @@ pub struct Cpu {
     estimates: Estimates,
 }
 
+/// Why there is no handle on the processor.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CpuError {
+    /// The machine does not have the instruction set.
+    #[error("this machine does not have {isa}")]
+    Isa {
+        /// The one asked for.
+        isa: Isa,
+    },
+    /// The system did not start so many threads.
+    #[error("the system started {started} of {threads} threads")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// Those there were, the calling one among them.
+        started: usize,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The system did not give the threads their scratch memory.
+    #[error("{threads} threads need {} MiB of scratch memory", Cpu::scratch_bytes_of(*threads) >> 20)]
+    Scratch {
+        /// Threads asked for.
+        threads: usize,
+        /// The system's reason.
+        #[source]
+        source: MemoryError,
+    },
+}
+
+impl CpuError {
+    /// What to do about it.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Isa { .. } => {
+                let supported: Vec<_> = Isa::supported().into_iter().map(Isa::name).collect();
+                vec![format!("it has {}", supported.join(", "))]
+            }
+            Self::Threads { .. } | Self::Scratch { .. } => {
+                let all = std::thread::available_parallelism().map_or(1, usize::from);
+                vec![format!("ask for fewer threads; more than the machine's {all} gain nothing")]
+            }
+        }
+    }
+}
+
 impl Cpu {
     /// A handle with a chosen instruction set and number of threads (at least one).
     ///
-    /// # Panics
-    /// If the machine does not have `isa` (ask [`Isa::is_supported`]), or refuses
-    /// [`SCRATCH_BYTES`] of scratch a thread or the threads themselves.
-    pub fn new(isa: Isa, threads: usize) -> Self {
-        let pool = Pool::new(threads).expect("the system gives threads and their scratch memory");
-        let partials = Scratch::new().expect("the system gives scratch memory");
-        Self {
+    /// # Errors
+    ///
+    /// [`CpuError`] if the machine does not have `isa`, or does not start the threads, or refuses
+    /// them [`SCRATCH_BYTES`] of scratch each.
+    pub fn try_new(isa: Isa, threads: usize) -> Result<Self, CpuError> {
+        if !isa.is_supported() {
+            return Err(CpuError::Isa { isa });
+        }
+        let pool = Pool::new(threads)?;
+        let partials = Scratch::new().map_err(|source| CpuError::Scratch { threads, source })?;
+        Ok(Self {
             simd: Simd::new(isa),
             pool,
             partials: RefCell::new(partials),
             tuning: Tuning::default(),
             estimates: Estimates::default(),
-        }
+        })
     }
 
-    /// A handle with the machine's widest instruction set.
+    /// [`try_new`](Self::try_new) for tests and examples, which know their machine.
+    ///
+    /// # Panics
+    /// If there is no such handle.
+    pub fn new(isa: Isa, threads: usize) -> Self {
+        Self::try_new(isa, threads).expect("the machine has the instruction set and the threads")
+    }
+
+    /// A handle with the machine's widest instruction set, for tests and examples.
+    ///
+    /// # Panics
+    /// If the machine does not give the threads or their memory.
     pub fn detect(threads: usize) -> Self {
         Self::new(Isa::best(), threads)
     }
@@ -89,7 +153,12 @@ impl Cpu {
 
     /// Bytes of scratch memory that the handle holds, all of it resident.
     pub fn scratch_bytes(&self) -> usize {
-        (self.threads() + 1) * SCRATCH_BYTES
+        Self::scratch_bytes_of(self.threads())
+    }
+
+    /// Bytes of scratch memory that a handle of `threads` threads holds.
+    pub const fn scratch_bytes_of(threads: usize) -> usize {
+        (threads + 1) * SCRATCH_BYTES
     }
 
     /// Scratch memory of the calling thread that tasks may share: partial results that one fork

@@ -54,7 +54,7 @@ pub use attention::{
     Attention, AttentionGrad, AttentionSpec, CacheSpec, CacheType, Keys, KvWrite, Mask,
     PAGE_TOKENS, RaggedBatch, SeqSlot, attention, attention_grad, kv_write,
 };
-pub use cpu::{Cpu, SharedSlice};
+pub use cpu::{Cpu, CpuError, SharedSlice};
 pub use dropout::{Dropout, DropoutAssign, DropoutMask, dropout, dropout_assign};
 pub use embed::{Embed, EmbedGrad, PositionEmbed, embed, embed_grad, position_embed};
 pub use encoding::{Encoding, Layout, Weight};

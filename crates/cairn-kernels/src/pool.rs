@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::cpu::CpuError;
 use crate::memory::{Arena, MemoryError};
 
 /// Scratch memory of one thread: one huge page.
@@ -107,8 +108,9 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// Starts `threads - 1` workers; the caller of [`run`](Self::run) is the last thread.
-    pub(crate) fn new(threads: usize) -> Result<Self, MemoryError> {
+    /// Starts `threads - 1` workers; the caller of [`run`](Self::run) is the last thread. On an error
+    /// those that were started are gone again.
+    pub(crate) fn new(threads: usize) -> Result<Self, CpuError> {
         let workers = threads.max(1) - 1;
         let nothing: &'static Task<'static> = &|_, _| {};
         let shared = Arc::new(Shared {
@@ -119,16 +121,18 @@ impl Pool {
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
-        let scratch = UnsafeCell::new(Scratch::new()?);
+        let new_scratch = || Scratch::new().map_err(|source| CpuError::Scratch { threads, source });
+        let scratch = UnsafeCell::new(new_scratch()?);
         let mut pool = Self { shared, workers: Vec::with_capacity(workers), scratch };
         for index in 0..workers {
-            let scratch = Scratch::new()?;
+            let scratch = new_scratch()?;
             let shared = Arc::clone(&pool.shared);
             let spawned = thread::Builder::new()
                 .name(format!("cairn-{}", index + 1))
                 .spawn(move || shared.work(index, scratch));
-            let bytes = SCRATCH_BYTES;
-            pool.workers.push(spawned.map_err(|source| MemoryError::Refused { bytes, source })?);
+            let started = index + 1;
+            let refused = |source| CpuError::Threads { threads, started, source };
+            pool.workers.push(spawned.map_err(refused)?);
         }
         Ok(pool)
     }
