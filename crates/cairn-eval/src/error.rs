@@ -1,7 +1,6 @@
 //! What can keep a measurement from being made.
 
 use cairn_data::corpus::ReadError;
-use cairn_data::loader::LoaderError;
 use cairn_data::tokenizer::TokenizerError;
 use cairn_engine::{EngineError, RequestError};
 use cairn_model::{BuildError, LoadError};
@@ -75,9 +74,6 @@ pub enum EvalError {
     /// The corpus cannot be read.
     #[error("the corpus cannot be read")]
     Corpus(#[from] ReadError),
-    /// The batches cannot be made.
-    #[error("the batches cannot be made")]
-    Loader(#[from] LoaderError),
     /// The tokenizer refuses the tokens.
     #[error("the tokens do not decode")]
     Tokenizer(#[from] TokenizerError),
@@ -93,7 +89,6 @@ impl Hint for EvalError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Corpus(error) => error.hints(),
-            Self::Loader(error) => error.hints(),
             Self::Tokenizer(error) => error.hints(),
             Self::Engine(error) => error.hints(),
             Self::Request(error) => error.hints(),

@@ -6,7 +6,6 @@
 //! | `scorer` | log-probabilities of given tokens |
 //! | `windows` | documents longer than the context |
 //! | `documents` | the loss on documents, each its own context |
-//! | `packed` | the loss on packed rows: a training run's validation loss |
 //! | `compress` | `gzip -9`, `xz -9`, `zstd -19` |
 //! | `comparison` | the model beside them, as a record |
 //! | `corpus` | documents of a corpus to compare on |
@@ -20,7 +19,6 @@ mod corpus;
 mod decode_bench;
 mod documents;
 mod error;
-mod packed;
 mod scorer;
 mod windows;
 
@@ -33,7 +31,6 @@ pub use corpus::{COMPARED_BYTES_MAX, sample};
 pub use decode_bench::{DecodeBench, DecodeFigures, bench_decode};
 pub use documents::{DocumentScore, DocumentScorer};
 pub use error::EvalError;
-pub use packed::{PackedLoss, packed_loss};
 pub use scorer::{
     ModelScorer, ModelScorerOptions, ModelScorerPlan, ScoreBatch, ScoreLimits, SessionScorer,
     TokenScorer,

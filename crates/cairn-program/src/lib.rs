@@ -48,6 +48,6 @@ pub use session::{
     CacheOptions, Feed, FeedData, MemoryPlan, PlannedBytes, ProgramId, Run, RunError, Session,
     SessionError, SessionProgram,
 };
-pub use update::{UpdateOptions, update_program};
+pub use update::{GRAD_NORM_SQUARED, UpdateOptions, norm_program, update_program};
 pub use value::{Class, Value, ValueId, ValueType};
 pub use verify::VerifyError;

@@ -1,6 +1,7 @@
-//! The update program: gradients to new weights, moments and averages.
+//! The update: gradients to new weights, moments and averages, in two programs.
 //!
-//! It shares weights, gradients and states by name with the training program of the same session.
+//! The first measures the norm of all gradients and changes nothing, so that whoever trains can look
+//! at it before the second applies them. They share weights, gradients and states by name with the training program of the same session.
 //! Per weight `W`: state `adamw.m.W`, `adamw.v.W`; a bf16 weight also has its f32 `master.W`, which
 //! the optimizer updates and rounds to the weight; with averaging, `ema.W`.
 
@@ -24,11 +25,38 @@ pub struct UpdateOptions {
     pub ema_decay: Option<f32>,
 }
 
+/// The sum of the squares of all gradients: output of [`norm_program`], input of [`update_program`].
+pub const GRAD_NORM_SQUARED: &str = "grad_norm_squared";
+
+/// Builds the program that measures the gradients of `training`: it has no input, writes no persistent
+/// value, and its output is [`GRAD_NORM_SQUARED`] `[] f64`.
+///
+/// # Errors
+///
+/// [`VerifyError`] if the result does not verify, which a verified training program rules out.
+pub fn norm_program(training: &Program) -> Result<Program, VerifyError> {
+    let mut builder = Builder::new();
+    let mut declared: Vec<(&str, Shape)> = training
+        .of_class(Class::Gradient)
+        .map(|(_, gradient)| (gradient.name.as_str(), gradient.shape.clone()))
+        .collect();
+    // In name order, so that the norm does not depend on where a weight stands in the program.
+    declared.sort_by(|a, b| a.0.cmp(b.0));
+    let gradients: Vec<ValueId> = declared
+        .into_iter()
+        .map(|(name, shape)| builder.declare(name, Class::Gradient, ValueType::F32, shape))
+        .collect();
+    let norm = builder.push(GRAD_NORM_SQUARED, Op::GlobalNorm, &gradients)?;
+    builder.output(norm);
+    builder.finish()
+}
+
 /// Builds the update program for the gradients of `training`.
 ///
 /// Weight decay falls on matrices; norms and biases are left alone (a bias may have two axes here,
 /// heads and head dim, so operations tell, not shapes).
-/// Inputs: `lr` `[] f64`, `step` `[] u32` (counted from 1). Output: `grad_norm_squared` `[] f64`.
+/// Inputs: `lr` `[] f64`, `step` `[] u32` (counted from 1) and, if gradients are clipped,
+/// [`GRAD_NORM_SQUARED`] `[] f64`, which [`norm_program`] computes.
 ///
 /// # Errors
 ///
@@ -37,6 +65,13 @@ pub fn update_program(training: &Program, options: &UpdateOptions) -> Result<Pro
     let mut builder = Builder::new();
     let lr = builder.input("lr", ValueType::F64, &[]);
     let step = builder.input("step", ValueType::U32, &[]);
+    let factor = match options.max_grad_norm {
+        Some(max_norm) => {
+            let norm = builder.input(GRAD_NORM_SQUARED, ValueType::F64, &[]);
+            Some(builder.push("clip", Op::Clip { max_norm }, &[norm])?)
+        }
+        None => None,
+    };
     let matrices: BTreeSet<ValueId> = training.instrs.iter().filter_map(matrix_operand).collect();
     let mut trained: Vec<(&str, Shape, ValueType, bool)> = Vec::new();
     for (_, gradient) in training.of_class(Class::Gradient) {
@@ -45,20 +80,12 @@ pub fn update_program(training: &Program, options: &UpdateOptions) -> Result<Pro
         let weight = training.value(id);
         trained.push((name, weight.shape.clone(), weight.value_type, matrices.contains(&id)));
     }
-    // In name order, so that the norm does not depend on where a weight stands in the program.
+    // In name order, as the norm is summed.
     trained.sort_by(|a, b| a.0.cmp(b.0));
-    let mut gradients = Vec::new();
-    for (name, shape, ..) in &trained {
-        let name = format!("{GRADIENT_PREFIX}{name}");
-        gradients.push(builder.declare(&name, Class::Gradient, ValueType::F32, shape.clone()));
-    }
-    let norm = builder.push("grad_norm_squared", Op::GlobalNorm, &gradients)?;
-    builder.output(norm);
-    let factor = match options.max_grad_norm {
-        Some(max_norm) => Some(builder.push("clip", Op::Clip { max_norm }, &[norm])?),
-        None => None,
-    };
-    for ((name, shape, value_type, is_matrix), gradient) in trained.into_iter().zip(gradients) {
+    for (name, shape, value_type, is_matrix) in trained {
+        let gradient_name = format!("{GRADIENT_PREFIX}{name}");
+        let gradient =
+            builder.declare(&gradient_name, Class::Gradient, ValueType::F32, shape.clone());
         let weight = builder.declare(name, Class::Weight, value_type, shape);
         let scalars = [factor, Some(lr), Some(step)];
         let mut options = *options;

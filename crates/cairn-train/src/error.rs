@@ -1,5 +1,6 @@
 //! Why a training run ends early.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use cairn_artifacts::FileError;
@@ -7,6 +8,7 @@ use cairn_artifacts::run::{MetricsError, RecordError};
 use cairn_artifacts::safetensors::WeightsError;
 use cairn_data::corpus::ReadError;
 use cairn_data::loader::LoaderError;
+use cairn_eval::EvalError;
 use cairn_model::LoadError;
 use cairn_program::{RunError, SessionError};
 use cairn_spec::Hint;
@@ -93,15 +95,15 @@ pub enum TrainError {
     #[error("validation failed")]
     Validation(#[from] ValidationError),
     /// The validation loss is no number, while the training loss is one.
-    #[error("the validation loss after step {step} is {value}")]
+    #[error("the validation loss after step {step} is no number")]
     ValidationNotFinite {
         /// Finished steps.
         step: u64,
-        /// What it is instead.
-        value: f64,
+        /// Which log-probability.
+        source: Box<EvalError>,
     },
     /// A loss or gradient is no number. Nothing is saved; the batch is kept.
-    #[error("the {what} of step {step} is {value}; its batch is kept in {}", batch.display())]
+    #[error("the {what} of step {step} is {value}; its batch {batch}")]
     NotFinite {
         /// `loss` or `gradient norm`.
         what: &'static str,
@@ -109,31 +111,55 @@ pub enum TrainError {
         step: u64,
         /// What it is instead.
         value: f64,
-        /// The file with the batch.
-        batch: PathBuf,
+        /// What became of its batch.
+        batch: FailedBatch,
     },
 }
+
+/// What became of the batch of a step that failed.
+#[derive(Debug)]
+pub enum FailedBatch {
+    /// It is in this file.
+    Kept(PathBuf),
+    /// It could not be written. What the step failed of matters more, so it is said beside it.
+    Lost(FileError),
+}
+
+impl fmt::Display for FailedBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kept(path) => write!(f, "is kept in {}", path.display()),
+            Self::Lost(error) => write!(f, "is not kept: {error}: {}", error.source),
+        }
+    }
+}
+
+const LOWER_RATE: &str = "resuming would repeat it: start a new run with a lower \
+                          optimizer.learning_rate, a longer schedule.warmup_steps or a smaller \
+                          optimizer.max_grad_norm";
 
 impl Hint for TrainError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Data(error) => error.hints(),
-            Self::File(error) => error.hints(),
+            Self::Corpus(error) => error.hints(),
+            Self::File(error)
+            | Self::Metrics(MetricsError::File(error))
+            | Self::Record(RecordError::File(error)) => error.hints(),
             Self::Load(error) | Self::Save { source: error, .. } => error.hints(),
-            Self::Resume(_) => vec![
-                "resume with the recipe the run was started with, or give the new run another \
-                 folder"
-                    .to_owned(),
-            ],
+            Self::Resume(error) => error.hints(),
             Self::Vocab { tokenizer_vocab_size, .. } => {
                 vec![format!("leave model.vocab_size out, or set it to {tokenizer_vocab_size}")]
             }
             Self::Busy { .. } => vec!["wait for it, or give this run another folder".to_owned()],
-            Self::NotFinite { .. } | Self::ValidationNotFinite { .. } => vec![
-                "resuming would repeat it: start a new run with a lower optimizer.learning_rate, \
-                 a longer schedule.warmup_steps or a smaller optimizer.max_grad_norm"
-                    .to_owned(),
-            ],
+            Self::NotFinite { batch: FailedBatch::Lost(error), .. } => {
+                let mut hints = vec![LOWER_RATE.to_owned()];
+                hints.extend(error.hints());
+                hints
+            }
+            Self::NotFinite { .. } | Self::ValidationNotFinite { .. } => {
+                vec![LOWER_RATE.to_owned()]
+            }
             _ => Vec::new(),
         }
     }

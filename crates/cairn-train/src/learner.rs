@@ -8,11 +8,14 @@
 
 use cairn_artifacts::Hash;
 use cairn_artifacts::hash::Hasher;
+use cairn_eval::{ScoreLimits, SessionScorer};
 use cairn_kernels::{Cpu, Encoding};
-use cairn_program::{Class, Feed, MemoryPlan, Run, RunError, Session, SessionError, ValueType};
+use cairn_program::{
+    Class, Feed, GRAD_NORM_SQUARED, MemoryPlan, Run, RunError, Session, SessionError, ValueType,
+};
 
 use crate::batch::MicroBatch;
-use crate::programs::{SCORE, TRAIN, UPDATE};
+use crate::programs::{NORM, SCORE, SCORE_AVERAGE, TRAIN, UPDATE};
 use crate::tensors::widened;
 
 /// Keys the randomness of one micro-batch and says where it stands in its step.
@@ -24,6 +27,15 @@ pub struct Place {
     pub step: u64,
     /// Tokens of the step's micro-batches before this one; 0 starts the gradients anew.
     pub first_token: u64,
+}
+
+/// Which weights are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Those that are trained.
+    Trained,
+    /// Their moving average, where the optimizer keeps one.
+    Average,
 }
 
 /// A session that trains.
@@ -115,7 +127,8 @@ impl Learner {
     }
 
     /// Clips the gradients and applies them. `step` counts from 0. Returns the norm of all
-    /// gradients together, before clipping.
+    /// gradients together, before clipping. If that is no number nothing is applied: weights and
+    /// states stay as they were.
     ///
     /// # Errors
     ///
@@ -125,22 +138,31 @@ impl Learner {
     ///
     /// Panics after 2³² steps.
     pub fn update(&mut self, lr: f64, step: u64) -> Result<f64, RunError> {
+        self.session.run(NORM, &Run::forward(&[], &[]))?;
+        let squares = self.session.output_f64(NORM, GRAD_NORM_SQUARED);
+        if !squares.is_finite() {
+            return Ok(squares.sqrt());
+        }
         let (lr, step) = ([lr], [u32::try_from(step + 1).expect("fewer than 2^32 steps")]);
-        let feeds = [Feed::f64("lr", &lr), Feed::u32("step", &step)];
+        let norm = [squares];
+        let feeds =
+            [Feed::f64("lr", &lr), Feed::u32("step", &step), Feed::f64(GRAD_NORM_SQUARED, &norm)];
         self.session.run(UPDATE, &Run::forward(&feeds, &[]))?;
-        Ok(self.session.output_f64(UPDATE, "grad_norm_squared").sqrt())
+        Ok(squares.sqrt())
     }
 
-    /// Adds the negative log-likelihoods of a batch's targets, in nats, to `sum`; without dropout.
-    ///
-    /// # Errors
-    ///
-    /// [`RunError`] if the batch does not fit the plan.
-    pub fn score(&mut self, batch: &MicroBatch<'_>, sum: &mut f64) -> Result<(), RunError> {
-        let feeds = batch.feeds();
-        self.session.run(SCORE, &batch.scoring_run(&feeds))?;
-        batch.add_negative_log_likelihood(self.session.output(SCORE, "logprob"), sum);
-        Ok(())
+    /// The model as a measure, without dropout, within `limits` of the plan.
+    pub fn scorer(
+        &mut self,
+        weights: Weights,
+        limits: ScoreLimits,
+        vocab_size: usize,
+    ) -> SessionScorer<'_> {
+        let program = match weights {
+            Weights::Trained => SCORE,
+            Weights::Average => SCORE_AVERAGE,
+        };
+        SessionScorer::new(&mut self.session, program, limits, vocab_size)
     }
 
     /// Adds names and bytes of every weight and state to a hash, in name order. Gradients are left

@@ -10,7 +10,7 @@
 //! | `batch`, `learner` | the steps that change a model |
 //! | `validation`, `progress` | how well it does, and when to give up |
 //! | `trainer` | the loop: opening, stepping, saving, concluding |
-//! | `checkpoint`, `tensors`, `resume` | its state in files, and back |
+//! | `checkpoint`, `tensors`, `resume`, `initial` | its state in files, and back |
 //! | `metrics`, `tensorboard`, `summary`, `report` | what people see of it |
 //! | `host`, `observer` | what lies outside, and who listens |
 //!
@@ -22,6 +22,7 @@ mod batch;
 mod checkpoint;
 mod error;
 mod host;
+mod initial;
 mod learner;
 mod metrics;
 mod observer;
@@ -41,9 +42,9 @@ mod validation;
 
 pub use batch::MicroBatch;
 pub use checkpoint::{StateError, TrainState};
-pub use error::TrainError;
+pub use error::{FailedBatch, TrainError};
 pub use host::{FakeHost, Host};
-pub use learner::{Learner, Place};
+pub use learner::{Learner, Place, Weights};
 pub use metrics::{Metric, read_metrics};
 pub use observer::{Event, Observer, Silent, StepMetrics, ValidationMetrics, Warning};
 pub use pace::{PaceError, measure_pace};

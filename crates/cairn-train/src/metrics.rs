@@ -53,6 +53,9 @@ impl Metric {
             Self::Validation(m) => {
                 let mut scalars = vec![("val/loss", m.loss), ("val/perplexity", m.perplexity)];
                 scalars.extend(m.bits_per_byte.map(|bits| ("val/bits_per_byte", bits)));
+                scalars.extend(m.average_loss.map(|loss| ("val/average_loss", loss)));
+                let bits = m.average_bits_per_byte;
+                scalars.extend(bits.map(|bits| ("val/average_bits_per_byte", bits)));
                 scalars
             }
         }
@@ -76,15 +79,20 @@ pub fn read_metrics(folder: &RunFolder) -> Result<Vec<Metric>, MetricsError> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let rows = run::read_metrics(&path)?.into_iter();
-    let metric = |(index, row): (usize, Row)| {
-        serde_json::from_value(Value::Object(row)).map_err(|error| MetricsError::BadLine {
-            path: path.clone(),
-            line: index + 1,
-            reason: error.to_string(),
-        })
-    };
-    rows.enumerate().map(metric).collect()
+    let (mut metrics, mut bad) = (Vec::new(), None);
+    let mut line = 0;
+    run::for_each_row(&path, &mut |row, _| {
+        line += 1;
+        match serde_json::from_value(Value::Object(row)) {
+            Ok(metric) => metrics.push(metric),
+            Err(error) if bad.is_none() => bad = Some((line, error.to_string())),
+            Err(_) => {}
+        }
+    })?;
+    match bad {
+        None => Ok(metrics),
+        Some((line, reason)) => Err(MetricsError::BadLine { path, line, reason }),
+    }
 }
 
 /// The open files of a run's metrics, and what they hold.
@@ -103,7 +111,8 @@ impl RunLog {
         let metrics = read_metrics(folder)?;
         let events = folder.tensorboard();
         std::fs::create_dir_all(&events).map_err(FileError::on("create", &events))?;
-        let events = EventFile::create(&events, unix_s, step)
+        // What is recorded of `step` itself stays; what comes next is about the step after it.
+        let events = EventFile::create(&events, unix_s, step + 1)
             .map_err(FileError::on("create an event file in", &events))?;
         Ok(Self { folder: folder.clone(), lines, events, metrics })
     }
@@ -128,8 +137,7 @@ impl RunLog {
 
     /// Writes the table.
     pub(crate) fn write_csv(&self) -> Result<(), FileError> {
-        let rows: Vec<Row> = self.metrics.iter().map(Metric::row).collect();
-        run::write_csv(&self.folder.metrics_csv(), &rows)
+        run::write_csv(&self.folder.metrics_csv(), self.metrics.iter().map(Metric::row))
     }
 }
 
@@ -158,8 +166,10 @@ mod tests {
             loss: 2.0,
             perplexity: 2.0_f64.exp(),
             bits_per_byte: Some(1.5),
+            average_loss: None,
+            average_bits_per_byte: None,
             targets: 3,
-            bytes: 7,
+            bytes: Some(7),
             best: true,
             elapsed_s: 1.0,
         })

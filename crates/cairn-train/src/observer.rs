@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cairn_spec::units::RoundedBytes;
 use serde::{Deserialize, Serialize};
 
 /// Figures of one optimizer step.
@@ -34,17 +35,24 @@ pub struct StepMetrics {
 pub struct ValidationMetrics {
     /// Finished steps.
     pub step: u64,
-    /// Mean negative log-likelihood of the targets, in nats.
+    /// Mean negative log-likelihood of the targets under the trained weights, in nats.
     pub loss: f64,
     /// `exp(loss)`.
     pub perplexity: f64,
-    /// Bits for all targets over bytes of text. End-of-document tokens cost bits, add no bytes.
-    /// `None` where the tokenizer's tokens do not stand for fixed bytes.
+    /// Bits of a code for the documents over bytes of text: first tokens cost log₂ of the
+    /// vocabulary, end-of-document tokens cost bits and add no bytes. `None` where the tokenizer's
+    /// tokens do not stand for fixed bytes.
     pub bits_per_byte: Option<f64>,
-    /// Targets scored.
+    /// `loss` under the average of the weights, where one is kept.
+    #[serde(default)]
+    pub average_loss: Option<f64>,
+    /// `bits_per_byte` under the average of the weights.
+    #[serde(default)]
+    pub average_bits_per_byte: Option<f64>,
+    /// Targets scored: all tokens but each document's first.
     pub targets: u64,
-    /// Bytes of text they stand for.
-    pub bytes: u64,
+    /// Bytes of text of the documents, where they are known.
+    pub bytes: Option<u64>,
     /// Whether it is the lowest loss so far.
     pub best: bool,
     /// Seconds of training so far.
@@ -79,7 +87,11 @@ pub enum Warning {
         path: PathBuf,
     },
     /// Measured memory left the predicted range.
-    #[error("the process holds {actual} bytes where the plan predicted {predicted}")]
+    #[error(
+        "the process holds {} where the plan predicted {}",
+        RoundedBytes(*actual),
+        RoundedBytes(*predicted)
+    )]
     Memory {
         /// Bytes predicted.
         predicted: u64,

@@ -5,7 +5,7 @@
 //! is put together from the two, so that a wide vocabulary on few blocks does not mislead.
 
 use cairn_data::loader::{LoaderBatch, Sequence};
-use cairn_kernels::Cpu;
+use cairn_kernels::{Cpu, CpuError};
 use cairn_program::{Recompute, RunError, Workload};
 use cairn_spec::ModelSpec;
 use cairn_spec::recipe::TrainRecipe;
@@ -25,6 +25,9 @@ const RUNS: usize = 3;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PaceError {
+    /// There is no handle on the processor.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// The model cannot be trained.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
@@ -48,15 +51,15 @@ struct Cost {
 /// [`PaceError::Programs`] if the model cannot be trained.
 pub fn measure_pace(
     recipe: &TrainRecipe,
-    cpu: impl Fn() -> Cpu,
+    cpu: impl Fn() -> Result<Cpu, CpuError>,
     host: &dyn Host,
 ) -> Result<Pace, PaceError> {
     let layers = recipe.model.num_hidden_layers;
-    let (one, update) = probe(recipe, 1, cpu(), host)?;
+    let (one, update) = probe(recipe, 1, cpu()?, host)?;
     if layers == 1 {
         return Ok(Pace { flops_per_s: one.flops / one.seconds, update_s_per_parameter: update });
     }
-    let (two, update) = probe(recipe, 2, cpu(), host)?;
+    let (two, update) = probe(recipe, 2, cpu()?, host)?;
     let block = Cost { seconds: two.seconds - one.seconds, flops: two.flops - one.flops };
     let others = (layers - 1) as f64;
     let seconds = one.seconds + others * block.seconds;
@@ -130,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_pace_is_positive() {
-        let pace = measure_pace(&recipe(&[]), || Cpu::detect(1), &FakeHost::new()).unwrap();
+        let pace = measure_pace(&recipe(&[]), || Ok(Cpu::detect(1)), &FakeHost::new()).unwrap();
         assert!(pace.flops_per_s > 0.0 && pace.update_s_per_parameter > 0.0, "{pace:?}");
     }
 }

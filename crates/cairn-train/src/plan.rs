@@ -9,9 +9,11 @@ use std::fmt;
 use cairn_kernels::Encoding;
 use cairn_program::{MemoryPlan, PlannedBytes, Recompute, SessionError, Workload};
 use cairn_spec::recipe::{self, TrainRecipe};
+use cairn_spec::units::RoundedBytes;
 use cairn_spec::{DType, Hint, ModelSpec};
 use serde::Serialize;
 
+use crate::metrics::Metric;
 use crate::programs::{ProgramOptions, Programs, ProgramsError};
 use crate::tensors::gather_bytes_max;
 
@@ -49,7 +51,8 @@ pub struct PredictedBytes {
     pub session: PlannedBytes,
     /// Scratch memory of the threads.
     pub scratch: u64,
-    /// Batches, and the largest tensor that is rearranged while a checkpoint is written.
+    /// Batches, what is recorded of every step, and the largest tensor that is rearranged while a
+    /// checkpoint is written.
     pub host: u64,
     /// The process without the run.
     pub baseline: u64,
@@ -58,7 +61,8 @@ pub struct PredictedBytes {
 impl PredictedBytes {
     /// Everything together: the anonymous memory of the process at its peak.
     pub fn total(&self) -> u64 {
-        self.session.total() as u64 + self.scratch + self.host + self.baseline
+        let fixed = self.session.total() as u64 + self.scratch + self.baseline;
+        fixed.saturating_add(self.host)
     }
 }
 
@@ -123,7 +127,11 @@ pub enum PlanError {
     #[error(transparent)]
     Programs(#[from] ProgramsError),
     /// The run needs more memory than it may have.
-    #[error("the plan needs {needed} bytes, the limit is {limit}")]
+    #[error(
+        "the plan needs {}, the limit is {}",
+        RoundedBytes(*needed),
+        RoundedBytes(*limit)
+    )]
     OverLimit {
         /// Bytes of the plan as asked.
         needed: u64,
@@ -133,18 +141,28 @@ pub enum PlanError {
         nearest: Option<(Shape, u64)>,
         /// Bytes of the smallest plan of this model, where none fits.
         smallest: u64,
+        /// Whether that choice changes the last bits of a gradient: it cuts the batch otherwise, and
+        /// the embedding is the head as well.
+        last_bits: bool,
     },
 }
 
 impl Hint for PlanError {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::OverLimit { nearest: Some((shape, bytes)), .. } => {
-                vec![format!("this fits in {bytes} bytes and learns the same: {shape}")]
+            Self::OverLimit { nearest: Some((shape, bytes)), last_bits, .. } => {
+                let learns = if *last_bits {
+                    // Its two uses add to one gradient by turns: see `resume`.
+                    "learns the same but for the last bits of the tied embedding's gradient"
+                } else {
+                    "learns the same to the last bit"
+                };
+                vec![format!("this fits in {} and {learns}: {shape}", RoundedBytes(*bytes))]
             }
             Self::OverLimit { smallest, .. } => vec![format!(
-                "even one sequence at a time takes {smallest} bytes; raise run.memory_limit, \
-                 shorten data.seq_len or make the model smaller"
+                "even one sequence at a time takes {}; raise run.memory_limit, shorten \
+                 data.seq_len or make the model smaller",
+                RoundedBytes(*smallest)
             )],
             Self::Programs(_) => Vec::new(),
         }
@@ -183,7 +201,9 @@ impl Plan {
             Err(needed) => needed,
         };
         let (nearest, smallest) = nearest(request, limit)?;
-        Err(PlanError::OverLimit { needed, limit, nearest, smallest })
+        let cut = nearest.is_some_and(|(shape, _)| shape.micro_batch_size != rows);
+        let last_bits = cut && recipe.model.tie_word_embeddings;
+        Err(PlanError::OverLimit { needed, limit, nearest, smallest, last_bits })
     }
 
     /// The plan of one choice, whatever it takes.
@@ -194,7 +214,9 @@ impl Plan {
         let workload = Workload::causal(shape.micro_batch_size, recipe.data.seq_len);
         let micro = programs.train.total_cost(&workload).flops;
         let model = programs.differentiated.total_cost(&workload).flops;
-        let update = programs.update.total_cost(&Workload::causal(0, 0)).flops;
+        let once = Workload::causal(0, 0);
+        let update =
+            programs.norm.total_cost(&once).flops + programs.update.total_cost(&once).flops;
         let accum = real(shape.grad_accum_steps as u64);
         let model_flops_per_step = accum * model + update;
         let total_steps = recipe.total_steps(model_flops_per_step);
@@ -208,7 +230,7 @@ impl Plan {
         let bytes = PredictedBytes {
             session,
             scratch: request.scratch_bytes,
-            host: host_bytes(recipe),
+            host: host_bytes(recipe, total_steps),
             baseline: request.baseline_bytes,
         };
         Ok(Self {
@@ -228,6 +250,11 @@ impl Plan {
     /// The programs of the run.
     pub fn programs(&self) -> &Programs {
         &self.programs
+    }
+
+    /// Tokens that a run of its programs takes.
+    pub(crate) fn tokens_per_run(&self) -> usize {
+        self.tokens_per_run
     }
 
     /// Where every byte of the session will lie.
@@ -324,10 +351,13 @@ fn nearest(
     Ok((best.map(|plan| (plan.shape, plan.bytes.total())), smallest))
 }
 
-fn host_bytes(recipe: &TrainRecipe) -> u64 {
+fn host_bytes(recipe: &TrainRecipe, total_steps: u64) -> u64 {
     let batch = BATCH_BYTES_PER_TOKEN * recipe.tokens_per_step();
     let saving = gather_bytes_max(&recipe.model) as u64;
-    batch + saving + SMALL_BYTES
+    let validations = recipe.eval.every.map_or(1, |every| total_steps / every + 1);
+    // What the report is drawn from.
+    let metrics = (total_steps + validations).saturating_mul(size_of::<Metric>() as u64);
+    (batch + saving + SMALL_BYTES).saturating_add(metrics)
 }
 
 fn narrow(count: u64) -> usize {

@@ -1,4 +1,5 @@
-//! The three programs of a training run: forward and backward; scoring; update.
+//! The programs of a training run: forward and backward; scoring; the gradients' norm; update; and,
+//! where an average of the weights is kept, scoring with it.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,7 @@ use cairn_model::{BuildError, BuildOptions, Head, build_program};
 use cairn_program::{
     AdamWAttrs, Class, DifferentiateError, Instr, KvPlacement, Loss, MemoryPlan, Op, Program,
     ProgramId, Recompute, SessionError, SessionProgram, Sizes, UpdateOptions, VerifyError,
-    differentiate, recompute, update_program,
+    differentiate, norm_program, recompute, update_program,
 };
 use cairn_spec::ModelSpec;
 use cairn_spec::recipe::{Decay, Optimizer};
@@ -16,8 +17,15 @@ use cairn_spec::recipe::{Decay, Optimizer};
 pub(crate) const TRAIN: ProgramId = ProgramId(0);
 /// Forward without dropout, for validation.
 pub(crate) const SCORE: ProgramId = ProgramId(1);
+/// The norm of all gradients.
+pub(crate) const NORM: ProgramId = ProgramId(2);
 /// Gradients to new weights.
-pub(crate) const UPDATE: ProgramId = ProgramId(2);
+pub(crate) const UPDATE: ProgramId = ProgramId(3);
+/// Forward without dropout over the averages of the weights; not always there.
+pub(crate) const SCORE_AVERAGE: ProgramId = ProgramId(4);
+
+/// Prefix of an average's name.
+const AVERAGE_PREFIX: &str = "ema.";
 
 /// What decides the programs besides the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,9 +76,9 @@ pub enum ProgramsError {
     /// The model cannot be differentiated.
     #[error("this model cannot be trained as asked")]
     Differentiate(#[from] DifferentiateError),
-    /// The update does not verify: a bug.
-    #[error("the update program does not verify")]
-    Update(#[from] VerifyError),
+    /// A derived program does not verify: a bug.
+    #[error("a program of the step does not verify")]
+    Derived(#[from] VerifyError),
     /// The programs do not share a session: a bug.
     #[error("the programs of a step do not fit together")]
     Session(#[from] SessionError),
@@ -83,8 +91,12 @@ pub struct Programs {
     pub train: Program,
     /// Forward without dropout.
     pub score: Program,
+    /// The norm of all gradients, before they are applied.
+    pub norm: Program,
     /// Gradients to new weights.
     pub update: Program,
+    /// Forward without dropout over the averages of the weights, where they are kept.
+    pub score_average: Option<Program>,
     /// Forward and backward before recomputation: what the model itself needs.
     pub(crate) differentiated: Program,
 }
@@ -108,11 +120,19 @@ impl Programs {
             None => forward.of_class(Class::Weight).map(|(_, w)| w.name.clone()).collect(),
         };
         let differentiated = differentiate(&forward, &trainable, &Loss::CrossEntropy)?;
+        let norm = norm_program(&differentiated)?;
         let mut update = update_program(&differentiated, &options.update)?;
         set_decay(&mut update, &differentiated, options);
         let train = recompute(&differentiated, options.recompute);
         let score = build_program(spec, &build(false))?;
-        Ok(Self { train, score, update, differentiated })
+        let score_average = match options.update.ema_decay {
+            Some(_) => {
+                let in_f32 = BuildOptions { encoding: Encoding::F32, ..build(false) };
+                Some(over_averages(build_program(spec, &in_f32)?, &update)?)
+            }
+            None => None,
+        };
+        Ok(Self { train, score, norm, update, score_average, differentiated })
     }
 
     /// Lays the programs out for runs of up to `tokens` tokens.
@@ -124,12 +144,29 @@ impl Programs {
         // In the worst case every token is a document of its own.
         let sizes = Sizes::dense(tokens, tokens);
         let kv = KvPlacement::Arena;
-        let programs = [self.train, self.score, self.update];
+        // In the order of the identifiers above.
+        let programs = [self.train, self.score, self.norm, self.update];
+        let programs = programs.into_iter().chain(self.score_average);
         MemoryPlan::new(
-            programs.into_iter().map(|program| SessionProgram { program, sizes, kv }).collect(),
+            programs.map(|program| SessionProgram { program, sizes, kv }).collect(),
             None,
         )
     }
+}
+
+/// Makes a program read the averages that `update` keeps in the place of the weights. They are states
+/// of the session already, so measuring them takes no memory and moves nothing.
+fn over_averages(mut program: Program, update: &Program) -> Result<Program, VerifyError> {
+    for value in program.values.iter_mut().filter(|value| value.class == Class::Weight) {
+        let average = format!("{AVERAGE_PREFIX}{}", value.name);
+        // A frozen weight has none, and is its own average.
+        if update.find(&average).is_some() {
+            value.name = average;
+            value.class = Class::State;
+        }
+    }
+    program.verify()?;
+    Ok(program)
 }
 
 /// Gives each weight of an update its decay. [`update_program`] lets matrices decay; embeddings are

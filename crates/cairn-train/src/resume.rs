@@ -7,6 +7,7 @@
 //! How a batch is cut into micro-batches decides no number either, unless the embedding is the head
 //! as well: the two uses then add to one gradient by turns, so their order is that of the cuts.
 
+use cairn_spec::Hint;
 use cairn_spec::recipe::TrainRecipe;
 use serde_json::{Map, Value};
 
@@ -28,6 +29,21 @@ pub enum ResumeError {
         /// Hash in the corpus.
         now: String,
     },
+    /// The run began with other weights, so those given would be ignored.
+    #[error("the run has begun, with other weights than those of {given}: with {began}")]
+    OtherInitialWeights {
+        /// The model folder given now.
+        given: String,
+        /// What it began with.
+        began: String,
+    },
+    /// The run was to begin with a model's weights and has saved no step; without them it would
+    /// begin with fresh ones.
+    #[error("the run was to begin with the weights of {folder}, and no step of it is saved yet")]
+    InitialWeightsMissing {
+        /// The model folder.
+        folder: String,
+    },
     /// The recipe ends before the checkpoint.
     #[error("the checkpoint stands at step {step}, the recipe ends at step {total_steps}")]
     AlreadyPast {
@@ -36,6 +52,30 @@ pub enum ResumeError {
         /// Steps of the recipe.
         total_steps: u64,
     },
+}
+
+impl Hint for ResumeError {
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::OtherInitialWeights { .. } => {
+                "leave the initial weights out to go on with the run, or give the new run another \
+                 folder (--output, or run.name)"
+                    .to_owned()
+            }
+            Self::InitialWeightsMissing { folder } => format!(
+                "begin it with them (--initial {folder}), or give the new run another folder"
+            ),
+            Self::AlreadyPast { step, .. } => format!(
+                "give it a budget of more than {step} steps, or give the new run another folder"
+            ),
+            Self::OtherRecipe { .. } | Self::OtherTokenizer { .. } => {
+                "resume with the recipe the run was started with, or give the new run another \
+                 folder"
+                    .to_owned()
+            }
+        };
+        vec![hint]
+    }
 }
 
 /// The sections all of whose keys decide numbers.

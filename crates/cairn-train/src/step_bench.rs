@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use cairn_kernels::Cpu;
-use cairn_program::{Class, Cost, Feed, Program, Run, Session, Workload};
+use cairn_program::{
+    Class, Cost, Feed, GRAD_NORM_SQUARED, Program, ProgramId, Run, RunError, Session, Workload,
+};
 use cairn_spec::recipe::TrainRecipe;
 use serde::Serialize;
 
@@ -15,7 +17,7 @@ use crate::host::Host;
 use crate::learner::Learner;
 use crate::pace::{PaceError, pattern};
 use crate::plan::Plan;
-use crate::programs::{ProgramsError, TRAIN, UPDATE};
+use crate::programs::{NORM, ProgramsError, TRAIN, UPDATE};
 
 /// What the instructions of one kind took in one step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -85,18 +87,10 @@ pub fn bench_steps(
             let run = Run { accumulate: index != 0, ..micro.scoring_run(&feeds) };
             let session = learner.session_mut();
             session.run_observed(TRAIN, &run, &mut |at, took| {
-                parts.add(false, at, took, step != 0);
+                parts.add(TRAIN, (at, took), step != 0);
             })?;
         }
-        let (lr, number) = ([1e-4], [u32::try_from(step + 1).unwrap_or(u32::MAX)]);
-        let feeds = [Feed::f64("lr", &lr), Feed::u32("step", &number)];
-        learner.session_mut().run_observed(
-            UPDATE,
-            &Run::forward(&feeds, &[]),
-            &mut |at, took| {
-                parts.add(true, at, took, step != 0);
-            },
-        )?;
+        update(learner.session_mut(), step, &mut parts)?;
         if step != 0 {
             seconds.push(host.monotonic_s() - start);
         }
@@ -116,6 +110,21 @@ pub fn bench_steps(
     })
 }
 
+/// The norm and the update, as [`Learner::update`] runs them.
+fn update(session: &mut Session, step: usize, parts: &mut Parts) -> Result<(), RunError> {
+    let mut timed = |session: &mut Session, program, feeds: &[Feed<'_>]| {
+        session.run_observed(program, &Run::forward(feeds, &[]), &mut |at, took| {
+            parts.add(program, (at, took), step != 0);
+        })
+    };
+    timed(session, NORM, &[])?;
+    let squares = [session.output_f64(NORM, GRAD_NORM_SQUARED)];
+    let (lr, number) = ([1e-4], [u32::try_from(step + 1).unwrap_or(u32::MAX)]);
+    let feeds =
+        [Feed::f64("lr", &lr), Feed::u32("step", &number), Feed::f64(GRAD_NORM_SQUARED, &squares)];
+    timed(session, UPDATE, &feeds)
+}
+
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -124,25 +133,26 @@ fn median(values: &[f64]) -> f64 {
 
 /// Times and costs by kind of instruction.
 struct Parts {
-    /// Name and cost of each instruction of the training and the update program.
-    instrs: [Vec<(String, Cost)>; 2],
+    /// Name and cost of each instruction of the programs of a step.
+    instrs: BTreeMap<usize, Vec<(String, Cost)>>,
     sums: BTreeMap<String, (usize, f64, Cost)>,
 }
 
 impl Parts {
     fn new(session: &Session, workload: &Workload) -> Self {
-        let of = |program: &Program| {
+        let of = |program: &Program| -> Vec<(String, Cost)> {
             let costs = program.account(workload);
             let names = (0..program.instrs.len()).map(|index| name(program, index));
             names.zip(costs).collect()
         };
-        let instrs = [of(session.program(TRAIN)), of(session.program(UPDATE))];
+        let programs = [TRAIN, NORM, UPDATE];
+        let instrs = programs.map(|id| (id.0, of(session.program(id)))).into();
         Self { instrs, sums: BTreeMap::new() }
     }
 
-    fn add(&mut self, is_update: bool, index: usize, seconds: f64, counts: bool) {
+    fn add(&mut self, program: ProgramId, (index, seconds): (usize, f64), counts: bool) {
         if counts {
-            let (name, cost) = &self.instrs[usize::from(is_update)][index];
+            let (name, cost) = &self.instrs[&program.0][index];
             let sum = self.sums.entry(name.clone()).or_default();
             sum.0 += 1;
             sum.1 += seconds;

@@ -3,6 +3,7 @@
 use cairn_artifacts::run::RunRecord;
 use cairn_data::corpus::{Counts, Manifest};
 use cairn_spec::recipe::TrainRecipe;
+use cairn_spec::units::RoundedBytes;
 use serde::Serialize;
 
 use crate::metrics::Metric;
@@ -76,6 +77,11 @@ impl Summary {
             rows.push(row("Validation loss", nats(validation.loss)));
             rows.push(row("Validation perplexity", format!("{:.2}", validation.perplexity)));
             rows.extend(bits(validation.bits_per_byte).map(|b| row("Validation bits per byte", b)));
+            if let Some(loss) = validation.average_loss {
+                let bits = bits(validation.average_bits_per_byte)
+                    .map_or(String::new(), |bits| format!(", {bits} bits per byte"));
+                rows.push(row("Validation of the averaged weights", nats(loss) + &bits));
+            }
         }
         if let Some(best) = self.best {
             let bits =
@@ -162,13 +168,8 @@ fn row(name: &str, figure: String) -> (String, String) {
     (name.to_owned(), figure)
 }
 
-/// Bytes in the largest unit below them, to three digits.
 fn bytes_text(bytes: u64) -> String {
-    let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match units.into_iter().find(|(_, size)| bytes >= *size) {
-        Some((unit, size)) => format!("{:.2} {unit}", bytes as f64 / size as f64),
-        None => format!("{bytes} bytes"),
-    }
+    RoundedBytes(bytes).to_string()
 }
 
 /// A number with a thin space between thousands.

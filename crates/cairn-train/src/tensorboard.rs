@@ -132,4 +132,4 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -19,6 +19,7 @@ use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::{CheckpointSeries, Hash};
 use cairn_data::loader::Loader;
 use cairn_data::tokenizer::Tokenizer;
+use cairn_eval::EvalError;
 use cairn_spec::ModelSpec;
 use cairn_spec::recipe::TrainRecipe;
 use serde::Serialize;
@@ -26,14 +27,14 @@ use serde::Serialize;
 use crate::checkpoint::{self, ModelFiles, TrainState};
 use crate::error::TrainError;
 use crate::host::Host;
-use crate::learner::{Learner, hash_part};
+use crate::learner::{Learner, Weights, hash_part};
 use crate::metrics::{Metric, RunLog};
 use crate::observer::{Event, Observer, ValidationMetrics, Warning};
 use crate::plan::Plan;
 use crate::progress::{Best, EarlyStop, Progress};
 use crate::resume::deciding_keys;
 use crate::schedule::Schedule;
-use crate::validation::Validation;
+use crate::validation::{Score, Validation, ValidationError};
 
 pub use open::Setup;
 
@@ -225,19 +226,20 @@ impl Trainer {
         Ok(())
     }
 
-    /// Scores the validation data; returns whether it is the best so far.
+    /// Scores the validation data; returns whether it is the best so far. What is best is decided by
+    /// the weights that are trained, which a checkpoint holds; their average is measured beside them.
     fn validate(
         &mut self,
         start: SessionStart,
         host: &dyn Host,
         observer: &mut dyn Observer,
     ) -> Result<bool, TrainError> {
-        let Some(validation) = &self.validation else { return Ok(false) };
-        let score = validation.score(&mut self.learner)?;
+        let Some(score) = self.score(Weights::Trained)? else { return Ok(false) };
+        let average = match self.recipe.optimizer.ema_decay {
+            Some(_) => self.score(Weights::Average)?,
+            None => None,
+        };
         let (loss, bits_per_byte) = (score.loss(), score.bits_per_byte());
-        if !loss.is_finite() {
-            return Err(TrainError::ValidationNotFinite { step: self.step, value: loss });
-        }
         let found = Best { step: self.step, loss, bits_per_byte };
         let best = self.progress.validated(found, self.early_stop());
         let metrics = ValidationMetrics {
@@ -245,6 +247,8 @@ impl Trainer {
             loss,
             perplexity: loss.exp(),
             bits_per_byte,
+            average_loss: average.map(|score| score.loss()),
+            average_bits_per_byte: average.and_then(|score| score.bits_per_byte()),
             targets: score.targets,
             bytes: score.bytes,
             best,
@@ -253,6 +257,19 @@ impl Trainer {
         observer.observe(&Event::Validation(&metrics));
         self.log.push(Metric::Validation(metrics), host.unix_s())?;
         Ok(best)
+    }
+
+    /// What the validation data says of some weights; `None` if there is none.
+    fn score(&mut self, weights: Weights) -> Result<Option<Score>, TrainError> {
+        let Some(validation) = &self.validation else { return Ok(None) };
+        let limits = validation.limits(self.plan.tokens_per_run());
+        let mut scorer = self.learner.scorer(weights, limits, self.spec.vocab_size);
+        match validation.score(&mut scorer) {
+            Err(ValidationError::Eval(error @ EvalError::NotANumber { .. })) => {
+                Err(TrainError::ValidationNotFinite { step: self.step, source: Box::new(error) })
+            }
+            result => Ok(Some(result?)),
+        }
     }
 
     /// Writes a checkpoint of this step unless there is one, and removes those no longer wanted.

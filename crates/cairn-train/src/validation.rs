@@ -1,30 +1,29 @@
 //! Validation: the loss on documents that are never trained on.
 //!
-//! Documents are packed as in training. A document's first token has no context here and is not
-//! scored; its bytes are left out as well, so that bits per byte is over the text that was
-//! predicted. `cairn-eval` scores whole documents, first tokens included.
+//! The measure is `cairn-eval`'s, so that a run's curve and an evaluation of its checkpoint on the
+//! same documents are the same figure: each document is its own context, read in windows of the
+//! run's sequence length; its first token, which nothing stands before, is no target and costs log₂
+//! of the vocabulary where bits are counted.
 
 use std::sync::Arc;
 
-use cairn_data::corpus::{Corpus, Split};
-use cairn_data::loader::{InOrderBatches, LoaderBatch, LoaderError, Sequence};
+use cairn_data::corpus::{Corpus, ReadError, Split};
+use cairn_data::loader::LoaderError;
 use cairn_data::tokenizer::Tokenizer;
-use cairn_program::RunError;
-
-use crate::batch::MicroBatch;
-use crate::learner::Learner;
+use cairn_eval::{DocumentScore, DocumentScorer, EvalError, ScoreLimits, TokenScorer, Windows};
 
 /// What was scored and how well.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Score {
-    /// Sum of the negative log-likelihoods, in nats.
+    /// Sum of the negative log-likelihoods of the targets, in nats.
     pub negative_log_likelihood: f64,
+    /// Bits of a code for the documents: of the targets and of the first tokens.
+    pub bits: f64,
     /// Targets scored.
     pub targets: u64,
-    /// Bytes of text they stand for; end-of-document tokens have none.
-    pub bytes: u64,
-    /// Whether the bytes are known: the tokenizer is byte level.
-    pub has_bytes: bool,
+    /// Bytes of text they stand for; end-of-document tokens have none. `None` where the tokenizer's
+    /// tokens do not stand for fixed bytes.
+    pub bytes: Option<u64>,
 }
 
 impl Score {
@@ -33,10 +32,15 @@ impl Score {
         self.negative_log_likelihood / self.targets as f64
     }
 
-    /// Bits for all targets over bytes of text.
+    /// Bits of the code over bytes of text.
     pub fn bits_per_byte(&self) -> Option<f64> {
-        let bits = self.negative_log_likelihood / std::f64::consts::LN_2;
-        (self.has_bytes && self.bytes > 0).then(|| bits / self.bytes as f64)
+        self.bytes.filter(|&bytes| bytes > 0).map(|bytes| self.bits / bytes as f64)
+    }
+
+    fn add(&mut self, document: DocumentScore, vocab_size: usize) {
+        self.negative_log_likelihood += document.nats;
+        self.bits += document.bits(vocab_size);
+        self.targets += document.num_targets;
     }
 }
 
@@ -46,27 +50,26 @@ impl Score {
 pub enum ValidationError {
     /// The validation data cannot be read.
     #[error(transparent)]
-    Data(#[from] LoaderError),
-    /// A batch does not fit the plan: its tokens are not those of the model.
-    #[error("the validation data does not fit the model")]
-    Run(#[from] RunError),
+    Data(#[from] ReadError),
+    /// A document cannot be scored: it is not the model's, or the model computes no number.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
 }
 
-/// A part of the validation side, always the same one: rows at even distances, so that neighbors in
-/// the corpus do not stand for all of it. How many rows are scored at a time changes no figure.
+/// A part of the validation side, always the same one: every so many documents, so that neighbors in
+/// the corpus do not stand for all of it. How many tokens are scored at a time changes no figure.
 #[derive(Debug)]
 pub struct Validation {
-    /// One row a batch.
-    all_rows: InOrderBatches,
-    num_rows: u64,
-    rows_at_a_time: usize,
-    /// Bytes of text of every token id; `None` unless the tokenizer is byte level.
-    bytes_of: Option<Vec<u32>>,
+    corpus: Arc<Corpus>,
+    /// Numbers of documents, and how many of their tokens are scored.
+    taken: Vec<(usize, usize)>,
+    bytes: Option<u64>,
+    windows: Windows,
 }
 
 impl Validation {
-    /// Scores up to `max_tokens` tokens, rounded up to whole rows of `seq_len`, `rows_at_a_time`
-    /// rows at a time.
+    /// Scores up to about `max_tokens` tokens in windows of `seq_len` inputs. A side with more is
+    /// thinned out evenly, and the last document taken is cut short.
     ///
     /// # Errors
     ///
@@ -74,62 +77,79 @@ impl Validation {
     pub fn new(
         corpus: &Arc<Corpus>,
         tokenizer: &Tokenizer,
-        (rows_at_a_time, seq_len): (usize, usize),
+        seq_len: usize,
         max_tokens: u64,
     ) -> Result<Self, LoaderError> {
-        let all_rows = InOrderBatches::new(Arc::clone(corpus), Split::Validation, seq_len, 1)?;
-        let num_rows = all_rows.num_batches().min(max_tokens.div_ceil(seq_len as u64));
-        let bytes_of = tokenizer.is_byte_level().then(|| {
-            let bytes = |id| {
-                let is_text = id != corpus.end_of_document();
-                let bytes = tokenizer.token_bytes(id).filter(|_| is_text);
-                bytes.map_or(0, |bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
-            };
-            (0..tokenizer.vocab_size()).map(bytes).collect()
-        });
-        Ok(Self { all_rows, num_rows, rows_at_a_time, bytes_of })
+        let split = Split::Validation;
+        let documents = corpus.documents(split);
+        let every = documents.num_tokens().div_ceil(max_tokens.max(1)).max(1);
+        let every = usize::try_from(every).unwrap_or(usize::MAX);
+        let mut left = max_tokens;
+        let mut taken = Vec::new();
+        for number in (0..documents.len()).step_by(every) {
+            // A lone token has nothing to predict it from.
+            let tokens = u64::from(documents.document(number).num_tokens).min(left);
+            if tokens < 2 {
+                break;
+            }
+            left -= tokens;
+            taken.push((number, usize::try_from(tokens).expect("a document's tokens fit")));
+        }
+        if taken.is_empty() {
+            return Err(LoaderError::NoTargets { split });
+        }
+        let windows = Windows::new(seq_len, seq_len).expect("recipes have sequences of a token");
+        let bytes = bytes_of(corpus, tokenizer, &taken)?;
+        Ok(Self { corpus: Arc::clone(corpus), taken, bytes, windows })
     }
 
-    /// Scores them.
+    /// How much a scorer must take at once if it has room for `tokens` tokens.
+    pub(crate) fn limits(&self, tokens: usize) -> ScoreLimits {
+        ScoreLimits { tokens, pieces: tokens, context: self.windows.context() }
+    }
+
+    /// Scores the documents.
     ///
     /// # Errors
     ///
-    /// [`ValidationError`] if the data cannot be read or does not fit.
-    pub fn score(&self, learner: &mut Learner) -> Result<Score, ValidationError> {
-        let mut score = Score { has_bytes: self.bytes_of.is_some(), ..Score::default() };
-        for first in (0..self.num_rows).step_by(self.rows_at_a_time) {
-            let last = self.num_rows.min(first + self.rows_at_a_time as u64);
-            let mut batch = LoaderBatch::default();
-            for row in first..last {
-                append_row(&mut batch, self.row(row)?);
-            }
-            let micro = MicroBatch::whole(&batch);
-            learner.score(&micro, &mut score.negative_log_likelihood)?;
-            for (target, _) in micro.targets().filter(|(_, counts)| *counts) {
-                score.targets += 1;
-                let bytes = self.bytes_of.as_ref().and_then(|bytes| bytes.get(target as usize));
-                score.bytes += u64::from(bytes.copied().unwrap_or(0));
-            }
+    /// [`ValidationError`] if the data cannot be read or does not fit, or a log-probability is no
+    /// number.
+    pub fn score(&self, scorer: &mut impl TokenScorer) -> Result<Score, ValidationError> {
+        let vocab_size = scorer.vocab_size();
+        let mut score = Score { bytes: self.bytes, ..Score::default() };
+        let mut documents = DocumentScorer::new(scorer, self.windows)?;
+        let mut tokens = Vec::new();
+        for &(number, count) in &self.taken {
+            tokens.clear();
+            self.corpus.documents(Split::Validation).read_tokens(number, 0, count, &mut tokens)?;
+            documents.push(&tokens, &mut |document| score.add(document, vocab_size))?;
         }
+        documents.finish(&mut |document| score.add(document, vocab_size))?;
         Ok(score)
-    }
-
-    /// One of the rows that are scored.
-    fn row(&self, number: u64) -> Result<LoaderBatch, LoaderError> {
-        // In u128, since the product may exceed 64 bits; the quotient is below the total.
-        let total = u128::from(self.all_rows.num_batches());
-        let place = u128::from(number) * total / u128::from(self.num_rows);
-        self.all_rows.batch(u64::try_from(place).expect("below the number of rows"))
     }
 }
 
-fn append_row(batch: &mut LoaderBatch, row: LoaderBatch) {
-    let start = batch.ids.len();
-    let moved = |piece: Sequence| Sequence { start: start + piece.start, ..piece };
-    batch.sequences.extend(row.sequences.into_iter().map(moved));
-    batch.ids.extend(row.ids);
-    batch.positions.extend(row.positions);
-    batch.targets.extend(row.targets);
-    batch.loss_weights.extend(row.loss_weights);
-    batch.row_tokens = row.row_tokens;
+/// Bytes of text that the taken tokens stand for, where tokens stand for bytes.
+fn bytes_of(
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+    taken: &[(usize, usize)],
+) -> Result<Option<u64>, ReadError> {
+    if !tokenizer.is_byte_level() {
+        return Ok(None);
+    }
+    let documents = corpus.documents(Split::Validation);
+    let mut bytes = 0;
+    for &(number, count) in taken {
+        let document = documents.document(number);
+        if u64::from(document.num_tokens) == count as u64 {
+            bytes += u64::from(document.text_bytes);
+            continue;
+        }
+        let mut tokens = Vec::new();
+        documents.read_tokens(number, 0, count, &mut tokens)?;
+        let of_tokens = tokens.iter().filter_map(|&id| tokenizer.token_bytes(id));
+        bytes += of_tokens.map(|bytes| bytes.len() as u64).sum::<u64>();
+    }
+    Ok(Some(bytes))
 }

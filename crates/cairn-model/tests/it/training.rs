@@ -6,8 +6,9 @@ use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
 use cairn_kernels::{Cpu, Isa};
 use cairn_model::{BuildOptions, Head, TensorMap, build_program, load_weights, tensor_f32};
 use cairn_program::{
-    AdamWAttrs, Class, Feed, KvPlacement, Loss, MemoryPlan, Program, ProgramId, Recompute, Run,
-    Session, SessionProgram, Sizes, UpdateOptions, differentiate, recompute, update_program,
+    AdamWAttrs, Class, Feed, GRAD_NORM_SQUARED, KvPlacement, Loss, MemoryPlan, Program, ProgramId,
+    Recompute, Run, Session, SessionProgram, Sizes, UpdateOptions, differentiate, norm_program,
+    recompute, update_program,
 };
 use cairn_spec::ModelSpec;
 
@@ -20,7 +21,8 @@ const OPTIONS: UpdateOptions = UpdateOptions {
     ema_decay: None,
 };
 const TRAIN: ProgramId = ProgramId(0);
-const UPDATE: ProgramId = ProgramId(1);
+const NORM: ProgramId = ProgramId(1);
+const UPDATE: ProgramId = ProgramId(2);
 
 fn training_program(spec: &ModelSpec, policy: Recompute) -> Program {
     let forward = build_program(spec, &BuildOptions::new(Head::TokenLogprob)).unwrap();
@@ -44,10 +46,14 @@ fn train(
     let (shape, all) = tokens(&golden, "tokens");
     let (steps, rows, length) = (shape[0], shape[1], shape[2] - 1);
     let training = training_program(&spec, policy);
+    let norm = norm_program(&training).unwrap();
     let update = update_program(&training, &OPTIONS).unwrap();
     let sizes = Sizes::dense(rows * length, rows);
-    let programs =
-        [training, update].map(|program| SessionProgram { program, sizes, kv: KvPlacement::Arena });
+    let programs = [training, norm, update].map(|program| SessionProgram {
+        program,
+        sizes,
+        kv: KvPlacement::Arena,
+    });
     let plan = MemoryPlan::new(programs.into(), None).unwrap();
     let mut session = Session::new(plan, cpu).unwrap();
     load_weights(&mut session, &spec, &WeightFolder::open(&folder(name)).unwrap()).unwrap();
@@ -73,10 +79,15 @@ fn train(
         let loss = -logprob.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;
         losses.push(loss);
         let (lr, number) = ([1e-3], [u32::try_from(step).unwrap() + 1]);
-        let feeds = [Feed::f64("lr", &lr), Feed::u32("step", &number)];
+        session.run(NORM, &Run::forward(&[], &[])).unwrap();
+        let squares = [session.output_f64(NORM, GRAD_NORM_SQUARED)];
+        let feeds = [
+            Feed::f64("lr", &lr),
+            Feed::u32("step", &number),
+            Feed::f64(GRAD_NORM_SQUARED, &squares),
+        ];
         session.run(UPDATE, &Run::forward(&feeds, &[])).unwrap();
-        let norm = session.output_f64(UPDATE, "grad_norm_squared").sqrt();
-        after_backward(step, &session, norm);
+        after_backward(step, &session, squares[0].sqrt());
     }
     (session, losses)
 }

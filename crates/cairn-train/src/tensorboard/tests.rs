@@ -22,18 +22,9 @@ fn a_scalar_event_is_what_protobuf_writes() {
     assert_eq!(scalar_event(2.5, 300, &[("loss", 1.5)]), SCALAR_EVENT);
 }
 
-#[test]
-fn a_file_is_a_sequence_of_checked_records() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut events = EventFile::create(folder.path(), 2.5, 300).unwrap();
-    events.scalars(2.5, 300, &[("loss", 1.5)]).unwrap();
-    drop(EventFile::create(folder.path(), 2.5, 301).unwrap());
-    let mut names: Vec<_> =
-        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    names.sort();
-    assert_eq!(names.len(), 2, "a second file of the same second gets its own name");
-    let bytes = std::fs::read(&names[0]).unwrap();
-    let mut rest = &bytes[..];
+/// The payloads of an event file; panics if a checksum is wrong.
+pub(crate) fn payloads(bytes: &[u8]) -> Vec<&[u8]> {
+    let mut rest = bytes;
     let mut payloads = Vec::new();
     while !rest.is_empty() {
         let (length, after) = rest.split_at(8);
@@ -46,8 +37,37 @@ fn a_file_is_a_sequence_of_checked_records() {
         payloads.push(payload);
         rest = after;
     }
+    payloads
+}
+
+/// The step of an event: a varint after the wall time.
+pub(crate) fn step_of(payload: &[u8]) -> u64 {
+    assert_eq!(payload[9], 2 << 3);
+    let digits = payload[10..].iter().enumerate();
+    let mut step = 0;
+    for (place, byte) in digits {
+        step |= u64::from(byte & 0x7f) << (7 * place);
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    step
+}
+
+#[test]
+fn a_file_is_a_sequence_of_checked_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut events = EventFile::create(folder.path(), 2.5, 300).unwrap();
+    events.scalars(2.5, 300, &[("loss", 1.5)]).unwrap();
+    drop(EventFile::create(folder.path(), 2.5, 301).unwrap());
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.sort();
+    assert_eq!(names.len(), 2, "a second file of the same second gets its own name");
+    let bytes = std::fs::read(&names[0]).unwrap();
+    let payloads = payloads(&bytes);
     assert!(payloads[0].ends_with(b"brain.Event:2"));
     assert!(payloads[1].ends_with(&[0x3a, 2, 8, 1]));
     assert_eq!(payloads[2], SCALAR_EVENT);
-    assert_eq!(payloads.len(), 3);
+    assert_eq!(payloads.iter().map(|payload| step_of(payload)).collect::<Vec<_>>(), [0, 300, 300]);
 }

@@ -29,7 +29,7 @@ impl Trainer {
             observer.observe(&Event::Warning(&Warning::Memory { predicted, actual }));
         }
         if outcome.ending != Ending::Stopped && self.recipe.optimizer.ema_decay.is_some() {
-            let path = self.folder.root().join("ema");
+            let path = self.folder.average();
             checkpoint::save_average(&path, self.learner.session(), self.files(), self.step)
                 .map_err(|source| TrainError::Save { step: self.step, source: Box::new(source) })?;
         }

@@ -23,6 +23,7 @@ use super::finish::timestamp;
 use crate::checkpoint::{self, StateError, TrainState};
 use crate::error::TrainError;
 use crate::host::Host;
+use crate::initial::{INITIAL_WEIGHTS, InitialWeights, check_beginning};
 use crate::learner::Learner;
 use crate::metrics::{Metric, RunLog};
 use crate::observer::Warning;
@@ -41,7 +42,8 @@ pub struct Setup<'a> {
     pub corpus: Arc<Corpus>,
     /// Where everything it writes goes.
     pub folder: &'a Path,
-    /// A model folder whose weights a new run starts from, instead of fresh ones.
+    /// A model folder whose weights a new run starts from, instead of fresh ones. A run that goes
+    /// on takes only the folder it began with.
     pub initial: Option<&'a Path>,
     /// The code, for the record.
     pub code: CodeRevision,
@@ -75,17 +77,21 @@ impl Trainer {
             Some(saved) => Some((read_checked(&saved, recipe, &loader, &tokenizer, &plan)?, saved)),
             None => None,
         };
-        let validation = validation(recipe, &setup.corpus, &tokenizer, &plan, &mut warnings)?;
+        let initial = setup.initial.map(InitialWeights::open).transpose()?;
+        let given = initial.as_ref().map(|(initial, _)| initial);
+        let began = check_beginning(&folder, given, saved.is_some())?;
+        let validation = validation(recipe, &setup.corpus, &tokenizer, &mut warnings)?;
         let mut learner = Learner::new(plan.memory_plan()?, cpu)?;
         match &saved {
             Some((state, saved)) => {
                 checkpoint::load(&saved.folder, &spec, &mut learner).map_err(load_error)?;
                 warnings.extend(other_length(state, &plan));
             }
-            None => start_fresh(setup, &spec, &mut learner)?,
+            None => start(recipe, &spec, initial.as_ref(), &mut learner)?,
         }
         let step = saved.as_ref().map_or(0, |(_, saved)| saved.manifest.step);
-        let record = write_run_files(setup, &folder, &plan, (step, host.unix_s()))?;
+        let beginning = (step, began, host.unix_s());
+        let record = write_run_files(setup, &folder, &plan, beginning)?;
         let log = RunLog::open(&folder, step, host.unix_s())?;
         let expected =
             saved.as_ref().map(|(state, saved)| (state.state_hash, saved.folder.clone()));
@@ -232,11 +238,9 @@ fn validation(
     recipe: &TrainRecipe,
     corpus: &Arc<Corpus>,
     tokenizer: &Tokenizer,
-    plan: &Plan,
     warnings: &mut Vec<Warning>,
 ) -> Result<Option<Validation>, TrainError> {
-    let rows = (plan.shape.micro_batch_size, recipe.data.seq_len);
-    match Validation::new(corpus, tokenizer, rows, recipe.eval.max_tokens) {
+    match Validation::new(corpus, tokenizer, recipe.data.seq_len, recipe.eval.max_tokens) {
         Err(LoaderError::NoTargets { .. }) => {
             warnings.push(Warning::NoValidation);
             Ok(None)
@@ -245,21 +249,19 @@ fn validation(
     }
 }
 
-fn start_fresh(
-    setup: &Setup<'_>,
+/// Fills the weights of a run that begins.
+fn start(
+    recipe: &TrainRecipe,
     spec: &ModelSpec,
+    initial: Option<&(InitialWeights, WeightFolder)>,
     learner: &mut Learner,
 ) -> Result<(), TrainError> {
-    match setup.initial {
-        None => init_weights(learner.session_mut(), spec, setup.recipe.run.seed),
-        Some(path) => {
-            let folder = || path.to_owned();
-            let weights = WeightFolder::open(path).map_err(|e| TrainError::InitialWeights {
-                folder: folder(),
-                source: Box::new(e),
+    match initial {
+        None => init_weights(learner.session_mut(), spec, recipe.run.seed),
+        Some((initial, weights)) => {
+            load_weights(learner.session_mut(), spec, weights).map_err(|source| {
+                TrainError::InitialModel { folder: (&initial.folder).into(), source }
             })?;
-            load_weights(learner.session_mut(), spec, &weights)
-                .map_err(|source| TrainError::InitialModel { folder: folder(), source })?;
         }
     }
     learner.start_states();
@@ -271,11 +273,15 @@ fn write_run_files(
     setup: &Setup<'_>,
     folder: &RunFolder,
     plan: &Plan,
-    (step, unix_s): (u64, f64),
+    (step, began, unix_s): (u64, Option<InitialWeights>, f64),
 ) -> Result<RunRecord, TrainError> {
     atomic::clean(folder.root())?;
     atomic::write_bytes(&folder.recipe(), setup.recipe.to_toml().as_bytes())?;
-    let mut record = RunRecord::new("train", json!(setup.recipe.to_file()), setup.code.clone());
+    let mut settings = json!(setup.recipe.to_file());
+    if let Some(began) = began {
+        settings[INITIAL_WEIGHTS] = json!(began);
+    }
+    let mut record = RunRecord::new("train", settings, setup.code.clone());
     record.data_hash = Some(setup.corpus.data_hash());
     // A run that goes on keeps its beginning.
     let earlier = RunRecord::load(&folder.record()).ok().filter(|_| step != 0);
@@ -284,10 +290,6 @@ fn write_run_files(
     record.figures.insert("opened_at_step".to_owned(), json!(step));
     if let Some(peak) = setup.peak_flops_per_s {
         record.figures.insert("peak_flops_per_s".to_owned(), json!(peak));
-    }
-    if let Some(initial) = setup.initial {
-        let initial = initial.display().to_string();
-        record.figures.insert("initial_weights".to_owned(), json!(initial));
     }
     record.save(&folder.record())?;
     Ok(record)

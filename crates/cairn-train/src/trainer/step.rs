@@ -6,14 +6,14 @@ use serde::Serialize;
 
 use super::{SessionStart, Trainer};
 use crate::batch::MicroBatch;
-use crate::error::TrainError;
+use crate::error::{FailedBatch, TrainError};
 use crate::host::Host;
 use crate::learner::Place;
 use crate::observer::StepMetrics;
 
 /// The batch of a failed step, as it is kept.
 #[derive(Serialize)]
-struct FailedBatch<'a> {
+struct BatchFile<'a> {
     /// The step, from 0.
     step: u64,
     /// What was no number.
@@ -42,6 +42,7 @@ impl Trainer {
         let lr = self.schedule.at(step);
         let grad_norm =
             self.learner.update(lr, step).map_err(|source| TrainError::Step { step, source })?;
+        // Then nothing was applied: weights and states are still those of the last good step.
         if !grad_norm.is_finite() {
             return Err(self.failed("gradient norm", grad_norm, &batch));
         }
@@ -92,7 +93,7 @@ impl Trainer {
         let step = self.step;
         let path = self.folder.failed_batch(step);
         let sequences = batch.sequences.iter().map(|sequence| (sequence.start, sequence.len));
-        let kept = FailedBatch {
+        let kept = BatchFile {
             step,
             what,
             row_tokens: batch.row_tokens,
@@ -102,9 +103,10 @@ impl Trainer {
             sequences: sequences.collect(),
         };
         let json = serde_json::to_vec(&kept).map_err(|e| FileError::on("write", &path)(e.into()));
-        match json.and_then(|json| atomic::write_bytes(&path, &json)) {
-            Ok(()) => TrainError::NotFinite { what, step, value, batch: path },
-            Err(error) => error.into(),
-        }
+        let batch = match json.and_then(|json| atomic::write_bytes(&path, &json)) {
+            Ok(()) => FailedBatch::Kept(path),
+            Err(error) => FailedBatch::Lost(error),
+        };
+        TrainError::NotFinite { what, step, value, batch }
     }
 }

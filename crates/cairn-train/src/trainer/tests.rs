@@ -8,13 +8,20 @@ use std::sync::Arc;
 use cairn_artifacts::Checkpoint;
 use cairn_artifacts::checkpoint::Verify;
 use cairn_artifacts::run::{CodeRevision, RunStatus};
-use cairn_data::corpus::{BuildSettings, Corpus, Input, ScanSettings, SplitSettings, build, scan};
+use cairn_artifacts::safetensors::WeightFolder;
+use cairn_data::corpus::{
+    BuildSettings, Corpus, Input, ScanSettings, Split, SplitSettings, build, scan,
+};
 use cairn_data::tokenizer::{BpeSettings, train_bpe};
+use cairn_eval::{Comparison, ModelScorer, ModelScorerOptions, ModelScorerPlan, Windows};
+use cairn_eval::{compare, sample};
 use cairn_kernels::{Cpu, Isa};
+use cairn_spec::Hint;
 use cairn_spec::recipe::{Facts, Format, RecipeFile, TrainRecipe};
 
 use super::*;
 use crate::checkpoint::StateError;
+use crate::error::FailedBatch;
 use crate::host::FakeHost;
 use crate::metrics::read_metrics;
 use crate::observer::Silent;
@@ -73,6 +80,12 @@ impl Fixture {
         open(&self.run_folder(name), &self.corpus, recipe, cpu)
     }
 
+    /// Opens a run that begins with the weights of a model folder.
+    fn open_from(&self, name: &str, initial: Option<&Path>) -> Result<Trainer, TrainError> {
+        let recipe = recipe(&[]);
+        open_from(&self.run_folder(name), &self.corpus, (&recipe, initial), Cpu::detect(1))
+    }
+
     /// Opens and runs to the end, or until the host stops it.
     fn run(&self, name: &str, overrides: &[&str], host: &FakeHost) -> (Trainer, Outcome) {
         let mut trainer = self.open(name, &recipe(overrides), Cpu::detect(1)).unwrap();
@@ -87,6 +100,15 @@ fn open(
     recipe: &TrainRecipe,
     cpu: Cpu,
 ) -> Result<Trainer, TrainError> {
+    open_from(folder, corpus, (recipe, None), cpu)
+}
+
+fn open_from(
+    folder: &Path,
+    corpus: &Arc<Corpus>,
+    (recipe, initial): (&TrainRecipe, Option<&Path>),
+    cpu: Cpu,
+) -> Result<Trainer, TrainError> {
     let request = PlanRequest {
         recipe,
         baseline_bytes: 0,
@@ -97,7 +119,7 @@ fn open(
         recipe,
         corpus: Arc::clone(corpus),
         folder,
-        initial: None,
+        initial,
         code: CodeRevision::default(),
         peak_flops_per_s: Some(1e12),
     };
@@ -221,7 +243,9 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch() {
     let weight = "model.layers.1.mlp.up_proj.weight";
     trainer.learner_mut().session_mut().stored_f32_mut(weight).unwrap()[0] = f32::NAN;
     let error = trainer.run(&FakeHost::new(), &mut Silent).unwrap_err();
-    let TrainError::NotFinite { what: "loss", step: 4, batch, .. } = &error else {
+    let TrainError::NotFinite { what: "loss", step: 4, batch: FailedBatch::Kept(batch), .. } =
+        &error
+    else {
         panic!("{error:?}")
     };
     let kept: serde_json::Value =
@@ -234,6 +258,175 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch() {
     let (resumed, _) = fixture.run("run", &[], &FakeHost::new());
     let (straight, _) = fixture.run("straight", &[], &FakeHost::new());
     assert_eq!(resumed.state_hash(), straight.state_hash(), "nothing of it was saved");
+}
+
+/// Numbers that cancel on the way forward and overflow on the way back: the loss is a number, the
+/// gradient is none.
+#[test]
+fn a_gradient_that_is_no_number_is_not_applied() {
+    let fixture = Fixture::new();
+    let (mut trainer, _) = fixture.run("run", &[], &FakeHost::stopping_after(4));
+    let before = trainer.learner().hash();
+    let session = trainer.learner_mut().session_mut();
+    let mut change = |name: &str, change: fn(&mut f32)| {
+        let name = format!("model.layers.1.mlp.{name}_proj.weight");
+        session.stored_f32_mut(&name).unwrap().iter_mut().for_each(change);
+    };
+    change("up", |weight| *weight = 1e-38);
+    change("gate", |weight| *weight *= 1e3);
+    change("down", |weight| *weight = 3e38);
+    let spoiled = trainer.learner().hash();
+    assert_ne!(before, spoiled);
+    // Where the batch is kept there is a folder: it cannot be written, and that is said beside.
+    let place = trainer.folder().failed_batch(4);
+    std::fs::create_dir_all(place.join("in the way")).unwrap();
+    let error = trainer.run(&FakeHost::new(), &mut Silent).unwrap_err();
+    let TrainError::NotFinite { what: "gradient norm", batch: FailedBatch::Lost(_), .. } = &error
+    else {
+        panic!("{error:?}")
+    };
+    assert!(error.to_string().contains("is not kept: cannot"), "{error}");
+    assert_eq!(trainer.learner().hash(), spoiled, "nothing was applied");
+    assert_eq!(trainer.step(), 4);
+}
+
+#[test]
+fn initial_weights_are_remembered_and_not_ignored() {
+    let fixture = Fixture::new();
+    let (first, outcome) = fixture.run("first", &[], &FakeHost::stopping_after(2));
+    drop(first);
+    let (other, _) = fixture.run("other", &["run.seed=5"], &FakeHost::stopping_after(1));
+    let foreign = other.folder().checkpoints().path_of(1);
+    drop(other);
+    let model = outcome.checkpoint;
+
+    // A run that has begun with fresh weights takes no others.
+    let error = fixture.open_from("first", Some(&foreign)).unwrap_err();
+    assert!(error.to_string().contains("with fresh ones"), "{error}");
+    assert!(error.hints()[0].contains("--output"), "{:?}", error.hints());
+
+    // One that was to begin with some, and was killed before it saved, does not begin without.
+    drop(fixture.open_from("tuned", Some(&model)).unwrap());
+    let error = fixture.open_from("tuned", None).unwrap_err();
+    assert!(error.hints()[0].contains(&format!("--initial {}", model.display())), "{error}");
+
+    // The same command goes on, and so does one without; the record still says where it began.
+    let mut tuned = fixture.open_from("tuned", Some(&model)).unwrap();
+    tuned.run(&FakeHost::stopping_after(2), &mut Silent).unwrap();
+    drop(tuned);
+    for again in [Some(&*model), None] {
+        let tuned = fixture.open_from("tuned", again).unwrap();
+        assert_eq!(tuned.step(), 2);
+        let record = RunRecord::load(&tuned.folder().record()).unwrap();
+        let began = &record.settings["initial_weights"];
+        assert_eq!(began["folder"], model.display().to_string());
+    }
+    let error = fixture.open_from("tuned", Some(&foreign)).unwrap_err();
+    assert!(error.to_string().contains(&model.display().to_string()), "{error}");
+    assert!(fixture.open_from("tuned", Some(Path::new("/nowhere"))).is_err());
+}
+
+/// What a reader that follows TensorBoard's rules sees of `tag`: a START event purges what earlier
+/// files say about its step and later ones.
+fn tensorboard_steps(folder: &Path, tag: &[u8]) -> Vec<u64> {
+    let mut files: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut steps = Vec::new();
+    for file in files {
+        let bytes = std::fs::read(file).unwrap();
+        for payload in crate::tensorboard::tests::payloads(&bytes) {
+            let step = crate::tensorboard::tests::step_of(payload);
+            if payload.ends_with(&[0x3a, 2, 8, 1]) {
+                steps.retain(|&earlier| earlier < step);
+            } else if payload.windows(tag.len()).any(|window| window == tag) {
+                steps.push(step);
+            }
+        }
+    }
+    steps
+}
+
+#[test]
+fn tensorboard_shows_every_step_of_a_resumed_run_once() {
+    let fixture = Fixture::new();
+    for stop in [2, 3, 0] {
+        fixture.run("run", &[], &FakeHost::stopping_after(stop));
+    }
+    // Killed at step 6: what was recorded after the checkpoint of step 5 is done again.
+    let (trainer, _) = fixture.run("run", &[], &FakeHost::stopping_after(1));
+    let series = trainer.folder().checkpoints();
+    drop(trainer);
+    std::fs::remove_dir_all(series.path_of(6)).unwrap();
+    let (trainer, _) = fixture.run("run", &[], &FakeHost::new());
+    let folder = trainer.folder().tensorboard();
+    assert_eq!(tensorboard_steps(&folder, b"train/loss"), [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(tensorboard_steps(&folder, b"val/loss"), [4, 8]);
+}
+
+/// Scores the documents of the corpus as an evaluation of the saved model does.
+fn evaluated(fixture: &Fixture, model: &Path, windows: Windows) -> Comparison {
+    let text = std::fs::read_to_string(model.join("config.json")).unwrap();
+    let spec = ModelSpec::from_hf_json(&text).unwrap();
+    let options = ModelScorerOptions::new(windows.context(), 300);
+    let plan = ModelScorerPlan::new(&spec, options).unwrap();
+    let weights = WeightFolder::open(model).unwrap();
+    let mut scorer = ModelScorer::load(plan, Cpu::detect(2), &weights).unwrap();
+    let tokenizer = fixture.corpus.load_tokenizer().unwrap();
+    let documents = sample(&fixture.corpus, Split::Validation, &tokenizer, u64::MAX).unwrap();
+    compare(&mut scorer, windows, &documents, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+#[test]
+fn validation_and_evaluation_are_one_figure() {
+    let fixture = Fixture::new();
+    let windows = Windows::new(32, 32).unwrap();
+    for weights in ["f32", "bf16"] {
+        let overrides =
+            [&format!("run.weights={weights}")[..], "optimizer.ema_decay=0.6", "eval.every=8"];
+        let (trainer, outcome) = fixture.run(weights, &overrides, &FakeHost::new());
+        let Some(Metric::Validation(found)) = trainer.log.metrics().last().cloned() else {
+            panic!("the last step is validated")
+        };
+        let check = |model: &Path, loss: f64, bits: f64| {
+            let evaluated = evaluated(&fixture, model, windows);
+            assert_eq!(evaluated.num_targets, found.targets);
+            assert_eq!(Some(evaluated.text_bytes), found.bytes);
+            assert!((evaluated.model.loss - loss).abs() < 1e-12 * loss, "{weights}");
+            // A code is whole bytes, rounded up once.
+            let byte = 8.0 / evaluated.text_bytes as f64;
+            let difference = evaluated.model.code.bits_per_byte - bits;
+            assert!((0.0..=byte).contains(&difference), "{weights}: {difference}");
+        };
+        check(&outcome.checkpoint, found.loss, found.bits_per_byte.unwrap());
+        let (average, bits) = (found.average_loss.unwrap(), found.average_bits_per_byte.unwrap());
+        check(&trainer.folder().average(), average, bits);
+        assert_ne!(average.to_bits(), found.loss.to_bits(), "other weights were measured");
+    }
+}
+
+#[test]
+fn a_limit_on_validation_takes_documents_evenly_and_cuts_the_last() {
+    let fixture = Fixture::new();
+    let tokenizer = fixture.corpus.load_tokenizer().unwrap();
+    let documents = fixture.corpus.documents(Split::Validation);
+    let all = documents.num_tokens();
+    let (trainer, _) = fixture.run("run", &[], &FakeHost::stopping_after(1));
+    drop(trainer);
+    let take = |max_tokens| Validation::new(&fixture.corpus, &tokenizer, 32, max_tokens).unwrap();
+    for max_tokens in [2, 50, all / 3, all - 1, all, 10 * all] {
+        let mut learner = fixture.open("run", &recipe(&[]), Cpu::detect(1)).unwrap().learner;
+        let validation = take(max_tokens);
+        let mut scorer = learner.scorer(Weights::Trained, validation.limits(128), 300);
+        let score = validation.score(&mut scorer).unwrap();
+        assert!(score.targets < max_tokens && score.bytes.unwrap() > 0);
+        assert!(score.targets > max_tokens.min(all) / 4 || max_tokens < 10, "{max_tokens}");
+        if max_tokens >= all {
+            assert_eq!(score.targets, all - documents.len() as u64);
+        }
+    }
+    let none = Validation::new(&fixture.corpus, &tokenizer, 32, 1);
+    assert!(matches!(none, Err(cairn_data::loader::LoaderError::NoTargets { .. })));
 }
 
 #[test]
