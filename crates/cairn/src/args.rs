@@ -2,9 +2,10 @@
 //!
 //! Each command's own arguments are declared beside its code, in `command/`.
 
+use cairn_kernels::Isa;
 use clap::builder::Styles;
 use clap::builder::styling::{AnsiColor, Effects};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::command::{
     bench, completions, corpus, doctor, eval, generate, inspect, logits, plan, quickstart,
@@ -40,9 +41,30 @@ pub(crate) struct Global {
     /// Threads to compute with; results do not depend on it [default: all, or `CAIRN_THREADS`]
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     pub(crate) threads: Option<usize>,
+    /// Instruction set to compute with; results do not depend on it [default: the widest there is]
+    #[arg(long, global = true, value_enum, value_name = "ISA", help_heading = "Global options")]
+    pub(crate) isa: Option<InstructionSet>,
     /// Print results, warnings and errors only
     #[arg(long, short, global = true, help_heading = "Global options")]
     pub(crate) quiet: bool,
+}
+
+/// An instruction set that every kernel exists for: [`Isa`] as a flag says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InstructionSet {
+    Scalar,
+    Avx2,
+    Avx512,
+}
+
+impl From<InstructionSet> for Isa {
+    fn from(set: InstructionSet) -> Self {
+        match set {
+            InstructionSet::Scalar => Self::Scalar,
+            InstructionSet::Avx2 => Self::Avx2,
+            InstructionSet::Avx512 => Self::Avx512,
+        }
+    }
 }
 
 /// What to do.

@@ -1,14 +1,12 @@
 //! What every command is given besides its arguments.
 
-use cairn_kernels::Cpu;
+use cairn_kernels::{Cpu, CpuError, Isa};
+use cairn_spec::recipe::THREADS_MAX;
 
 use crate::args::Global;
 use crate::environment::Environment;
 use crate::failure::UserError;
 use crate::terminal::Terminal;
-
-/// Threads beyond which a wish is a mistake.
-const THREADS_MAX: usize = 4096;
 
 /// The outside of a command.
 #[derive(Debug)]
@@ -21,6 +19,8 @@ pub(crate) struct Context {
     pub(crate) threads: usize,
     /// Whether a flag or the environment named their number.
     pub(crate) threads_asked: bool,
+    /// Instruction set to compute with.
+    pub(crate) isa: Isa,
 }
 
 impl Context {
@@ -42,11 +42,15 @@ impl Context {
                 .hint(format!("choose 1 to {THREADS_MAX}; this machine has {}", all()))
                 .into());
         }
-        Ok(Self { environment, terminal, threads, threads_asked: asked.is_some() })
+        let isa = global.isa.map_or_else(Isa::best, Isa::from);
+        if !isa.is_supported() {
+            return Err(CpuError::Isa { isa }.into());
+        }
+        Ok(Self { environment, terminal, threads, threads_asked: asked.is_some(), isa })
     }
 
     /// The processor, with the wished number of threads and this machine's tuning.
-    pub(crate) fn cpu(&self) -> Cpu {
+    pub(crate) fn cpu(&self) -> Result<Cpu, CpuError> {
         crate::machine_profile::cpu(self, self.threads)
     }
 }

@@ -50,7 +50,7 @@ pub(crate) fn measure(
     let windows = Windows::new(length, how.stride.unwrap_or(length))?;
     let options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
     let plan = ModelScorerPlan::new(&model.spec, options)?;
-    let mut scorer = ModelScorer::load(plan, context.cpu(), &model.weights)
+    let mut scorer = ModelScorer::load(plan, context.cpu()?, &model.weights)
         .with_context(|| format!("cannot load {}", model.path.display()))?;
     let documents = sample(corpus, how.split, &tokenizer, how.max_bytes)?;
     let mut line = ProgressLine::new(context.terminal, "Evaluating");
@@ -132,21 +132,29 @@ pub(crate) fn settings(model: &Path, how: &Measurement) -> Value {
     })
 }
 
-/// The run that a model folder is a checkpoint of, if it is one.
+/// The run that a model folder is a checkpoint or the averaged weights of, if it is either.
 pub(crate) fn run_of(model: &Path) -> Option<RunFolder> {
-    let run = RunFolder::new(model.parent()?.parent()?);
-    (run.recipe().exists() && model.starts_with(run.checkpoints().folder())).then_some(run)
+    let folder = model.parent()?;
+    let run = match folder.parent().map(RunFolder::new) {
+        Some(run) if run.checkpoints().folder() == folder => run,
+        _ => RunFolder::new(folder),
+    };
+    let is_part = run.checkpoints().folder() == folder || run.average() == model;
+    (is_part && run.recipe().exists()).then_some(run)
+}
+
+/// The resolved recipe of a run.
+pub(crate) fn recipe_of(run: &RunFolder) -> anyhow::Result<RecipeFile> {
+    let path = run.recipe();
+    let text =
+        std::fs::read_to_string(&path).map_err(cairn_artifacts::FileError::on("read", &path))?;
+    RecipeFile::parse(&text, Format::Toml).with_context(|| path.display().to_string())
 }
 
 /// The corpus folder that a run learned from.
 pub(crate) fn corpus_of(run: &RunFolder) -> anyhow::Result<String> {
-    let path = run.recipe();
-    let text =
-        std::fs::read_to_string(&path).map_err(cairn_artifacts::FileError::on("read", &path))?;
-    let recipe =
-        RecipeFile::parse(&text, Format::Toml).with_context(|| path.display().to_string())?;
-    recipe.data.corpus.ok_or_else(|| {
-        UserError::new(format!("{} names no corpus", path.display()))
+    recipe_of(run)?.data.corpus.ok_or_else(|| {
+        UserError::new(format!("{} names no corpus", run.recipe().display()))
             .hint("name one with --corpus DIR")
             .into()
     })

@@ -95,6 +95,7 @@ macro_rules! hints_of_types {
 fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
     hints_of_types!(error;
         UserError,
+        cairn_kernels::CpuError,
         cairn_spec::SpecError,
         cairn_spec::RecipeError,
         cairn_spec::units::UnitError,

@@ -7,7 +7,7 @@ use cairn_artifacts::{FileError, atomic};
 use cairn_kernels::peak::{FmaPeak, measure_fma_peak};
 use cairn_kernels::profile::MachineProfile;
 use cairn_kernels::tuner::{ProductKind, TuneCase};
-use cairn_kernels::{Cpu, Encoding};
+use cairn_kernels::{Cpu, CpuError, Encoding};
 use cairn_program::{Op, Program, ValueType};
 
 use crate::context::Context;
@@ -53,10 +53,10 @@ pub(crate) fn keep(profile: &MachineProfile, context: &Context) -> bool {
 }
 
 /// A processor handle with the stored choices.
-pub(crate) fn cpu(context: &Context, threads: usize) -> Cpu {
-    let mut cpu = Cpu::detect(threads);
+pub(crate) fn cpu(context: &Context, threads: usize) -> Result<Cpu, CpuError> {
+    let mut cpu = Cpu::try_new(context.isa, threads)?;
     cpu.set_tuning(load(context).tuning);
-    cpu
+    Ok(cpu)
 }
 
 /// A processor handle for a run over these products, and the peak its speed is related to.
@@ -67,9 +67,9 @@ pub(crate) fn measured_cpu(
     context: &Context,
     threads: usize,
     cases: &[TuneCase],
-) -> (Cpu, FmaPeak) {
+) -> Result<(Cpu, FmaPeak), CpuError> {
     let mut profile = load(context);
-    let mut cpu = Cpu::detect(threads);
+    let mut cpu = Cpu::try_new(context.isa, threads)?;
     let known = profile.peak(&cpu);
     let peak = known.unwrap_or_else(|| measure_fma_peak(&cpu));
     profile.keep_peak(peak);
@@ -86,7 +86,7 @@ pub(crate) fn measured_cpu(
         keep(&profile, context);
     }
     cpu.set_tuning(profile.tuning);
-    (cpu, peak)
+    Ok((cpu, peak))
 }
 
 /// Every product of a program that runs over `tokens` tokens, each once.

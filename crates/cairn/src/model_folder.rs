@@ -8,8 +8,10 @@ use cairn_artifacts::checkpoint::TOKENIZER_FILE;
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_data::tokenizer::Tokenizer;
 use cairn_spec::ModelSpec;
+use cairn_spec::model::hf::HfConfig;
 
 use crate::failure::UserError;
+use crate::terminal::Terminal;
 
 pub(crate) use cairn_artifacts::checkpoint::CONFIG_FILE;
 
@@ -25,9 +27,9 @@ pub(crate) struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Opens a folder in the Hugging Face layout.
-    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let spec = read_spec(path)?;
+    /// Opens a folder in the Hugging Face layout; says on `terminal` what of it had no influence.
+    pub(crate) fn open(path: &Path, terminal: Terminal) -> anyhow::Result<Self> {
+        let spec = read_spec(path, terminal)?;
         let weights = WeightFolder::open(path)?;
         Ok(Self { path: path.to_owned(), spec, weights })
     }
@@ -39,8 +41,8 @@ impl ModelFolder {
     }
 }
 
-/// Reads the description of the model in `folder`.
-pub(crate) fn read_spec(folder: &Path) -> anyhow::Result<ModelSpec> {
+/// Reads the description of the model in `folder`; names on `terminal` what of it nothing here knows.
+pub(crate) fn read_spec(folder: &Path, terminal: Terminal) -> anyhow::Result<ModelSpec> {
     let config = folder.join(CONFIG_FILE);
     if !config.exists() {
         let what = if folder.is_dir() { "holds no model" } else { "is not a folder" };
@@ -49,6 +51,11 @@ pub(crate) fn read_spec(folder: &Path) -> anyhow::Result<ModelSpec> {
             .into());
     }
     let text = std::fs::read_to_string(&config).map_err(FileError::on("read", &config))?;
-    ModelSpec::from_hf_json(&text)
-        .with_context(|| format!("{} does not describe a model", config.display()))
+    let HfConfig { spec, ignored } = HfConfig::from_json(&text)
+        .with_context(|| format!("{} does not describe a model", config.display()))?;
+    if !ignored.is_empty() {
+        let (path, names) = (config.display(), ignored.join(", "));
+        terminal.warn(format_args!("{path} has fields that nothing here knows: {names}"));
+    }
+    Ok(spec)
 }

@@ -82,7 +82,8 @@ fn phases(job: &Job, plan: &Plan) -> String {
     let train = &programs.train;
     let costs = train.account(&workload);
     let (forward, backward) = costs.split_at(train.forward_len.min(costs.len()));
-    let update = total(&programs.update);
+    let mut update = total(&programs.norm);
+    update += total(&programs.update);
     let mut table = Table::new(&["phase of a step", "FLOPs", "moved at least"]);
     let mut row = |name: &str, cost: Cost| {
         table.row([&name, &Count(cost.flops), &Bytes(cost.bytes)]);

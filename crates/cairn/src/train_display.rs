@@ -81,5 +81,11 @@ fn validation(metrics: &ValidationMetrics) -> String {
     let bits =
         metrics.bits_per_byte.map_or_else(String::new, |b| format!(", {b:.3} bits per byte"));
     let best = if metrics.best { ", the best so far" } else { "" };
-    format!("step {step}: loss {loss:.3}, perplexity {perplexity:.1}{bits}{best}")
+    let average = metrics.average_loss.map_or_else(String::new, |loss| {
+        let bits = metrics
+            .average_bits_per_byte
+            .map_or_else(String::new, |bits| format!(", {bits:.3} bits per byte"));
+        format!("; averaged weights: loss {loss:.3}{bits}")
+    });
+    format!("step {step}: loss {loss:.3}, perplexity {perplexity:.1}{bits}{best}{average}")
 }

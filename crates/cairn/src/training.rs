@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use cairn_artifacts::FileError;
-use cairn_artifacts::machine::ProcessMemory;
+use cairn_artifacts::machine::{ProcessMemory, available_memory_bytes};
 use cairn_data::corpus::{Corpus, MANIFEST_FILE};
-use cairn_spec::recipe::{BudgetSection, Facts, Format, RecipeFile, TrainRecipe};
+use cairn_kernels::Cpu;
+use cairn_spec::recipe::{Facts, Format, RecipeFile, TrainRecipe};
 use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, measure_pace};
 
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::machine::available_bytes;
 use crate::machine_profile;
 use crate::outside::{Outside, code_revision};
 use crate::train_display::TrainDisplay;
@@ -37,11 +37,7 @@ impl Job {
         let format = Format::from_extension(&extension)?;
         let text = std::fs::read_to_string(path).map_err(FileError::on("read", path))?;
         let what = || path.display().to_string();
-        let mut file = RecipeFile::parse(&text, format).with_context(what)?;
-        if overrides.iter().any(|text| text.starts_with("budget.")) {
-            // A budget in steps replaces one in tokens; both together would be refused.
-            file.budget = BudgetSection::default();
-        }
+        let file = RecipeFile::parse(&text, format).with_context(what)?;
         Self::resolve(&file.with_overrides(overrides)?, context).with_context(what)
     }
 
@@ -81,17 +77,16 @@ impl Job {
     }
 
     /// Measures how fast this machine trains the model.
-    pub(crate) fn pace(&self, outside: &Outside) -> anyhow::Result<Pace> {
+    pub(crate) fn pace(&self, outside: &Outside, context: &Context) -> anyhow::Result<Pace> {
         let threads = self.recipe.run.threads;
-        let cpu = || cairn_kernels::Cpu::detect(threads);
+        let cpu = || machine_profile::cpu(context, threads);
         measure_pace(&self.recipe, cpu, outside).context("cannot measure the pace of this model")
     }
 
     /// Plans the run; one that does not fit into what is free is refused.
     pub(crate) fn plan(&self, pace: Option<Pace>) -> anyhow::Result<Plan> {
-        // In this order: the threads' scratch memory is part of the plan, not of the baseline.
         let baseline_bytes = ProcessMemory::read().map_or(0, |memory| memory.anonymous_bytes);
-        let scratch = cairn_kernels::Cpu::detect(self.recipe.run.threads).scratch_bytes();
+        let scratch = Cpu::scratch_bytes_of(self.recipe.run.threads);
         let recipe = self.limited()?;
         Ok(Plan::new(&PlanRequest {
             recipe: &recipe,
@@ -104,7 +99,7 @@ impl Job {
     /// The recipe with the memory that is free as its limit, unless its own is lower.
     fn limited(&self) -> anyhow::Result<TrainRecipe> {
         let own = self.recipe.run.memory_limit_bytes;
-        let Some(limit) = [own, available_bytes()].into_iter().flatten().min() else {
+        let Some(limit) = [own, available_memory_bytes()].into_iter().flatten().min() else {
             return Ok(self.recipe.clone());
         };
         let file = self.recipe.to_file().with_overrides(&[format!("run.memory_limit={limit}")])?;
@@ -125,7 +120,7 @@ fn check_tokenizer(corpus: &Corpus, path: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     Err(UserError::new(format!(
-        "data.tokenizer {} is not the tokenizer that the corpus was made with",
+        "data.tokenizer {} ({found}) is not the tokenizer that the corpus was made with ({expected})",
         path.display()
     ))
     .hint("leave data.tokenizer out, or build the corpus again with this tokenizer")
@@ -163,7 +158,7 @@ pub(crate) fn train(
     corpus.verify()?;
     let tokens = plan.shape.micro_batch_size * job.recipe.data.seq_len;
     let cases = machine_profile::cases(&plan.programs().train, tokens);
-    let (cpu, peak) = machine_profile::measured_cpu(context, job.recipe.run.threads, &cases);
+    let (cpu, peak) = machine_profile::measured_cpu(context, job.recipe.run.threads, &cases)?;
     let setup = Setup {
         recipe: &job.recipe,
         corpus,

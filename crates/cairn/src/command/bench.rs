@@ -24,7 +24,7 @@ use crate::outside::{code_revision, timestamp};
 const EXAMPLES: &str = "\
 Examples:
   cairn bench bandwidth
-  cairn bench kernels --filter matmul --isa all --out before.json
+  cairn bench kernels --filter matmul --all-isas --out before.json
   cairn bench compare before.json after.json
   cairn bench decode --model runs/quickstart --weights bf16 --json
   cairn bench train recipes/llama-12m.toml --against 'python torch_train.py --model small'";
@@ -106,7 +106,7 @@ fn print(
 }
 
 fn bandwidth(args: &PlainArgs, context: &Context) -> anyhow::Result<()> {
-    let cpu = context.cpu();
+    let cpu = context.cpu()?;
     let found = measure_bandwidth(&cpu).context("cannot measure the bandwidth")?;
     let mut profile = machine_profile::load(context);
     profile.keep_bandwidth(found);
@@ -122,7 +122,7 @@ fn bandwidth(args: &PlainArgs, context: &Context) -> anyhow::Result<()> {
 }
 
 fn peak(args: &PlainArgs, context: &Context) -> anyhow::Result<()> {
-    let found = measure_fma_peak(&context.cpu());
+    let found = measure_fma_peak(&context.cpu()?);
     let mut profile = machine_profile::load(context);
     profile.keep_peak(found);
     machine_profile::keep(&profile, context);

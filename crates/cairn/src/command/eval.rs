@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use crate::context::Context;
 use crate::evaluation::{
-    Measurement, comparison_text, corpus_of, measure, run_of, save_record, settings,
+    Measurement, comparison_text, corpus_of, measure, recipe_of, run_of, save_record, settings,
 };
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
@@ -41,7 +41,7 @@ pub(crate) struct EvalArgs {
     /// Text at most, about: `4MB`, `512KiB`
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(COMPARED_BYTES_MAX))]
     max_bytes: ByteSize,
-    /// Tokens the model sees at once [default: the model's positions]
+    /// Tokens the model sees at once [default: what the run trained on, else the model's positions]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// Tokens from one window of a long document to the next; fewer give the model more to go on
@@ -62,7 +62,7 @@ enum Side {
 /// Measures and prints.
 pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
     let stop = StopFlag::listen()?;
-    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?)?;
+    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
     let run = run_of(&model.path);
     let folder = match (&args.corpus, &run) {
         (Some(folder), _) => folder.clone(),
@@ -73,14 +73,17 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
         }
     };
     let corpus = Corpus::open(&folder)?;
-    check_tokenizer(&model, &corpus, &folder)?;
+    check_tokenizer(&model, &corpus, &folder, context)?;
     let how = Measurement {
         split: match args.split {
             Side::Train => Split::Train,
             Side::Validation => Split::Validation,
         },
         max_bytes: args.max_bytes.0,
-        context: args.context,
+        context: match (args.context, &run) {
+            (None, Some(run)) => recipe_of(run)?.data.seq_len,
+            (asked, _) => asked,
+        },
         stride: args.stride,
     };
     context
@@ -97,19 +100,41 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
 }
 
 /// Ids of another tokenizer would give figures without meaning.
-fn check_tokenizer(model: &ModelFolder, corpus: &Corpus, folder: &Path) -> anyhow::Result<()> {
-    let Some(tokenizer) = model.tokenizer()? else { return Ok(()) };
-    if tokenizer.hash() == corpus.manifest().tokenizer.file.blake3 {
-        return Ok(());
-    }
-    let message = format!(
-        "{} was made with another tokenizer than {}",
-        folder.display(),
-        model.path.display()
-    );
+fn check_tokenizer(
+    model: &ModelFolder,
+    corpus: &Corpus,
+    folder: &Path,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let (path, folder) = (model.path.display(), folder.display());
+    let made_with = &corpus.manifest().tokenizer;
     let build = format!(
-        "build one with the model's: cairn corpus build --tokenizer {}/tokenizer.json --output DIR",
-        model.path.display()
+        "build one with the model's: cairn corpus build --tokenizer {path}/tokenizer.json \
+         --output DIR"
     );
-    Err(UserError::new(message).hint(build).into())
+    if made_with.vocab_size as usize > model.spec.vocab_size {
+        return Err(UserError::new(format!(
+            "{folder} has {} tokens in its vocabulary, {path} knows {}",
+            made_with.vocab_size, model.spec.vocab_size
+        ))
+        .hint(build)
+        .into());
+    }
+    let expected = made_with.file.blake3;
+    match model.tokenizer()? {
+        None => context.terminal.warn(format_args!(
+            "{path} has no tokenizer.json, so nothing says that its tokens are those of {folder} \
+             (tokenizer {expected})"
+        )),
+        Some(tokenizer) if tokenizer.hash() != expected => {
+            return Err(UserError::new(format!(
+                "{folder} was made with tokenizer {expected}, {path} has tokenizer {}",
+                tokenizer.hash()
+            ))
+            .hint(build)
+            .into());
+        }
+        Some(_) => {}
+    }
+    Ok(())
 }

@@ -186,7 +186,7 @@ enum CachedType {
 
 /// Generates and prints.
 pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> {
-    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?)?;
+    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
     let tokenizer = model.tokenizer()?;
     args.ending.check(tokenizer.is_some())?;
     let prompt = Prompt::read(&args.prompt, &model, tokenizer.as_ref())?;
@@ -220,7 +220,7 @@ pub(crate) fn show_off(
     let max_new_tokens = max_new_tokens.min(room);
     let options = EngineOptions::new(1, ids.len() + max_new_tokens);
     let plan = EnginePlan::new(&model.spec, options)?;
-    let mut engine = Engine::load(plan, context.cpu(), &model.weights)?;
+    let mut engine = Engine::load(plan, context.cpu()?, &model.weights)?;
     let fields =
         SamplingFields { temperature: 0.7, top_p: Some(0.95), ..SamplingFields::default() };
     let mut request = Request::new(ids.clone(), SamplingParams::new(fields)?, max_new_tokens);
@@ -347,7 +347,7 @@ fn engine(
         CachedType::Bf16 => CacheType::Bf16,
     };
     let plan = EnginePlan::new(&model.spec, options)?;
-    Engine::load(plan, context.cpu(), &model.weights)
+    Engine::load(plan, context.cpu()?, &model.weights)
         .with_context(|| format!("cannot load {}", model.path.display()))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cairn_artifacts::atomic::write_bytes;
 use cairn_artifacts::run::{RunFolder, RunRecord};
-use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
+use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder, WeightsError};
 use cairn_model::{BuildOptions, Head, build_program};
 use cairn_program::{Class, Cost, Loss, Program, Workload, differentiate};
 use cairn_spec::ModelSpec;
@@ -120,7 +120,7 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
 }
 
 fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
-    let spec = read_spec(folder)?;
+    let spec = read_spec(folder, context.terminal)?;
     if let Some(path) = &args.picture {
         let picture = program_of(&spec, false)?.picture();
         write_bytes(path, picture.as_bytes())?;
@@ -132,7 +132,11 @@ fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow
     let tokens = args.tokens.unwrap_or(TOKENS.min(spec.max_position_embeddings));
     let account = Account::new(&spec, tokens)?;
     // A description alone is worth a look too.
-    let weights = WeightFolder::open(folder).ok();
+    let weights = match WeightFolder::open(folder) {
+        Ok(weights) => Some(weights),
+        Err(WeightsError::NoWeights { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
     let mut tensors: Vec<TensorView<'_>> =
         weights.as_ref().map(|weights| weights.tensors().collect()).unwrap_or_default();
     tensors.sort_by(|a, b| a.name.cmp(b.name));

@@ -44,7 +44,7 @@ pub(crate) struct LogitsArgs {
 
 /// Computes and writes them.
 pub(crate) fn run(args: &LogitsArgs, context: &Context) -> anyhow::Result<()> {
-    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?)?;
+    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
     let input = Input::read(args)?;
     if input.row_tokens > model.spec.max_position_embeddings {
         context.terminal.warn(format_args!(
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &LogitsArgs, context: &Context) -> anyhow::Result<()> {
             input.row_tokens, model.spec.max_position_embeddings
         ));
     }
-    let outputs = compute(&model, &input, context.cpu())?;
+    let outputs = compute(&model, &input, context.cpu()?)?;
     let tensors = outputs.iter().map(|(name, width, values)| {
         OutTensor::f32(name.as_str(), &[input.rows, input.row_tokens, *width], values)
     });

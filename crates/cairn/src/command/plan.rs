@@ -47,7 +47,7 @@ pub(crate) fn run(args: &PlanArgs, context: &Context) -> anyhow::Result<()> {
     // Refused plans are refused before anything is measured.
     let mut plan = job.plan(None)?;
     if !args.no_pace {
-        plan = job.plan(Some(job.pace(&Outside::new(StopFlag::default()))?))?;
+        plan = job.plan(Some(job.pace(&Outside::new(StopFlag::default()), context)?))?;
     }
     if args.json {
         let object = json!({ "recipe": job.recipe.to_file(), "plan": plan });

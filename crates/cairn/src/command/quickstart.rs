@@ -11,7 +11,7 @@ use cairn_data::corpus::{BuildSettings, Corpus, Existing, MANIFEST_FILE, Split};
 use cairn_eval::{Comparison, Compressor};
 use cairn_spec::model::Family;
 use cairn_spec::recipe::{
-    BatchSection, BudgetSection, CheckpointSection, DataSection, EvalSection, Format, ModelSection,
+    BatchSection, BudgetSection, CheckpointSection, DataSection, EvalSection, ModelSection,
     OptimizerSection, RecipeFile, RunSection, ScheduleKind, ScheduleSection,
 };
 use cairn_spec::units::{ByteSize, Count};
@@ -21,7 +21,7 @@ use clap::Args;
 use crate::command::corpus::build_corpus;
 use crate::command::generate::show_off;
 use crate::context::Context;
-use crate::evaluation::{Measurement, comparison_text, measure, save_record, settings};
+use crate::evaluation::{Measurement, comparison_text, measure, recipe_of, save_record, settings};
 use crate::failure::UserError;
 use crate::figures::Seconds;
 use crate::model_folder::ModelFolder;
@@ -128,7 +128,7 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> anyhow::Result<()
     if trained.outcome.ending == Ending::Stopped {
         return Ok(());
     }
-    let model = ModelFolder::open(&runs::model_folder(Some(run.root()))?)?;
+    let model = ModelFolder::open(&runs::model_folder(Some(run.root()))?, context.terminal)?;
     let corpus = job.corpus()?;
     evaluate(&run, &model, &corpus, (context, &stop))?;
     write(args, &model, &corpus, context)?;
@@ -147,10 +147,7 @@ fn earlier(args: &QuickstartArgs, run: &RunFolder, context: &Context) -> anyhow:
         .hint("leave --input out to go on with it, or begin another with --name NAME")
         .into());
     }
-    let path = run.recipe();
-    let text =
-        std::fs::read_to_string(&path).map_err(cairn_artifacts::FileError::on("read", &path))?;
-    Job::resolve(&RecipeFile::parse(&text, Format::Toml)?, context)
+    Job::resolve(&recipe_of(run)?, context)
 }
 
 /// Builds the corpus, chooses the model and prints the plan.
@@ -195,7 +192,7 @@ fn choose(
     let mut chosen = None;
     for rung in &LADDER {
         let probe = Job::resolve(&recipe(args, corpus, rung, 1), context)?;
-        let pace = probe.pace(outside)?;
+        let pace = probe.pace(outside, context)?;
         let plan = probe.plan(Some(pace))?;
         let step_seconds = plan.seconds.unwrap_or(f64::INFINITY);
         let closing = closing_seconds(probe.corpus.as_deref(), &plan, step_seconds);

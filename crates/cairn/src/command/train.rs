@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use cairn_artifacts::Hash;
+use cairn_artifacts::checkpoint::TOKENIZER_FILE;
 use cairn_artifacts::run::RunFolder;
+use cairn_data::corpus::Corpus;
 use clap::Args;
 use serde_json::json;
 
@@ -17,9 +20,13 @@ use crate::training::{self, Job, RunOptions};
 const EXAMPLES: &str = "\
 Ctrl-C finishes the step, saves and ends; the same command goes on from there.
 
+A change sets its own key and leaves the recipe's others; section.key=null takes a key out, so that
+a budget in steps replaces one in tokens.
+
 Examples:
   cairn train recipes/llama-12m.toml data.corpus=data/notes
   cairn train recipes/llama-12m.toml run.name=wide model.hidden_size=512 budget.tokens=20M
+  cairn train recipes/llama-12m.toml budget.tokens=null budget.steps=100
   cairn train recipes/llama-12m.toml --resume";
 
 /// Train a model by a recipe, or go on with a run
@@ -38,7 +45,8 @@ pub(crate) struct TrainArgs {
     /// Go on with an earlier run; refuse to begin a new one
     #[arg(long)]
     resume: bool,
-    /// Begin with the weights of this model folder instead of fresh ones
+    /// Begin with the weights of this model folder instead of fresh ones; a run that goes on takes
+    /// only the folder it began with
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     initial: Option<PathBuf>,
     /// Print one JSON object at the end
@@ -52,6 +60,9 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> anyhow::Result<()> {
     let job = Job::read(&args.recipe, &args.overrides, context)?;
     let corpus = job.corpus()?;
     let folder = args.output.clone().unwrap_or_else(|| runs::folder_of(&job.recipe.run.name));
+    if let Some(initial) = &args.initial {
+        warn_of_other_tokenizer(initial, &corpus, context)?;
+    }
     let latest = RunFolder::new(&folder).checkpoints().latest()?;
     if args.resume && latest.is_none() {
         return Err(UserError::new(format!(
@@ -79,6 +90,27 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> anyhow::Result<()> {
     training::conclude(&trained, total_steps, &folder, context);
     if args.json {
         return print_json(&trained, &folder, context);
+    }
+    Ok(())
+}
+
+/// The rows of an embedding mean what another tokenizer's tokens were.
+fn warn_of_other_tokenizer(
+    initial: &Path,
+    corpus: &Corpus,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let path = initial.join(TOKENIZER_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let (found, expected) = (Hash::of_file(&path)?, corpus.manifest().tokenizer.file.blake3);
+    if found != expected {
+        context.terminal.warn(format_args!(
+            "the weights of {} were trained with tokenizer {found}, the corpus was made with \
+             {expected}",
+            initial.display()
+        ));
     }
     Ok(())
 }

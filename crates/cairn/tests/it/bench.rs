@@ -44,7 +44,7 @@ fn an_unknown_kernel_is_refused() {
 
 #[test]
 fn kernels_of_an_instruction_set_are_measured_against_its_own_ceilings() {
-    let found = record(&["kernels", "--filter", "rms_norm.f32", "--isa", "all", "--threads", "1"]);
+    let found = record(&["kernels", "--filter", "rms_norm.f32", "--all-isas", "--threads", "1"]);
     let figures = &found["figures"];
     let [ceilings, rows] = ["ceilings", "rows"].map(|key| figures[key].as_array().unwrap());
     assert!(!ceilings.is_empty() && rows.len() == 2 * ceilings.len(), "{figures}");

@@ -60,7 +60,7 @@ fn zero_threads_are_refused() {
     --- stdout
     --- stderr
     error: cannot compute with 0 threads
-    hint: choose 1 to 4096
+    hint: choose 1 to 1024
     "#);
 }
 

@@ -55,6 +55,8 @@ fn help_lists_every_command() {
     Global options:
           --threads <N>  Threads to compute with; results do not depend on it [default: all, or
                          `CAIRN_THREADS`]
+          --isa <ISA>    Instruction set to compute with; results do not depend on it [default: the
+                         widest there is] [possible values: scalar, avx2, avx512]
       -q, --quiet        Print results, warnings and errors only
     "#);
 }

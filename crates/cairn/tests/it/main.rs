@@ -5,7 +5,11 @@ mod bench;
 #[cfg(test)]
 mod contracts;
 #[cfg(test)]
+mod crashes;
+#[cfg(test)]
 mod errors;
+#[cfg(test)]
+mod full_disk;
 #[cfg(test)]
 mod generate;
 #[cfg(test)]
@@ -20,6 +24,8 @@ mod pipeline;
 mod process;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod workplace;
 
 #[cfg(test)]
 use process::{cairn, golden, shown, succeed};

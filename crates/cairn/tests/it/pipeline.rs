@@ -1,124 +1,11 @@
 //! From text to a model that answers, in a folder of its own.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 
 use serde_json::Value;
 
+use crate::workplace::Workplace;
 use crate::{cairn, shown, succeed};
-
-/// A recipe that trains in a second.
-const RECIPE: &str = r#"
-schema = "train/2"
-[run]
-name = "tiny"
-threads = 1
-[model]
-family = "llama"
-hidden_size = 32
-num_hidden_layers = 2
-num_attention_heads = 2
-intermediate_size = 64
-[data]
-corpus = "data/tiny"
-seq_len = 32
-[optimizer]
-learning_rate = 5e-3
-[batch]
-micro_batch_size = 4
-[budget]
-steps = 30
-[eval]
-every = 10
-max_tokens = "2k"
-[checkpoint]
-every = 10
-"#;
-
-/// A folder with text, a corpus and a recipe.
-struct Workplace {
-    folder: tempfile::TempDir,
-}
-
-impl Workplace {
-    /// Text of four groups and a recipe.
-    fn with_text() -> Self {
-        let workplace = Self { folder: tempfile::tempdir().unwrap() };
-        for (group, tree) in ["larch", "birch", "maple", "rowan"].iter().enumerate() {
-            for number in 0..6 {
-                let text: String = (0..40)
-                    .map(|line| {
-                        let count = (line * 7 + number * 3 + group) % 11;
-                        format!("fn {tree}_{count}() {{ let stones = {count}; stack(stones); }}\n")
-                    })
-                    .collect();
-                workplace.write(&format!("text/{tree}/{number}.rs"), &text);
-            }
-        }
-        workplace.write("tiny.toml", RECIPE);
-        workplace
-    }
-
-    /// The same with a corpus.
-    fn with_corpus() -> Self {
-        let workplace = Self::with_text();
-        workplace.build();
-        workplace
-    }
-
-    fn build(&self) -> String {
-        let build = ["corpus", "build", "--input", "text", "--output", "data/tiny"];
-        succeed(self.cairn(&build).args(["--vocab-size", "300", "--validation-fraction", "0.3"]))
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
-
-    fn cairn(&self, arguments: &[&str]) -> Command {
-        let mut command = cairn(arguments);
-        command.current_dir(self.path());
-        command
-    }
-
-    fn train(&self, arguments: &[&str]) -> Command {
-        let mut command = self.cairn(&["train", "tiny.toml"]);
-        command.args(arguments);
-        command
-    }
-
-    fn failure(&self, arguments: &[&str]) -> String {
-        shown(&self.cairn(arguments).output().unwrap(), Some(self.path()))
-    }
-
-    /// Hash of the training state of the newest checkpoint, and its step.
-    fn state(&self, run: &str) -> (u64, String) {
-        let newest = self.checkpoints(run).pop().unwrap();
-        let text = std::fs::read_to_string(newest.join("cairn.json")).unwrap();
-        let manifest: Value = serde_json::from_str(&text).unwrap();
-        let hash = manifest["state"]["state_hash"].as_str().unwrap().to_owned();
-        (manifest["step"].as_u64().unwrap(), hash)
-    }
-
-    fn checkpoints(&self, run: &str) -> Vec<PathBuf> {
-        let folder = self.path().join("runs").join(run).join("checkpoints");
-        let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-        let mut found: Vec<PathBuf> = entries
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| {
-                path.join("cairn.json").exists() && !path.to_string_lossy().contains(".tmp-")
-            })
-            .collect();
-        found.sort();
-        found
-    }
-}
 
 #[test]
 fn text_becomes_a_model_that_answers() {
@@ -195,86 +82,6 @@ fn tokenizers_are_trained_and_used() {
 }
 
 #[test]
-fn the_state_depends_on_neither_threads_nor_micro_steps_of_time() {
-    let workplace = Workplace::with_corpus();
-    succeed(&mut workplace.train(&["run.name=one"]));
-    succeed(&mut workplace.train(&["run.name=two", "--threads", "2"]));
-    assert_eq!(workplace.state("one"), workplace.state("two"));
-}
-
-/// Starts a long run and waits until it has a checkpoint.
-fn start(workplace: &Workplace, arguments: &[&str]) -> Child {
-    let mut command = workplace.train(arguments);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    while workplace.checkpoints("tiny").is_empty() {
-        std::thread::yield_now();
-    }
-    child
-}
-
-/// Long enough that a signal comes before the end.
-const LONG: [&str; 3] = ["budget.steps=400", "checkpoint.every=100", "eval.every=0"];
-
-#[test]
-fn interrupted_and_killed_runs_go_on_to_the_same_state() {
-    let workplace = Workplace::with_corpus();
-    succeed(&mut workplace.train(&LONG));
-    let expected = workplace.state("tiny");
-
-    let interrupted = Workplace::with_corpus();
-    let child = start(&interrupted, &LONG);
-    signal(&child, "INT");
-    let output = child.wait_with_output().unwrap();
-    let text = shown(&output, None);
-    assert!(text.starts_with("exit 0\n") && text.contains("Stopped after step"), "{text}");
-    let (step, _) = interrupted.state("tiny");
-    assert!((100..400).contains(&step), "stopped at {step}");
-    let resumed = interrupted.train(&LONG).output().unwrap();
-    assert!(shown(&resumed, None).contains(&format!("Resuming at step {step} of 400")));
-    assert_eq!(interrupted.state("tiny"), expected);
-
-    let killed = Workplace::with_corpus();
-    let mut child = start(&killed, &LONG);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    succeed(killed.train(&LONG).arg("--resume"));
-    assert_eq!(killed.state("tiny"), expected);
-}
-
-fn signal(child: &Child, name: &str) {
-    let id = child.id().to_string();
-    let status = Command::new("kill").args(["-s", name, &id]).status().unwrap();
-    assert!(status.success());
-}
-
-#[test]
-fn a_full_disk_leaves_the_last_checkpoint() {
-    let workplace = Workplace::with_corpus();
-    succeed(&mut workplace.train(&["budget.steps=10", "--quiet"]));
-    let before = workplace.state("tiny");
-    // A limit on the size of files, with its signal ignored, is a disk that fills.
-    let script = "ulimit -f 64; trap '' XFSZ; exec \"$@\"";
-    let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        script,
-        "sh",
-        env!("CARGO_BIN_EXE_cairn"),
-        "train",
-        "tiny.toml",
-        "budget.steps=20",
-    ]);
-    let output = command.env_clear().current_dir(workplace.path()).output().unwrap();
-    let text = shown(&output, Some(workplace.path()));
-    assert!(text.starts_with("exit 1\n"), "{text}");
-    assert!(text.contains("error: the checkpoint of step 20 could not be saved"), "{text}");
-    assert!(text.contains("because: File too large"), "{text}");
-    assert_eq!(workplace.state("tiny"), before);
-    succeed(&mut workplace.train(&["budget.steps=20"]));
-    assert_eq!(workplace.state("tiny").0, 20);
-}
-
-#[test]
 fn a_finished_run_says_so() {
     let workplace = Workplace::with_corpus();
     succeed(&mut workplace.train(&[]));
@@ -290,6 +97,90 @@ fn another_recipe_does_not_go_on_with_a_run() {
     assert!(text.starts_with("exit 1\n"), "{text}");
     assert!(text.contains("error: the run was started with another recipe"), "{text}");
     assert!(text.contains("hint: resume with the recipe the run was started with"), "{text}");
+}
+
+#[test]
+fn initial_weights_are_not_ignored_on_a_run_that_has_begun() {
+    let workplace = Workplace::with_corpus();
+    succeed(&mut workplace.train(&["--quiet"]));
+    let model = "runs/tiny/checkpoints/step-00000030";
+    let tuned = ["run.name=tuned", "--initial", model, "--quiet"];
+    succeed(workplace.train(&tuned).arg("budget.steps=10"));
+    // The same command goes on.
+    succeed(workplace.train(&tuned).arg("budget.steps=20"));
+    assert_eq!(workplace.state("tuned").0, 20);
+    let other = "runs/tiny/checkpoints/step-00000020";
+    let text = workplace.failure(&["train", "tiny.toml", "run.name=tuned", "--initial", other]);
+    assert!(text.starts_with("exit 1\n"), "{text}");
+    let error = format!("error: the run has begun, with other weights than those of {other}");
+    assert!(text.contains(&error) && text.contains(&format!("with those of {model}")), "{text}");
+    let text = workplace.failure(&["train", "tiny.toml", "--initial", model]);
+    assert!(text.contains("with fresh ones"), "{text}");
+    assert!(text.contains("hint: leave the initial weights out to go on"), "{text}");
+}
+
+#[test]
+fn what_training_validates_and_what_eval_measures_are_one_figure() {
+    let workplace = Workplace::with_corpus();
+    let everything = "eval.max_tokens=1M";
+    // More positions than a row has: the model is measured at the length it was trained on.
+    let longer = "model.max_position_embeddings=64";
+    let average = "optimizer.ema_decay=0.9";
+    succeed(&mut workplace.train(&["--quiet", everything, longer, average]));
+    let metrics = workplace.metrics("tiny");
+    let last = metrics.iter().rfind(|line| line["kind"] == "validation").unwrap();
+    for (model, loss, bits) in [
+        ("runs/tiny/checkpoints/step-00000030", "loss", "bits_per_byte"),
+        ("runs/tiny/ema", "average_loss", "average_bits_per_byte"),
+    ] {
+        let command = ["eval", "--model", model, "--json"];
+        let found: Value = serde_json::from_str(&succeed(&mut workplace.cairn(&command))).unwrap();
+        let figure = |value: &Value| value.as_f64().unwrap();
+        let (trained, measured) = (figure(&last[loss]), figure(&found["model"]["loss"]));
+        assert!((trained - measured).abs() < 1e-9, "{model}: {trained}, {measured}");
+        // The code that is measured is whole bytes.
+        let byte = 8.0 / figure(&found["text_bytes"]);
+        let difference = figure(&found["model"]["code"]["bits_per_byte"]) - figure(&last[bits]);
+        assert!((0.0..=byte).contains(&difference), "{model}: {difference}");
+    }
+}
+
+#[test]
+fn tokens_of_another_tokenizer_are_not_measured() {
+    let workplace = Workplace::with_corpus();
+    succeed(&mut workplace.train(&["--quiet"]));
+    for (name, vocab_size) in [("small", "280"), ("large", "320")] {
+        let output = format!("data/{name}");
+        let build = ["corpus", "build", "--input", "text", "--output", &output, "--quiet"];
+        let split = ["--vocab-size", vocab_size, "--validation-fraction", "0.3"];
+        succeed(workplace.cairn(&build).args(split));
+    }
+    let small = workplace.failure(&["eval", "--corpus", "data/small"]);
+    assert!(small.starts_with("exit 1\n"), "{small}");
+    assert!(small.contains("error: data/small was made with tokenizer "), "{small}");
+    assert!(small.contains("hint: build one with the model's"), "{small}");
+    let large = workplace.failure(&["eval", "--corpus", "data/large"]);
+    assert!(large.contains("error: data/large has 30"), "{large}");
+    let tokenizer = workplace.path().join("runs/tiny/checkpoints/step-00000030/tokenizer.json");
+    std::fs::remove_file(tokenizer).unwrap();
+    let model = "runs/tiny/checkpoints/step-00000030";
+    let text = workplace.failure(&["eval", "--model", model, "--corpus", "data/small"]);
+    assert!(text.starts_with("exit 0\n"), "{text}");
+    assert!(text.contains("has no tokenizer.json, so nothing says"), "{text}");
+}
+
+#[test]
+fn fields_of_a_description_that_nobody_knows_are_named() {
+    let workplace = Workplace::with_corpus();
+    succeed(&mut workplace.train(&["--quiet"]));
+    let config = workplace.path().join("runs/tiny/checkpoints/step-00000030/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let with = text.replacen('{', "{\"hiden_size\": 7, \"id2label\": {}, \"a_gate\": true,", 1);
+    std::fs::write(&config, with).unwrap();
+    let text = workplace.failure(&["inspect", "runs/tiny/checkpoints/step-00000030"]);
+    assert!(text.starts_with("exit 0\n"), "{text}");
+    let warning = "config.json has fields that nothing here knows: a_gate, hiden_size\n";
+    assert!(text.contains(warning), "{text}");
 }
 
 #[test]
@@ -352,6 +243,30 @@ fn files_that_are_no_text_are_left_out_and_counted() {
     error: the inputs have no document to take (1 missing)
     hint: check --input, the file kinds, the limits and the license filter
     "#);
+}
+
+#[test]
+fn a_change_takes_no_other_key_of_the_recipe_away() {
+    let workplace = Workplace::with_corpus();
+    let plan = |change: &str| workplace.failure(&["plan", "tiny.toml", "--no-pace", change]);
+    insta::assert_snapshot!(plan("budget.tokens=1k"), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: tiny.toml
+      because: set exactly one of budget.steps, budget.tokens, budget.flops; budget.steps and budget.tokens are set
+    hint: a change leaves the recipe's other keys as they are; take out what is not meant: budget.steps=null or budget.tokens=null
+    "#);
+    insta::assert_snapshot!(plan("dropout.attn=0.1"), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: tiny.toml
+      because: dropout.attn is 0.1: there is no dropout on attention probabilities
+    hint: set dropout.attn=0; dropout.resid and dropout.embd exist
+    "#);
+    let replaced = ["plan", "tiny.toml", "--no-pace", "budget.steps=null", "budget.tokens=1k"];
+    assert!(succeed(&mut workplace.cairn(&replaced)).contains("8 of 128 tokens"));
 }
 
 #[test]

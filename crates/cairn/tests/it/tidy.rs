@@ -38,7 +38,9 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn all_sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    sources(&root().join("crates"), &mut found);
+    for folder in ["crates", "examples"] {
+        sources(&root().join(folder), &mut found);
+    }
     found.sort();
     assert!(found.len() > 50, "the sources were found");
     found

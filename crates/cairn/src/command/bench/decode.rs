@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cairn_artifacts::safetensors::WeightFolder;
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use cairn_eval::{DecodeBench, DecodeFigures, bench_decode};
 use cairn_kernels::bandwidth::Bandwidth;
@@ -12,7 +13,7 @@ use serde_json::json;
 use super::Output;
 use crate::context::Context;
 use crate::figures::{Bytes, Percent, Seconds};
-use crate::model_folder::{ModelFolder, read_spec};
+use crate::model_folder::read_spec;
 use crate::runs;
 use crate::table::Table;
 
@@ -51,7 +52,7 @@ enum WeightType {
 /// Measures and prints.
 pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
     let folder = runs::model_folder(args.model.as_deref())?;
-    let spec = read_spec(&folder)?;
+    let spec = read_spec(&folder, context.terminal)?;
     let mut options = EngineOptions::new(1, args.prompt_tokens + args.new_tokens);
     options.cache_type = CacheType::F32;
     options.encoding = match args.weights {
@@ -61,9 +62,9 @@ pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
     };
     let plan = EnginePlan::new(&spec, options)?;
     let mut engine = if args.fresh {
-        Engine::with_fresh_weights(plan, context.cpu(), 0)?
+        Engine::with_fresh_weights(plan, context.cpu()?, 0)?
     } else {
-        Engine::load(plan, context.cpu(), &ModelFolder::open(&folder)?.weights)?
+        Engine::load(plan, context.cpu()?, &WeightFolder::open(&folder)?)?
     };
     let vocab_size = u32::try_from(spec.vocab_size).unwrap_or(u32::MAX);
     // Ids from all over the vocabulary, so that lookups are not all in cache.

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use cairn_kernels::bench::{BenchRow, Ceilings, Limit, bench_kernels};
 use cairn_kernels::registry::{KernelEntry, kernels};
 use cairn_kernels::{Cpu, Isa};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 
 use super::Output;
@@ -21,45 +21,16 @@ pub(super) struct KernelArgs {
     /// Measure kernels whose name (operator.encoding.isa) contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
-    /// Instruction set, each against its own ceilings [default: the machine's best]
-    #[arg(long, value_enum, value_name = "ISA")]
-    isa: Option<IsaChoice>,
+    /// Measure every instruction set of this machine, each against its own ceilings
+    #[arg(long, conflicts_with = "isa")]
+    all_isas: bool,
     #[command(flatten)]
     output: Output,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum IsaChoice {
-    Scalar,
-    Avx2,
-    Avx512,
-    /// Every one that this machine has
-    All,
-}
-
-impl IsaChoice {
-    /// The instruction sets meant; one that the machine lacks is refused.
-    fn isas(choice: Option<Self>) -> anyhow::Result<Vec<Isa>> {
-        let isa = match choice {
-            None => Isa::best(),
-            Some(Self::All) => return Ok(Isa::supported()),
-            Some(Self::Scalar) => Isa::Scalar,
-            Some(Self::Avx2) => Isa::Avx2,
-            Some(Self::Avx512) => Isa::Avx512,
-        };
-        if isa.is_supported() {
-            return Ok(vec![isa]);
-        }
-        let names = Isa::supported().into_iter().map(Isa::name).collect::<Vec<_>>().join(", ");
-        Err(UserError::new(format!("this machine does not have {isa}"))
-            .hint(format!("it has {names}"))
-            .into())
-    }
-}
-
 /// Measures and prints.
 pub(super) fn run(args: &KernelArgs, context: &Context) -> anyhow::Result<()> {
-    let isas = IsaChoice::isas(args.isa)?;
+    let isas = if args.all_isas { Isa::supported() } else { vec![context.isa] };
     let is_selected =
         |entry: &KernelEntry| isas.contains(&entry.isa) && entry.name().contains(&args.filter);
     if !kernels().iter().any(is_selected) {
@@ -71,7 +42,7 @@ pub(super) fn run(args: &KernelArgs, context: &Context) -> anyhow::Result<()> {
     let (mut all_ceilings, mut rows) = (Vec::new(), Vec::new());
     let mut line = ProgressLine::new(context.terminal, "Measuring");
     for isa in isas {
-        let mut cpu = Cpu::new(isa, context.threads);
+        let mut cpu = Cpu::try_new(isa, context.threads)?;
         cpu.set_tuning(profile.tuning.clone());
         let ceilings = Ceilings::measure(&cpu).context("cannot measure this machine")?;
         profile.keep_peak(ceilings.peak);

@@ -73,10 +73,10 @@ fn alone(args: &TrainArgs, context: &Context) -> anyhow::Result<()> {
     let job = Job::read(&args.recipe, &args.overrides, context)?;
     let plan = job.plan(None)?;
     let outside = Outside::new(StopFlag::default());
-    let figures = bench_steps(&job.recipe, &plan, (context.cpu(), &outside), args.steps)?;
+    let figures = bench_steps(&job.recipe, &plan, (context.cpu()?, &outside), args.steps)?;
     let memory = ProcessMemory::read().context("cannot read this process's memory")?;
     // After everything else: a gigabyte that is read has no part in the run's own memory.
-    let ceilings = Ceilings::measure(&context.cpu()).context("cannot measure this machine")?;
+    let ceilings = Ceilings::measure(&context.cpu()?).context("cannot measure this machine")?;
     let text = format!(
         "{:.0} tokens/s, {:.1} GFLOP/s of model arithmetic ({} of {:.0}), {} a step of {} tokens\n\
          {} planned, {} of anonymous memory, {} resident at most\n\n{}",

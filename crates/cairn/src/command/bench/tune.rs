@@ -29,7 +29,7 @@ pub(super) fn run(args: &TuneArgs, context: &Context) -> anyhow::Result<()> {
         UserError::new("there is no folder to keep the choices in")
             .hint("name one: CAIRN_CACHE_DIR=FOLDER")
     })?;
-    let cpu = cairn_kernels::Cpu::detect(job.recipe.run.threads);
+    let cpu = cairn_kernels::Cpu::try_new(context.isa, job.recipe.run.threads)?;
     let mut profile = machine_profile::load(context);
     let cases = machine_profile::cases(&plan.programs().train, tokens);
     // Asked for by name, they are measured anew and without haste.
