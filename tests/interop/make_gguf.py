@@ -7,6 +7,8 @@
         transformers loads both and must compute the same
     python tests/interop/make_gguf.py convert FOLDER OUT.gguf [F32|F16|BF16|Q8_0|Q4_0]
         any model folder of a family below, as llama.cpp's converter lays it out
+    python tests/interop/make_gguf.py tokenizer llama|gpt-2|llama-bpe|qwen2 OUT.gguf
+        a small tokenizer in a file without tensors, and OUT.gguf.json with texts and their ids
     python tests/interop/make_gguf.py compare FOLDER SCRATCH CAIRN
         the logits of `cairn logits` from FOLDER equal those from it as GGUF: bit for bit in F32,
         and in Q8_0 to the bits of the folder that holds the decoded weights
@@ -117,6 +119,8 @@ def convert(folder, out, kind=T.F32):
     arch = "llama" if family == "mistral" else family
     writer = gguf.GGUFWriter(out, arch)
     write_keys(writer, config, family)
+    if (config.get("rope_parameters") or {}).get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_divisors(config))
     decoded = {}
     for name, tensor in tensors.items():
         if name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")):
@@ -142,6 +146,25 @@ def convert(folder, out, kind=T.F32):
         decoded[name] = torch.from_numpy(np.ascontiguousarray(plain))
     finish(writer)
     return decoded
+
+
+def llama3_divisors(config):
+    """As llama.cpp's converter: what the llama3 rule divides each frequency by."""
+    rope, dim = config["rope_parameters"], config["head_dim"]
+    freqs = 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    original = rope["original_max_position_embeddings"]
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    divisors = []
+    for freq in freqs:
+        wavelength = 2 * np.pi / freq
+        smooth = (original / wavelength - low) / (high - low)
+        between = 1 / ((1 - smooth) / factor + smooth)
+        divisors.append(
+            1.0
+            if wavelength < original / high
+            else factor if wavelength > original / low else float(between)
+        )
+    return np.array(divisors, dtype=np.float32)
 
 
 def write_keys(writer, config, family):
@@ -216,6 +239,53 @@ def model(family, out):
     assert difference < 1e-5
 
 
+def tokenizer(kind, out):
+    """A small tokenizer as GGUF, and OUT.json with texts and the ids that the source gives."""
+    import tokenizers as hf
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    texts = ["A cairn is a stack of stones that shows the way.", "Löwe, 狮子 and 🦁!", "  two\n\n three"]
+    texts += ["x = 1234567; // don't", "the the the", "", " ", "a<b></s>", "\ttabs\r\n"]
+    corpus = [text * 4 for text in texts] + [Path(__file__).read_text()] * 4
+    source = hf.Tokenizer(models.BPE(byte_fallback=kind == "llama", unk_token="<unk>" if kind == "llama" else None))
+    special = ["<unk>", "<s>", "</s>"]
+    if kind == "llama":
+        source.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        byte = [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special + byte, max_token_length=12)
+    else:
+        digits = "{1,3}" if kind == "llama-bpe" else ""
+        words = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        split = pre_tokenizers.Split(hf.Regex(words), "isolated")
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt-2")
+        source.pre_tokenizer = plain if kind == "gpt-2" else pre_tokenizers.Sequence([split, plain])
+        source.normalizer = normalizers.NFC() if kind == "qwen2" else None
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+    source.train_from_iterator(corpus, trainer)
+    model = json.loads(source.to_str())["model"]
+    tokens = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    merges = [" ".join(merge) for merge in model["merges"]]
+    rank = {merge.replace(" ", ""): number for number, merge in reversed(list(enumerate(merges)))}
+    kinds = [3 if token in special else 1 for token in tokens]
+    writer = gguf.GGUFWriter(out, "llama")
+    writer.add_tokenizer_model("llama" if kind == "llama" else "gpt2")
+    writer.add_token_list(tokens)
+    if kind == "llama":
+        kinds = [6 if token.startswith("<0x") else kind for token, kind in zip(tokens, kinds)]
+        kinds[0] = 2
+        writer.add_token_scores([float(-rank.get(token, 10**6)) for token in tokens])
+    else:
+        writer.add_tokenizer_pre(kind)
+        writer.add_token_merges(merges)
+    writer.add_token_types(kinds)
+    finish(writer)
+    # Special tokens that a text spells out are text here: that is how a corpus is read.
+    source.encode_special_tokens = True
+    ids = [source.encode(text, add_special_tokens=False).ids for text in texts]
+    Path(f"{out}.json").write_text(json.dumps({"texts": texts, "ids": ids}, ensure_ascii=False))
+
+
 def compare(folder, scratch, cairn):
     scratch = Path(scratch)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -243,4 +313,6 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "convert" and len(rest) == 3:
         rest[2] = T[rest[2]]
-    dict(blocks=blocks, model=model, convert=convert, compare=compare)[what](*rest)
+    dict(
+        blocks=blocks, model=model, convert=convert, compare=compare, tokenizer=tokenizer
+    )[what](*rest)

@@ -49,7 +49,7 @@ use std::ops::ControlFlow;
 pub(crate) use self::build::tests::build_corpus_of_tokens;
 pub use self::build::{BuildReport, BuildSettings, Existing, build};
 pub use self::error::CorpusError;
-pub use self::index_file::DocumentRecord;
+pub use self::index_file::{DocumentRecord, check_index};
 pub use self::input::{FileKinds, Input};
 pub use self::license::{License, LicenseFilter};
 pub use self::manifest::{

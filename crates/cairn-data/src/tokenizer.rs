@@ -9,6 +9,7 @@
 mod bytes;
 mod encoder;
 mod error;
+mod gguf;
 mod stream;
 mod train;
 mod words;
@@ -222,6 +223,11 @@ impl Tokenizer {
     /// The id of a token by its spelling in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.literal.token_to_id(token)
+    }
+
+    /// Whether the same tokens have the same ids in another tokenizer.
+    pub fn has_ids_of(&self, other: &Self) -> bool {
+        self.literal.get_vocab(true) == other.literal.get_vocab(true)
     }
 
     /// Hash of the file's bytes.

@@ -264,6 +264,35 @@ fn encode_q8(layout: Layout, (n, k): (usize, usize), values_nk: &[f32], bytes: &
     }
 }
 
+/// Writes a [`Encoding::Q8`] weight from its own bytes and scales: `[n][k]` and `[n][k/32]`.
+///
+/// # Panics
+/// If the lengths do not match the form.
+pub fn store_q8(
+    layout: Layout,
+    (n, k): (usize, usize),
+    (values_nk, scales): (&[i8], &[f32]),
+    bytes: &mut [u8],
+) {
+    let blocks = k.div_ceil(Q8_BLOCK);
+    assert_eq!(values_nk.len(), n * k, "values of the weight");
+    assert_eq!(scales.len(), n * blocks, "scales of the weight");
+    assert_eq!(
+        bytes.len(),
+        Weight::stored_bytes(Encoding::Q8, layout, n, k),
+        "bytes of the weight"
+    );
+    bytes.fill(0);
+    let (stored, stored_scales) = bytes.split_at_mut(q8_scales_offset(layout.stored_rows(n), k));
+    let (stored_scales, _) = stored_scales.as_chunks_mut::<4>();
+    for (index, value) in values_nk.iter().enumerate() {
+        stored[layout.index(index / k, index % k, k)] = value.cast_unsigned();
+    }
+    for (index, scale) in scales.iter().enumerate() {
+        stored_scales[layout.index(index / blocks, index % blocks, blocks)] = scale.to_le_bytes();
+    }
+}
+
 /// Copies a stored weight into another layout, element for element: no value changes.
 ///
 /// # Panics

@@ -5,6 +5,7 @@
 //! | `build` | spec → forward program: the only forward pass there is |
 //! | `weights` | the weights of a spec's program, by name and size |
 //! | `names` | the program's weights ↔ a family's tensors; one file of names for each layout |
+//! | `gguf` | a GGUF file → spec and tensors |
 //! | `load` | tensors → the weights of a session, and back |
 //! | `init` | fresh weights from a seed |
 //!
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+pub mod gguf;
 mod init;
 mod load;
 mod names;
@@ -19,5 +21,5 @@ mod weights;
 
 pub use build::{BuildError, BuildOptions, Head, build_program};
 pub use init::init_weights;
-pub use load::{LoadError, TensorSource, load_weights, tensor_f32, tensors};
+pub use load::{LoadError, Naming, TensorSource, load_weights, tensor_f32, tensors};
 pub use names::{Placement, TensorMap, TensorSlice};

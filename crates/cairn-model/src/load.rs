@@ -6,10 +6,11 @@
 use std::ops::Range;
 
 use cairn_artifacts::safetensors::{TensorView, WeightFolder};
-use cairn_kernels::encoding::encode;
+use cairn_kernels::encoding::{Q8_BLOCK, encode, store_q8};
 use cairn_kernels::{Encoding, Layout, Weight};
 use cairn_program::{Class, Session, ValueType};
 use cairn_spec::ModelSpec;
+use cairn_spec::model::Family;
 
 use crate::names::{Placement, TensorMap, TensorSlice};
 
@@ -30,6 +31,61 @@ pub trait TensorSource {
     ///
     /// A text that says why the tensor cannot be read as floats.
     fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String>;
+
+    /// Reads elements of a tensor that is stored as [`Encoding::Q8`] has it: signed bytes, and the
+    /// scale of every 32 of them. Returns `false` where the tensor is stored otherwise.
+    ///
+    /// # Errors
+    ///
+    /// A text that says why the tensor cannot be read.
+    fn read_q8(
+        &self,
+        _name: &str,
+        _elements: Range<usize>,
+        _values: &mut [i8],
+        _scales: &mut [f32],
+    ) -> Result<bool, String> {
+        Ok(false)
+    }
+
+    /// Whose names the tensors have.
+    fn naming(&self) -> Naming {
+        Naming::HuggingFace
+    }
+}
+
+/// Whose names the tensors of a source have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// Those of the family's own files on the Hugging Face Hub.
+    HuggingFace,
+    /// Those of GGUF files.
+    Gguf,
+}
+
+impl Naming {
+    fn map(self, spec: &ModelSpec, has: impl Fn(&str) -> bool) -> Result<TensorMap, LoadError> {
+        match self {
+            Self::HuggingFace => Ok(TensorMap::of_tensors(spec, has)),
+            Self::Gguf => TensorMap::gguf(spec)
+                .ok_or(LoadError::NoNames { family: spec.family, naming: "GGUF" }),
+        }
+    }
+
+    fn spellings(self, family: Family, tensor: &str) -> Vec<&str> {
+        match self {
+            Self::HuggingFace => TensorMap::spellings(family, tensor),
+            Self::Gguf => vec![tensor],
+        }
+    }
+
+    fn is_ignorable(self, spec: &ModelSpec, tensor: &str) -> bool {
+        match self {
+            Self::HuggingFace => TensorMap::is_ignorable(spec, tensor),
+            // Its factors are part of the spec.
+            Self::Gguf => tensor == crate::gguf::ROPE_FACTORS,
+        }
+    }
 }
 
 impl TensorSource for WeightFolder {
@@ -72,6 +128,14 @@ pub enum LoadError {
         /// Why.
         problem: String,
     },
+    /// Models of this family are not found under such names.
+    #[error("the tensors of {family} models have no {naming} names here")]
+    NoNames {
+        /// The family.
+        family: Family,
+        /// Whose names.
+        naming: &'static str,
+    },
     /// A weight of the program has no tensor in the family's map: a bug in the map.
     #[error("weight {name} has no place in the family's tensors")]
     Unmapped {
@@ -90,7 +154,7 @@ pub fn load_weights(
     spec: &ModelSpec,
     source: &dyn TensorSource,
 ) -> Result<(), LoadError> {
-    let map = TensorMap::of_tensors(spec, |tensor| source.shape(tensor).is_some());
+    let map = source.naming().map(spec, |tensor| source.shape(tensor).is_some())?;
     let spelled = check_tensors(spec, &map, source)?;
     let weights: Vec<(String, ValueType)> = session
         .persistent()
@@ -103,6 +167,11 @@ pub fn load_weights(
             return Err(LoadError::Unmapped { name });
         }
         let stored = session.stored_mut(&name).expect("listed by the session");
+        if value_type.encoding() == Some(Encoding::Q8)
+            && load_q8(slices, value_type.layout(), stored, source)?
+        {
+            continue;
+        }
         load_weight(slices, value_type, stored, &|tensor, range, out| {
             let tensor = spelled(tensor);
             source
@@ -119,10 +188,12 @@ fn check_tensors(
     map: &TensorMap,
     source: &dyn TensorSource,
 ) -> Result<impl Fn(&str) -> String + use<>, LoadError> {
+    let naming = source.naming();
     let mut problems = Vec::new();
     let mut spellings = std::collections::BTreeMap::new();
     for (name, expected) in map.tensors() {
-        let found = TensorMap::spellings(spec.family, name)
+        let found = naming
+            .spellings(spec.family, name)
             .into_iter()
             .find_map(|spelling| source.shape(spelling).map(|shape| (spelling, shape)));
         match found {
@@ -137,7 +208,7 @@ fn check_tensors(
     }
     let known: std::collections::BTreeSet<&String> = spellings.values().collect();
     let mut extra: Vec<String> = source.names();
-    extra.retain(|name| !known.contains(name) && !TensorMap::is_ignorable(spec, name));
+    extra.retain(|name| !known.contains(name) && !naming.is_ignorable(spec, name));
     if problems.is_empty() {
         // With tensors missing, the extra ones are most likely the same under other names.
         problems.extend(extra.into_iter().map(|name| format!("{name} has no place in the model")));
@@ -181,6 +252,45 @@ fn load_weight(
         encode((encoding, layout), (count, columns), values, &mut stored[bytes]);
     }
     Ok(())
+}
+
+/// Keeps a weight as the source has it, if all of it lies there in blocks of [`Encoding::Q8`];
+/// otherwise changes nothing and returns `false`.
+fn load_q8(
+    slices: &[TensorSlice],
+    layout: Layout,
+    stored: &mut [u8],
+    source: &dyn TensorSource,
+) -> Result<bool, LoadError> {
+    let (rows, columns) = (slices.iter().map(|slice| slice.rows).sum(), slices[0].columns);
+    let plain =
+        |slice: &TensorSlice| !matches!(slice.placement, Placement::TransposedColumns { .. });
+    if !columns.is_multiple_of(Q8_BLOCK) || !slices.iter().all(plain) {
+        return Ok(false);
+    }
+    let blocks = columns / Q8_BLOCK;
+    let (mut values, mut scales) = (vec![0; rows * columns], vec![0.0; rows * blocks]);
+    for slice in slices {
+        let mut done = 0;
+        while done < slice.rows {
+            let (row, run) = slice.run_at(done);
+            let first = slice.first_row + done;
+            let read = source
+                .read_q8(
+                    &slice.tensor,
+                    row * columns..(row + run) * columns,
+                    &mut values[first * columns..(first + run) * columns],
+                    &mut scales[first * blocks..(first + run) * blocks],
+                )
+                .map_err(|problem| LoadError::Unreadable { name: slice.tensor.clone(), problem })?;
+            if !read {
+                return Ok(false);
+            }
+            done += run;
+        }
+    }
+    store_q8(layout, (rows, columns), (&values, &scales), stored);
+    Ok(true)
 }
 
 /// Where rows `first .. first + count` of a weight lie in its bytes.

@@ -7,6 +7,7 @@
 //! every weight of a model, both for loading and for saving.
 
 mod experts;
+mod gguf;
 mod gpt2;
 mod llama;
 
@@ -37,8 +38,9 @@ pub(crate) enum Place {
     Module(&'static str),
     /// Under this name, matrices stored `[inputs, outputs]`.
     Transposed(&'static str),
-    /// In one tensor with other modules, the rows of all of them in this order, stored
-    /// `[inputs, outputs]`.
+    /// In one tensor with other modules, the rows of all of them in this order.
+    Fused(&'static str, &'static [&'static str]),
+    /// The same, stored `[inputs, outputs]`.
     FusedTransposed(&'static str, &'static [&'static str]),
     /// In one matrix with other modules: the first part of each in this order, then the second part
     /// of each, and so on.
@@ -249,6 +251,7 @@ impl Place {
         match self {
             Self::Module(name)
             | Self::Transposed(name)
+            | Self::Fused(name, _)
             | Self::FusedTransposed(name, _)
             | Self::Interleaved(name, _)
             | Self::Stacked(name, _) => name,
@@ -277,6 +280,11 @@ impl Place {
                     _ => vec![parts * stride, columns],
                 };
                 (shape, Placement::Rows { start, run: rows, stride })
+            }
+            (Self::Fused(_, modules), columns) => {
+                let (start, total) = fused(weight, all, modules);
+                let shape = [total].into_iter().chain(columns).collect();
+                (shape, Placement::Rows { start, run: rows, stride: rows })
             }
             (Self::FusedTransposed(_, modules), columns) => {
                 let (start, total) = fused(weight, all, modules);

@@ -84,6 +84,17 @@ pub(super) struct IndexTotals {
     pub(super) text_bytes: u64,
 }
 
+/// Checks the bytes of a document index from end to end and returns how many documents it has.
+/// `num_groups` and `num_licenses` bound what a document may refer to.
+///
+/// # Errors
+///
+/// [`ReadError::Malformed`] saying what is wrong.
+pub fn check_index(bytes: &[u8], num_groups: usize, num_licenses: usize) -> Result<u64, ReadError> {
+    let parsed = IndexFile::parse(Path::new("index"), bytes, num_groups, num_licenses);
+    parsed.map(|(_, totals)| totals.documents)
+}
+
 impl<B: std::ops::Deref<Target = [u8]>> IndexFile<B> {
     /// Checks the header and every record, so that no later access can fail.
     ///

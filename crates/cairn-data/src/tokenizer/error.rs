@@ -30,6 +30,14 @@ pub enum TokenizerError {
         /// What the parser says.
         reason: String,
     },
+    /// The tokenizer of a GGUF file is of a kind that is not read, or contradicts itself.
+    #[error("the tokenizer in {path} is not read: {reason}", path = path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, by key.
+        reason: String,
+    },
     /// The vocabulary is empty or larger than the limit.
     #[error("tokenizer {path} has {vocab_size} token ids, expected 1 to {limit}", path = path.display())]
     Vocab {
@@ -97,6 +105,7 @@ impl Hint for TokenizerError {
                 ]
             }
             Self::FileTooLarge { .. }
+            | Self::Gguf { .. }
             | Self::Vocab { .. }
             | Self::Train { .. }
             | Self::Encode { .. }

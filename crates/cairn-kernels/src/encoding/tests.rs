@@ -75,3 +75,23 @@ fn zero_blocks_stay_zero() {
     weight((Encoding::Q8, Layout::RowMajor), (2, 40), &storage).decode(&mut decoded);
     assert_eq!(decoded, [0.0; 80]);
 }
+
+#[test]
+fn q8_is_stored_as_given() {
+    for layout in Layout::ALL {
+        let (n, k) = (18, 64);
+        let values_nk: Vec<i8> = (i8::MIN..=i8::MAX).cycle().take(n * k).collect();
+        let scales: Vec<f32> = (0..n * k / Q8_BLOCK).map(|i| 0.5 + i as f32).collect();
+        let bytes = Weight::stored_bytes(Encoding::Q8, layout, n, k);
+        let mut storage = vec![1.0_f32; bytes.div_ceil(4)];
+        let all = crate::memory::bytes_of_mut(&mut storage);
+        store_q8(layout, (n, k), (&values_nk, &scales), &mut all[..bytes]);
+        let weight = weight((Encoding::Q8, layout), (n, k), &storage);
+        for (index, (&value, block)) in
+            values_nk.iter().zip((0..).map(|i| i / Q8_BLOCK)).enumerate()
+        {
+            let expected = f32::from(value) * scales[block];
+            assert_eq!(weight.value(index / k, index % k).to_bits(), expected.to_bits());
+        }
+    }
+}

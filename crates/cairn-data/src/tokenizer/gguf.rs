@@ -1,0 +1,351 @@
+//! The tokenizer in the metadata of a GGUF file, rewritten as a `tokenizer.json`.
+//!
+//! - Model `gpt2`: byte-level BPE with the merges of the file; how text is cut into words is named
+//!   by `tokenizer.ggml.pre`, and only names whose rule is known are read.
+//! - Model `llama`: the BPE of `SentencePiece` with byte fallback. The file has scores instead of merges;
+//!   a piece of a higher score is merged first, as transformers derives it
+//!   (`convert_slow_tokenizer.generate_merges`).
+//!
+//! Other kinds are refused by name.
+
+use std::collections::{HashMap, HashSet};
+
+use cairn_artifacts::gguf::{GgufError, GgufFile, Value};
+use serde_json::{Value as Json, json};
+
+use super::{Tokenizer, TokenizerError, VOCAB_SIZE_MAX};
+
+/// Longest accepted token, in bytes: splits of it are looked up one by one.
+const TOKEN_BYTES_MAX: usize = 1024;
+
+/// What the file says a token is.
+const UNKNOWN: f64 = 2.0;
+const CONTROL: f64 = 3.0;
+const USER_DEFINED: f64 = 4.0;
+const BYTE: f64 = 6.0;
+
+/// How GPT-4, LLaMA 3 and Qwen 2 cut text into words; they differ in how many digits stand
+/// together.
+const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+impl Tokenizer {
+    /// Reads the tokenizer of a GGUF file; `None` if it has none.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::Gguf`] for a kind that is not read or metadata that contradicts itself;
+    /// otherwise as [`parse`](Self::parse).
+    pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>, TokenizerError> {
+        let refused =
+            |reason: String| TokenizerError::Gguf { path: file.path().to_owned(), reason };
+        let Some(parts) = Parts::read(file).map_err(refused)? else { return Ok(None) };
+        let json = parts.tokenizer_json().map_err(refused)?;
+        Self::parse(json.to_string().into_bytes(), file.path()).map(Some)
+    }
+}
+
+/// What the metadata says about the tokenizer.
+struct Parts<'a> {
+    model: &'a str,
+    pre: Option<&'a str>,
+    tokens: Vec<&'a str>,
+    kinds: Vec<f64>,
+    scores: Vec<f64>,
+    merges: Vec<&'a str>,
+    has_space_prefix: bool,
+}
+
+impl<'a> Parts<'a> {
+    fn read(file: &'a GgufFile) -> Result<Option<Self>, String> {
+        let Some(tokens) = texts(file, "tokens")? else { return Ok(None) };
+        if tokens.len() as u64 > u64::from(VOCAB_SIZE_MAX) {
+            return Err(format!(
+                "it has {} tokens, at most {VOCAB_SIZE_MAX} are read",
+                tokens.len()
+            ));
+        }
+        let parts = Self {
+            model: text(file, "model")?.ok_or("tokenizer.ggml.model is missing")?,
+            pre: text(file, "pre")?,
+            kinds: numbers(file, "token_type")?.unwrap_or_else(|| vec![1.0; tokens.len()]),
+            scores: numbers(file, "scores")?.unwrap_or_default(),
+            merges: texts(file, "merges")?.unwrap_or_default(),
+            has_space_prefix: flag(file, "add_space_prefix")?.unwrap_or(true),
+            tokens,
+        };
+        parts.check().map(|()| Some(parts))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let lengths = [("token_type", self.kinds.len()), ("scores", self.scores.len())];
+        for (key, len) in lengths {
+            if len != self.tokens.len() && !(len == 0 && key == "scores") {
+                let tokens = self.tokens.len();
+                return Err(format!(
+                    "there are {tokens} tokens, but {len} in tokenizer.ggml.{key}"
+                ));
+            }
+        }
+        let mut seen = HashSet::with_capacity(self.tokens.len());
+        for token in &self.tokens {
+            if token.len() > TOKEN_BYTES_MAX {
+                let bytes = token.len();
+                return Err(format!(
+                    "a token has {bytes} bytes, at most {TOKEN_BYTES_MAX} are read"
+                ));
+            }
+            if !seen.insert(*token) {
+                return Err(format!("token {token:?} occurs twice"));
+            }
+        }
+        Ok(())
+    }
+
+    fn tokenizer_json(&self) -> Result<Json, String> {
+        let mut json = match self.model {
+            "gpt2" => self.byte_level()?,
+            "llama" => self.sentence_piece()?,
+            other => return Err(format!("tokenizer.ggml.model is '{other}', which is not read")),
+        };
+        json["version"] = "1.0".into();
+        json["added_tokens"] = self.added_tokens();
+        Ok(json)
+    }
+
+    /// Tokens that are found in text before it is cut into words.
+    fn added_tokens(&self) -> Json {
+        let is = |kind: f64, one: f64| kind.total_cmp(&one).is_eq();
+        let tokens = self.tokens.iter().zip(&self.kinds).enumerate();
+        let added = tokens.filter(|(_, (token, kind))| {
+            !token.is_empty() && [UNKNOWN, CONTROL, USER_DEFINED].iter().any(|one| is(**kind, *one))
+        });
+        added
+            .map(|(id, (token, kind))| {
+                json!({
+                    "id": id, "content": token, "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": !is(*kind, USER_DEFINED),
+                })
+            })
+            .collect()
+    }
+
+    fn vocab(&self) -> Json {
+        let ids = self.tokens.iter().enumerate();
+        Json::Object(ids.map(|(id, token)| ((*token).to_owned(), id.into())).collect())
+    }
+
+    fn byte_level(&self) -> Result<Json, String> {
+        let pre = self.pre.ok_or("tokenizer.ggml.pre is missing")?;
+        let plain = |use_regex: bool| {
+            json!({
+                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                "use_regex": use_regex,
+            })
+        };
+        let words = |digits: &str| {
+            let split = json!({
+                "type": "Split", "pattern": { "Regex": WORDS.replace("DIGITS", digits) },
+                "behavior": "Isolated", "invert": false,
+            });
+            json!({ "type": "Sequence", "pretokenizers": [split, plain(false)] })
+        };
+        let (normalizer, pre_tokenizer) = match pre {
+            "gpt-2" => (Json::Null, plain(true)),
+            "llama-bpe" => (Json::Null, words("{1,3}")),
+            "qwen2" => (json!({ "type": "NFC" }), words("")),
+            other => return Err(format!("tokenizer.ggml.pre is '{other}', which is not read")),
+        };
+        let merges = self.merges.iter().map(|merge| {
+            let parts = merge.split_once(' ');
+            parts
+                .map(|(left, right)| json!([left, right]))
+                .ok_or_else(|| format!("{merge:?} in tokenizer.ggml.merges is not two pieces"))
+        });
+        Ok(json!({
+            "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer,
+            "decoder": plain(true),
+            "model": {
+                "type": "BPE", "unk_token": null, "fuse_unk": false, "byte_fallback": false,
+                // Words that are tokens of LLaMA 3 are taken whole, whatever the merges say.
+                "ignore_merges": pre == "llama-bpe",
+                "vocab": self.vocab(),
+                "merges": merges.collect::<Result<Vec<Json>, String>>()?,
+            },
+        }))
+    }
+
+    fn sentence_piece(&self) -> Result<Json, String> {
+        if self.scores.is_empty() {
+            return Err("tokenizer.ggml.scores is missing".to_owned());
+        }
+        if let Some(score) = self.scores.iter().find(|score| score.is_nan()) {
+            return Err(format!("tokenizer.ggml.scores holds {score}"));
+        }
+        let unknown = self.kinds.iter().position(|kind| kind.total_cmp(&UNKNOWN).is_eq());
+        let replace = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
+        let mut normalizers = vec![replace];
+        let mut decoders = vec![
+            json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
+            json!({ "type": "ByteFallback" }),
+            json!({ "type": "Fuse" }),
+        ];
+        if self.has_space_prefix {
+            normalizers.insert(0, json!({ "type": "Prepend", "prepend": "▁" }));
+            decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+        }
+        Ok(json!({
+            "normalizer": { "type": "Sequence", "normalizers": normalizers },
+            "pre_tokenizer": null,
+            "decoder": { "type": "Sequence", "decoders": decoders },
+            "model": {
+                "type": "BPE", "unk_token": unknown.map(|id| self.tokens[id]), "fuse_unk": true,
+                "byte_fallback": self.kinds.iter().any(|kind| kind.total_cmp(&BYTE).is_eq()),
+                "ignore_merges": false,
+                "vocab": self.vocab(),
+                "merges": self.merges_by_score(),
+            },
+        }))
+    }
+
+    /// Every way in which a piece is two pieces, those of the highest score first; among equals,
+    /// those whose first part, then whose second part, is longer.
+    fn merges_by_score(&self) -> Vec<[&'a str; 2]> {
+        let plain =
+            |kind: f64| ![UNKNOWN, CONTROL, BYTE].iter().any(|k| k.total_cmp(&kind).is_eq());
+        let pieces = || self.tokens.iter().zip(&self.kinds).enumerate();
+        let known: HashMap<&str, usize> = pieces()
+            .filter(|(_, (_, kind))| plain(**kind))
+            .map(|(id, (token, _))| (*token, id))
+            .collect();
+        let mut merges = Vec::new();
+        for (id, (token, kind)) in pieces() {
+            if !plain(*kind) {
+                continue;
+            }
+            let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
+            let mut local: Vec<(&str, &str)> = cuts
+                .filter(|(left, right)| known.contains_key(left) && known.contains_key(right))
+                .collect();
+            local.sort_by_key(|(left, right)| (known[left], known[right]));
+            merges.extend(local.into_iter().map(|pair| (self.scores[id], pair)));
+        }
+        let size = |text: &str| text.chars().count();
+        merges.sort_by(|(a, one), (b, other)| {
+            b.total_cmp(a)
+                .then_with(|| size(other.0).cmp(&size(one.0)))
+                .then_with(|| size(other.1).cmp(&size(one.1)))
+        });
+        merges.into_iter().map(|(_, (left, right))| [left, right]).collect()
+    }
+}
+
+fn value<'a>(file: &'a GgufFile, key: &str) -> (String, Option<&'a Value>) {
+    let key = format!("tokenizer.ggml.{key}");
+    let value = file.value(&key);
+    (key, value)
+}
+
+fn wrong(key: &str, found: &Value, expected: &str) -> String {
+    format!("{key} is {}, not {expected}", found.value_type())
+}
+
+fn text<'a>(file: &'a GgufFile, key: &str) -> Result<Option<&'a str>, String> {
+    match value(file, key) {
+        (_, None) => Ok(None),
+        (_, Some(Value::Text(text))) => Ok(Some(text)),
+        (key, Some(other)) => Err(wrong(&key, other, "a text")),
+    }
+}
+
+fn flag(file: &GgufFile, key: &str) -> Result<Option<bool>, String> {
+    match value(file, key) {
+        (_, None) => Ok(None),
+        (_, Some(Value::Bool(flag))) => Ok(Some(*flag)),
+        (key, Some(other)) => Err(wrong(&key, other, "true or false")),
+    }
+}
+
+fn texts<'a>(file: &'a GgufFile, key: &str) -> Result<Option<Vec<&'a str>>, String> {
+    let read =
+        |key: &str, list| file.texts(key, list).map_err(|error: GgufError| error.to_string());
+    match value(file, key) {
+        (_, None) => Ok(None),
+        (key, Some(Value::List(list))) => read(&key, list).map(Some),
+        (key, Some(other)) => Err(wrong(&key, other, "a list")),
+    }
+}
+
+fn numbers(file: &GgufFile, key: &str) -> Result<Option<Vec<f64>>, String> {
+    match value(file, key) {
+        (_, None) => Ok(None),
+        (key, Some(Value::List(list))) => {
+            file.numbers(&key, list).map(Some).map_err(|error| error.to_string())
+        }
+        (key, Some(other)) => Err(wrong(&key, other, "a list")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn golden(name: &str) -> PathBuf {
+        let goldens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/gguf");
+        goldens.join(name)
+    }
+
+    #[test]
+    fn ids_are_those_of_the_source() {
+        for kind in ["llama", "gpt-2", "llama-bpe", "qwen2"] {
+            let name = format!("tokenizer-{kind}.gguf");
+            let file = GgufFile::open(&golden(&name)).unwrap();
+            let tokenizer = Tokenizer::from_gguf(&file).unwrap().unwrap();
+            let expected = std::fs::read_to_string(golden(&format!("{name}.json"))).unwrap();
+            let expected: Json = serde_json::from_str(&expected).unwrap();
+            let texts = expected["texts"].as_array().unwrap();
+            for (text, ids) in texts.iter().zip(expected["ids"].as_array().unwrap()) {
+                let text = text.as_str().unwrap();
+                let found = tokenizer.encode(text).unwrap();
+                assert_eq!(&json!(found), ids, "{kind} {text:?}");
+                assert_eq!(tokenizer.decode(&found).unwrap(), text, "{kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_tokenizer_has_none() {
+        let file = GgufFile::open(&golden("llama.gguf")).unwrap();
+        assert!(Tokenizer::from_gguf(&file).unwrap().is_none());
+    }
+
+    /// The error after one text in the file was replaced by another of the same length.
+    fn refused(kind: &str, from: &str, to: &str) -> String {
+        assert_eq!(from.len(), to.len());
+        let mut bytes = std::fs::read(golden(&format!("tokenizer-{kind}.gguf"))).unwrap();
+        let at = bytes.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let error = Tokenizer::from_gguf(&GgufFile::open(&path).unwrap()).unwrap_err();
+        assert!(matches!(error, TokenizerError::Gguf { .. }), "{error}");
+        let text = error.to_string();
+        text.split_once("is not read: ").unwrap().1.to_owned()
+    }
+
+    #[test]
+    fn other_kinds_are_refused_by_name() {
+        let check = |from, to, expected: &str| assert_eq!(refused("gpt-2", from, to), expected);
+        check("gpt-2", "gpt-3", "tokenizer.ggml.pre is 'gpt-3', which is not read");
+        check("gpt2", "bert", "tokenizer.ggml.model is 'bert', which is not read");
+        check("tokenizer.ggml.pre", "tokenizer.ggml.prx", "tokenizer.ggml.pre is missing");
+        check("tokenizer.ggml.model", "tokenizer.ggml.modem", "tokenizer.ggml.model is missing");
+        assert_eq!(
+            refused("llama", "tokenizer.ggml.scores", "tokenizer.ggml.scorex"),
+            "tokenizer.ggml.scores is missing"
+        );
+        assert_eq!(refused("llama", "<0x01>", "<0x02>"), "token \"<0x02>\" occurs twice");
+    }
+}

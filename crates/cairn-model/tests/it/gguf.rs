@@ -1,0 +1,195 @@
+//! Models in GGUF files against the same models in folders: the same spec, the same bits.
+
+use std::path::{Path, PathBuf};
+
+use cairn_artifacts::gguf::GgufFile;
+use cairn_artifacts::safetensors::WeightFolder;
+use cairn_kernels::{Cpu, Encoding, Isa, Layout, Weight};
+use cairn_model::{BuildOptions, Head, TensorSource, build_program, gguf, load_weights};
+use cairn_program::{
+    Class, Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
+};
+use cairn_spec::model::ModelFields;
+use cairn_spec::{Hint, ModelSpec};
+
+use crate::goldens::{positions, slots};
+
+const FAMILIES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
+const TOKENS: usize = 12;
+
+fn golden(name: &str) -> PathBuf {
+    crate::goldens::folder("gguf").join(name)
+}
+
+fn file(name: &str) -> GgufFile {
+    GgufFile::open(&golden(&format!("{name}.gguf"))).unwrap()
+}
+
+fn folder_spec(config: &str) -> ModelSpec {
+    ModelSpec::from_hf_json(&std::fs::read_to_string(golden(config)).unwrap()).unwrap()
+}
+
+fn session(spec: &ModelSpec, source: &dyn TensorSource, options: &BuildOptions) -> Session {
+    let program = build_program(spec, options).unwrap();
+    let sizes = Sizes::dense(TOKENS, 1);
+    let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
+    let plan = MemoryPlan::new(vec![program], None).unwrap();
+    let mut session = Session::new(plan, Cpu::new(Isa::best(), 1)).unwrap();
+    load_weights(&mut session, spec, source).unwrap();
+    session
+}
+
+fn logits(spec: &ModelSpec, source: &dyn TensorSource) -> Vec<u32> {
+    let mut session = session(spec, source, &BuildOptions::new(Head::Logits));
+    let ids: Vec<u32> = (3..).take(TOKENS).collect();
+    let positions = positions(1, TOKENS);
+    let feeds = [Feed::u32("ids", &ids), Feed::u32("positions", &positions)];
+    session.run(ProgramId(0), &Run::forward(&feeds, &slots(1, TOKENS))).unwrap();
+    session.output(ProgramId(0), "logits").iter().map(|logit| logit.to_bits()).collect()
+}
+
+/// What decides the numbers.
+fn computed(spec: &ModelSpec) -> ModelFields {
+    ModelFields {
+        dtype: cairn_spec::DType::F32,
+        initializer_range: 0.0,
+        dropout: Default::default(),
+        tokens: Default::default(),
+        ..spec.clone().into_fields()
+    }
+}
+
+#[test]
+fn a_gguf_file_and_a_folder_are_the_same_model_bit_for_bit() {
+    for family in FAMILIES {
+        let file = file(family);
+        let spec = gguf::spec(&file).unwrap();
+        let expected = folder_spec(&format!("{family}/config.json"));
+        assert_eq!(computed(&spec), computed(&expected), "{family}");
+        assert_eq!((spec.tokens.bos, &spec.tokens.eos), (Some(1), &vec![2]), "{family}");
+        // The weights are whole numbers times 2^-9: the folder's bf16 and the file's Q8_0 hold them.
+        let folder = WeightFolder::open(&golden(family)).unwrap();
+        assert!(logits(&spec, &file) == logits(&expected, &folder), "{family}");
+    }
+}
+
+#[test]
+fn q8_keeps_the_bytes_and_scales_of_the_file() {
+    for family in FAMILIES {
+        let file = file(family);
+        let spec = gguf::spec(&file).unwrap();
+        for layout in Layout::ALL {
+            let plain = BuildOptions::new(Head::Logits);
+            let mut decoded = session(&spec, &file, &plain);
+            let options = BuildOptions { encoding: Encoding::Q8, layout, ..plain };
+            let mut kept = session(&spec, &file, &options);
+            let weights: Vec<(String, Option<Encoding>)> = kept
+                .persistent()
+                .filter(|(_, class, ..)| *class == Class::Weight)
+                .map(|(name, _, value_type, _)| (name.to_owned(), value_type.encoding()))
+                .collect();
+            let map = cairn_model::TensorMap::gguf(&spec).unwrap();
+            for (name, _) in weights.iter().filter(|(_, e)| *e == Some(Encoding::Q8)) {
+                let slices = map.slices_of(name);
+                let (n, k) = (slices.iter().map(|s| s.rows).sum(), slices[0].columns);
+                let bytes = kept.stored_mut(name).unwrap().to_vec();
+                let mut values = vec![0.0; n * k];
+                Weight { encoding: Encoding::Q8, layout, n, k, bytes: &bytes }.decode(&mut values);
+                let expected = decoded.stored_mut(name).unwrap();
+                let (expected, _) = expected.as_chunks::<4>();
+                for (value, bytes) in values.iter().zip(expected) {
+                    let expected = f32::from_le_bytes(*bytes);
+                    // The positions of GPT-2 are stored as f32, so they are rounded.
+                    if name != "model.embed_positions.weight" {
+                        assert_eq!(value.to_bits(), expected.to_bits(), "{family} {name}");
+                    }
+                }
+            }
+            assert!(weights.iter().any(|(_, encoding)| *encoding == Some(Encoding::Q8)));
+        }
+    }
+}
+
+#[test]
+fn the_rule_behind_llama_3_divisors_is_found() {
+    let expected = folder_spec("llama3.config.json");
+    assert_eq!(computed(&gguf::spec(&file("llama3")).unwrap()), computed(&expected));
+}
+
+/// The LLaMA file with changed bytes.
+fn changed(change: impl FnOnce(&mut Vec<u8>)) -> gguf::GgufSpecError {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut bytes = std::fs::read(golden("llama.gguf")).unwrap();
+    change(&mut bytes);
+    std::fs::write(&path, bytes).unwrap();
+    gguf::spec(&GgufFile::open(Path::new(&path)).unwrap()).unwrap_err()
+}
+
+fn find(bytes: &[u8], key: &str) -> usize {
+    bytes.windows(key.len()).position(|window| window == key.as_bytes()).unwrap()
+}
+
+fn renamed(key: &str, to: &str) -> String {
+    assert_eq!(key.len(), to.len());
+    let error = changed(|bytes| {
+        let at = find(bytes, key);
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    });
+    error.to_string()
+}
+
+/// The error with the four bytes of a key's value replaced.
+fn set(key: &str, value: [u8; 4]) -> gguf::GgufSpecError {
+    changed(|bytes| {
+        let at = find(bytes, key) + key.len() + 4;
+        bytes[at..at + 4].copy_from_slice(&value);
+    })
+}
+
+#[test]
+fn what_would_change_the_numbers_is_refused_by_name() {
+    assert_eq!(
+        renamed("llama.attention.head_count_kv", "llama.attention.clamp_kqv_xyz"),
+        "llama.attention.clamp_kqv_xyz = 2 is not supported for llama models"
+    );
+    assert_eq!(
+        renamed("llama.block_count", "llama.block_counx"),
+        "the key llama.block_count is missing"
+    );
+    let at_the_value = changed(|bytes| {
+        let at = find(bytes, "general.architecture") + 20 + 4 + 8;
+        bytes[at..at + 5].copy_from_slice(b"mamba");
+    });
+    assert_eq!(
+        at_the_value.to_string(),
+        "models of architecture 'mamba' are not read from GGUF files"
+    );
+    assert_eq!(at_the_value.hints(), ["architectures that are read: llama, qwen2, qwen3, gpt2"]);
+}
+
+#[test]
+fn absurd_and_contradictory_values_are_refused() {
+    assert_eq!(
+        set("llama.attention.value_length", 8_u32.to_le_bytes()).to_string(),
+        "llama.attention.key_length is 16, but llama.attention.value_length is 8"
+    );
+    assert_eq!(
+        set("llama.vocab_size", 47_u32.to_le_bytes()).to_string(),
+        "rows of token_embd.weight is 48, but llama.vocab_size is 47"
+    );
+    for nan in [f32::NAN, f32::INFINITY] {
+        let error = set("llama.rope.freq_base", nan.to_le_bytes());
+        assert!(error.to_string().ends_with(", not a finite number"), "{error}");
+    }
+    for (key, value) in [
+        ("llama.block_count", 1_000_000_000_u32),
+        ("llama.block_count", u32::MAX),
+        ("llama.attention.head_count", 0),
+        ("llama.attention.head_count_kv", 3),
+        ("llama.context_length", 0),
+    ] {
+        let error = set(key, value.to_le_bytes());
+        assert!(matches!(error, gguf::GgufSpecError::Spec(_)), "{key} {value}: {error}");
+    }
+}
