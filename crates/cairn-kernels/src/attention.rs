@@ -24,10 +24,13 @@ mod backward;
 pub(crate) mod bench;
 mod cache;
 mod forward;
+mod grid;
 mod mask;
 mod product;
 mod reference;
+mod scoring;
 mod tiles;
+mod tree;
 
 pub use cache::{CacheSpec, CacheType, KvWrite, PAGE_TOKENS, kv_write, kv_write_reference};
 pub use mask::Mask;

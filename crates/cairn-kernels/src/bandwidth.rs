@@ -62,7 +62,7 @@ impl BandwidthMeter {
     }
 
     fn with_buffer(cpu: &Cpu, bytes: usize) -> Result<Self, MemoryError> {
-        let buffer = Anonymous::new(bytes.next_multiple_of(TASK_BYTES))?;
+        let buffer = Anonymous::new_parallel(bytes.next_multiple_of(TASK_BYTES), cpu)?;
         let (isa, threads) = (cpu.isa(), cpu.threads());
         let meter = Self { buffer, isa, threads, passes: Vec::new() };
         // The first pass meets cold translations and sleeping threads.

@@ -80,7 +80,7 @@ impl Anonymous {
 
     /// As [`new`](Self::new), touched by all threads: the system clears pages as fast as memory is
     /// written.
-    fn new_parallel(bytes: usize, cpu: &Cpu) -> Result<Self, MemoryError> {
+    pub(crate) fn new_parallel(bytes: usize, cpu: &Cpu) -> Result<Self, MemoryError> {
         let mut region = Self::untouched(bytes)?;
         cpu.parallel_chunks(region.as_mut(), TOUCH_BYTES, |_, chunk, _| {
             chunk.iter_mut().step_by(PAGE).for_each(touch);

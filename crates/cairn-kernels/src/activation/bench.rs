@@ -3,7 +3,7 @@
 use super::{
     Act, Activation, ActivationGrad, Glu, GluGrad, activation, activation_grad, glu, glu_grad,
 };
-use crate::bench::inputs::{EXP_FLOPS, F32_ONLY, case, values};
+use crate::bench::inputs::{EXP_FLOPS, F32_ONLY, case, values, zeros};
 use crate::encoding::Encoding;
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -48,7 +48,7 @@ fn len(shape: &Shape) -> usize {
 
 fn glu_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let (gate, up, mut y) = (values(len, 1), values(len, 2), vec![0.0; len]);
+    let (gate, up, mut y) = (values(len, 1), values(len, 2), zeros(len));
     case((EXP_FLOPS + 4.0) * len as f64, 3 * len, move |cpu| {
         glu(cpu, Glu { gate_nf: &gate, up_nf: &up, act: Act::Silu, y_nf: &mut y });
     })
@@ -57,7 +57,7 @@ fn glu_case(shape: &Shape, _encoding: Encoding) -> Case {
 fn glu_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
     let (gate, up, dy) = (values(len, 1), values(len, 2), values(len, 3));
-    let (mut dgate, mut dup) = (vec![0.0; len], vec![0.0; len]);
+    let (mut dgate, mut dup) = (zeros(len), zeros(len));
     case((EXP_FLOPS + 9.0) * len as f64, 5 * len, move |cpu| {
         let args = GluGrad {
             dy_nf: &dy,
@@ -73,7 +73,7 @@ fn glu_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn activation_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let (x, mut y) = (values(len, 1), vec![0.0; len]);
+    let (x, mut y) = (values(len, 1), zeros(len));
     case((EXP_FLOPS + 20.0) * len as f64, 2 * len, move |cpu| {
         activation(cpu, Activation { x: &x, act: Act::GeluTanh, y: &mut y });
     })
@@ -81,7 +81,7 @@ fn activation_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn activation_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let (x, dy, mut dx) = (values(len, 1), values(len, 2), vec![0.0; len]);
+    let (x, dy, mut dx) = (values(len, 1), values(len, 2), zeros(len));
     case((EXP_FLOPS + 30.0) * len as f64, 3 * len, move |cpu| {
         activation_grad(cpu, ActivationGrad { dy: &dy, x: &x, act: Act::GeluTanh, dx: &mut dx });
     })

@@ -7,15 +7,17 @@
 
 use std::ops::Range;
 
-use super::forward::{check, head_rows, within};
+use super::forward::{check, head_rows};
+use super::grid::within;
 use super::product::{Left, Mix, Operand, PANEL, Segments, mix, scores};
+use super::scoring::{RowSlope, Scoring};
 use super::tiles::{HeadRows, PANELS, quarters};
 use super::{AttentionGrad, AttentionSpec, Keys, SeqSlot};
+use crate::KEY_TILE;
 use crate::cpu::{Cpu, SharedSlice};
 use crate::lanes::{self, at, put, vectors};
 use crate::pool::Scratch;
-use crate::simd::{F32x16, Kernel, LANES, Mask16, dispatch};
-use crate::{KEY_TILE, math};
+use crate::simd::{F32x16, Kernel, LANES, dispatch};
 
 /// Queries of a block.
 const BLOCK_QUERIES: usize = 64;
@@ -31,6 +33,20 @@ struct Inputs<'a> {
     v_tgv: &'a [f32],
     out_thv: &'a [f32],
     lse_th: &'a [f32],
+}
+
+impl<'a> Inputs<'a> {
+    /// The keys and values of one key/value head of one sequence.
+    fn keys_and_values(&self, slot: &SeqSlot<'_>, head: usize) -> [HeadRows<'a>; 2] {
+        let Self { spec, k_tgk, v_tgv, .. } = *self;
+        let AttentionSpec { kv_heads, key_dim, value_dim, values_in_keys, .. } = spec;
+        let (values, dim) = if values_in_keys { (k_tgk, key_dim) } else { (v_tgv, value_dim) };
+        let side = (head, kv_heads);
+        [
+            head_rows(k_tgk, slot, side, (key_dim, key_dim)),
+            head_rows(values, slot, side, (dim, value_dim)),
+        ]
+    }
 }
 
 /// What tasks write parts of.
@@ -60,6 +76,9 @@ struct Buffers<'m> {
     deltas: &'m mut [f32],
 }
 
+/// Rows of `dout` and `out` that are asked of memory before they are read: heads' rows lie far
+/// apart, where no prefetcher of the processor finds them.
+const ROWS_AHEAD: usize = 8;
 /// Queries whose `Σ dout · out` is kept; of longer sequences it is computed anew for each tile.
 const DELTAS_MAX: usize = 1 << 16;
 
@@ -137,13 +156,16 @@ impl Kernel for HeadJob<'_, '_> {
         let heads = self.head * group..(self.head + 1) * group;
         self.each_dq_row(heads.clone(), |dq_k| dq_k.fill(0.0));
         self.keep_deltas::<V>(heads.clone());
-        let keys = self.keys();
-        let values = self.values();
+        let [keys, values] = self.inputs.keys_and_values(&self.slot, self.head);
         for tile in 0..len.div_ceil(KEY_TILE) {
             let (first, count) = (tile * KEY_TILE, (len - tile * KEY_TILE).min(KEY_TILE));
             keys.pack_panels::<V>(first, count, self.buffers.key_panels);
             values.pack_panels::<V>(first, count, self.buffers.value_panels);
             keys.pack_rows::<V>(first, count, self.buffers.key_rows);
+            for key in first + KEY_TILE..first + 2 * KEY_TILE {
+                keys.ask::<V>(key);
+                values.ask::<V>(key);
+            }
             self.buffers.dk.fill(0.0);
             self.buffers.dv.fill(0.0);
             for head in heads.clone() {
@@ -165,18 +187,6 @@ impl Kernel for HeadJob<'_, '_> {
 }
 
 impl<'a> HeadJob<'a, '_> {
-    fn keys(&self) -> HeadRows<'a> {
-        let Inputs { spec, k_tgk, .. } = self.inputs;
-        head_rows(k_tgk, &self.slot, (self.head, spec.kv_heads), (spec.key_dim, spec.key_dim))
-    }
-
-    fn values(&self) -> HeadRows<'a> {
-        let Inputs { spec, k_tgk, v_tgv, .. } = self.inputs;
-        let (numbers, dim) =
-            if spec.values_in_keys { (k_tgk, spec.key_dim) } else { (v_tgv, spec.value_dim) };
-        head_rows(numbers, &self.slot, (self.head, spec.kv_heads), (dim, spec.value_dim))
-    }
-
     /// The rows of one query head in a `[t, h, dim]` tensor.
     fn query_rows(&self, numbers: &'a [f32], head: usize, dim: usize) -> HeadRows<'a> {
         head_rows(numbers, &self.slot, (head, self.inputs.spec.heads), (dim, dim))
@@ -218,8 +228,11 @@ impl<'a> HeadJob<'a, '_> {
         if self.buffers.deltas.is_empty() {
             return;
         }
+        let Inputs { spec, dout_thv, out_thv, .. } = self.inputs;
         for (head, i) in heads.zip(0..) {
+            let rows = [dout_thv, out_thv].map(|x| self.query_rows(x, head, spec.value_dim));
             for query in 0..self.slot.len {
+                rows.iter().for_each(|rows| rows.ask::<V>(query + ROWS_AHEAD));
                 self.buffers.deltas[i * self.slot.len + query] = self.delta::<V>(head, query);
             }
         }
@@ -258,7 +271,9 @@ impl<'a> HeadJob<'a, '_> {
     #[inline(always)]
     fn slopes<V: F32x16>(&mut self, pair: &Pair, seen: &[Range<usize>]) {
         let Inputs { spec, lse_th, .. } = self.inputs;
+        let queries = self.query_rows(self.inputs.q_thk, pair.head, spec.key_dim);
         let in_group = pair.head - self.head * spec.group();
+        let scoring = Scoring::<V>::new(&spec);
         for ((query, seen), first) in pair.queries.clone().zip(seen).zip((0..).step_by(KEY_TILE)) {
             let kept = self.buffers.deltas.get(in_group * self.slot.len + query).copied();
             let row = RowSlope {
@@ -270,8 +285,10 @@ impl<'a> HeadJob<'a, '_> {
                 seen: seen.clone(),
             };
             let Buffers { weights, slopes, .. } = &mut self.buffers;
-            let pair = (&mut weights[first..][..KEY_TILE], &mut slopes[first..][..KEY_TILE]);
-            row.apply::<V>(&spec, pair);
+            scoring.slope(&mut weights[first..], &mut slopes[first..], &row);
+            if pair.tile == 0 {
+                queries.ask::<V>(query + BLOCK_QUERIES);
+            }
         }
     }
 
@@ -359,47 +376,6 @@ impl<'a> HeadJob<'a, '_> {
 fn row_starts<'a>(rows: &HeadRows<'a>, begin: usize) -> Left<'a, impl Fn(usize) -> usize + use<>> {
     let stride = rows.stride;
     Left { numbers: rows.numbers, start: move |r| (begin + r) * stride, step: 1 }
-}
-
-/// What one query's weights and slopes need besides the scores.
-struct RowSlope {
-    delta: f32,
-    lse: f32,
-    seen: Range<usize>,
-}
-
-impl RowSlope {
-    #[inline(always)]
-    fn apply<V: F32x16>(&self, spec: &AttentionSpec, (weights, slopes): (&mut [f32], &mut [f32])) {
-        let Range { start, end } = self.seen;
-        for first in vectors(KEY_TILE) {
-            if first >= end || first + LANES <= start {
-                put(V::zero(), weights, first);
-                put(V::zero(), slopes, first);
-                continue;
-            }
-            let mut score = at::<V>(weights, first) * V::splat(spec.scale);
-            let mut tanh = V::zero();
-            if let Some(cap) = spec.softcap {
-                tanh = math::tanh(score * V::splat(1.0 / cap));
-                score = V::splat(cap) * tanh;
-            }
-            let mut weight = math::exp(score - V::splat(self.lse));
-            let mut slope = weight * (at::<V>(slopes, first) - V::splat(self.delta));
-            if spec.softcap.is_some() {
-                slope = slope * (-tanh).mul_add(tanh, V::splat(1.0));
-            }
-            slope = slope * V::splat(spec.scale);
-            if end < first + LANES || start > first {
-                let past = V::Mask::first(start.saturating_sub(first)).not();
-                let shown = V::Mask::first(end - first).and(past);
-                weight = V::select(shown, weight, V::zero());
-                slope = V::select(shown, slope, V::zero());
-            }
-            put(weight, weights, first);
-            put(slope, slopes, first);
-        }
-    }
 }
 
 /// The gradients of attention with dense keys.

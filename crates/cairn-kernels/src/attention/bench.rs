@@ -4,7 +4,7 @@ use super::{
     Attention, AttentionGrad, AttentionSpec, CacheSpec, CacheType, Keys, KvWrite, Mask,
     PAGE_TOKENS, RaggedBatch, SeqSlot, attention, attention_grad, kv_write,
 };
-use crate::bench::inputs::{CACHED, EXP_FLOPS, F32_ONLY, case, values};
+use crate::bench::inputs::{CACHED, EXP_FLOPS, F32_ONLY, case, filled, values, zeros};
 use crate::encoding::Encoding;
 use crate::memory::Anonymous;
 use crate::registry::{Case, Dim, Operator, Shape};
@@ -79,7 +79,7 @@ fn attention_case(shape: &Shape, _encoding: Encoding) -> Case {
     let tokens = shape.size("b") * shape.size("s");
     let len = tokens * spec.heads * spec.key_dim;
     let [q, k, v] = [1, 2, 3].map(|seed| values(len, seed));
-    let (mut out, mut lse) = (vec![0.0; len], vec![0.0; tokens * spec.heads]);
+    let (mut out, mut lse) = (zeros(len), zeros(tokens * spec.heads));
     case(pairs * (4.0 * spec.key_dim as f64 + EXP_FLOPS), 4 * len, move |cpu| {
         let args = Attention {
             q_thk: &q,
@@ -98,7 +98,7 @@ fn attention_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     let tokens = shape.size("b") * shape.size("s");
     let len = tokens * spec.heads * spec.key_dim;
     let [q, k, v, out, dout] = [1, 2, 3, 4, 5].map(|seed| values(len, seed));
-    let lse = vec![6.0; tokens * spec.heads];
+    let lse = filled(6.0, tokens * spec.heads);
     let mut grads = [1, 2, 3].map(|seed| values(len, seed));
     case(pairs * (10.0 * spec.key_dim as f64 + EXP_FLOPS), 8 * len, move |cpu| {
         let [dq_thk, dk_tgk, dv_tgv] = &mut grads;
@@ -139,7 +139,7 @@ fn decode_case(shape: &Shape, encoding: Encoding) -> Case {
     // Every number 0.0078 in f32 and about as much in either half as bf16: no subnormals.
     memory.as_mut().as_chunks_mut::<2>().0.fill([0x00, 0x3c]);
     let blocks = blocks(pages);
-    let (q, mut out, mut layer) = (values(heads * dim, 1), vec![0.0; heads * dim], 0);
+    let (q, mut out, mut layer) = (values(heads * dim, 1), zeros(heads * dim), 0);
     case((4 * heads * dim * s) as f64, layer_bytes / 4, move |cpu| {
         layer = (layer + 1) % layers;
         let pages = &memory.as_ref()[layer * layer_bytes..][..layer_bytes];

@@ -11,239 +11,42 @@
 use std::ops::Range;
 
 use super::cache::check_blocks;
+use super::grid::{BLOCK_ROWS, Block, Grid, NODE_FLOATS, SCRATCH_FLOATS, within};
 use super::product::{Element, Left, Mix, Operand, PANEL, Segments, mix, scores};
+use super::scoring::Scoring;
 use super::tiles::{DenseTiles, HeadRows, PagedTiles, RepackedTiles, TileBuffers, Tiles};
+use super::tree::{Combine, NodeShape, Tree};
 use super::{Attention, AttentionSpec, CacheType, Keys, RaggedBatch, SeqSlot};
 use crate::cpu::{Cpu, SharedSlice};
 use crate::disjoint::{RowSlice, parallel_rows};
 use crate::isa::Simd;
 use crate::lanes::{at, put, vectors};
 use crate::memory::Bytes;
-use crate::pool::{SCRATCH_BYTES, Scratch};
-use crate::simd::{F32x16, Kernel, LANES, Mask16, dispatch};
+use crate::pool::Scratch;
+use crate::simd::{F32x16, Kernel, LANES, dispatch};
 use crate::{KEY_TILE, math};
 
-/// Rows of a block, at most.
-const BLOCK_ROWS: usize = 64;
-/// Floats of scratch memory.
-const SCRATCH_FLOATS: usize = SCRATCH_BYTES / 4;
 /// Floats that packed tiles of a dense sequence may take: half of the scratch memory.
 const PRELOAD_FLOATS: usize = SCRATCH_FLOATS / 2;
-/// Floats that the nodes of a block may take.
-const NODE_FLOATS: usize = SCRATCH_FLOATS / 4;
-/// Tiles of the smallest chunk a block is cut into.
-const CHUNK_TILES_MIN: usize = 4;
-
-/// Rows of one key/value head of one sequence.
-#[derive(Clone)]
-struct Block<'a> {
-    spec: AttentionSpec,
-    slot: SeqSlot<'a>,
-    head: usize,
-    /// Row r is query r / group, query head r % group of the group.
-    rows: Range<usize>,
-}
-
-impl Block<'_> {
-    /// The (token, query head) of the block's row `r`, as an index into `[t, h]`.
-    #[inline(always)]
-    fn token_head(&self, r: usize) -> usize {
-        let group = self.spec.heads / self.spec.kv_heads;
-        let r = self.rows.start + r;
-        (self.slot.start + r / group) * self.spec.heads + self.head * group + r % group
-    }
-
-    /// Keys that the block's row `r` sees.
-    #[inline(always)]
-    fn visible(&self, r: usize) -> Range<usize> {
-        let group = self.spec.heads / self.spec.kv_heads;
-        let query = (self.rows.start + r) / group;
-        self.spec.mask.range(self.slot.cached + query, self.slot.keys())
-    }
-
-    /// Tiles that any row sees: ranges grow with the query, so the ends are the first and last row's.
-    fn tiles(&self) -> Range<usize> {
-        let (first, last) = (self.visible(0), self.visible(self.rows.len() - 1));
-        let end = last.end.div_ceil(KEY_TILE);
-        (first.start / KEY_TILE).min(end)..end
-    }
-}
-
-/// Where lane ranges of a tile lie.
-#[inline(always)]
-pub(super) fn within(visible: &Range<usize>, tile: usize) -> Range<usize> {
-    let clamp = |position: usize| position.saturating_sub(tile * KEY_TILE).min(KEY_TILE);
-    clamp(visible.start)..clamp(visible.end)
-}
-
-/// Layout of a node: maxima, sums, then the weighted values of each row.
+/// Rows that are asked of memory while a block is computed, so that they are there when their turn
+/// comes: rows of heads lie far apart, where no prefetcher of the processor finds them. Hints only.
 #[derive(Clone, Copy)]
-struct NodeShape {
-    rows: usize,
-    padded_rows: usize,
-    columns: usize,
+struct Asks<'a> {
+    /// Rows of the head that this thread likely computes next.
+    next: Option<[HeadRows<'a>; 3]>,
+    /// The first of them, by token.
+    first: usize,
 }
 
-impl NodeShape {
-    fn new(rows: usize, value_dim: usize) -> Self {
-        let columns = value_dim.next_multiple_of(LANES);
-        Self { rows, padded_rows: rows.next_multiple_of(LANES), columns }
-    }
+impl Asks<'_> {
+    const NONE: Self = Self { next: None, first: 0 };
 
-    fn len(self) -> usize {
-        2 * self.padded_rows + self.rows * self.columns
-    }
-
-    /// Maxima, sums and values of a node.
     #[inline(always)]
-    fn parts(self, node: &mut [f32]) -> [&mut [f32]; 3] {
-        let (max, rest) = node.split_at_mut(self.padded_rows);
-        let (sum, out) = rest.split_at_mut(self.padded_rows);
-        [max, sum, &mut out[..self.rows * self.columns]]
-    }
-
-    /// `right = left ∘ right`.
-    #[inline(always)]
-    fn merge<V: F32x16>(self, left: &mut [f32], right: &mut [f32]) {
-        let [left_max, left_sum, left_out] = self.parts(left);
-        let [max, sum, out] = self.parts(right);
-        for first in vectors(self.padded_rows) {
-            let (a_max, b_max) = (at::<V>(left_max, first), at::<V>(max, first));
-            let top = a_max.max(b_max);
-            // Where neither side saw a key, any finite number keeps both factors at 0.
-            let safe = V::select(top.eq(V::splat(f32::NEG_INFINITY)), V::zero(), top);
-            let (a, b) = (math::exp(a_max - safe), math::exp(b_max - safe));
-            put(top, max, first);
-            put(at::<V>(left_sum, first).mul_add(a, at::<V>(sum, first) * b), sum, first);
-            let (a, b) = (a.to_array(), b.to_array());
-            for i in 0..LANES.min(self.rows - first) {
-                let row = (first + i) * self.columns..(first + i + 1) * self.columns;
-                let (from, to) = (&left_out[row.clone()], &mut out[row]);
-                for column in vectors(self.columns) {
-                    let scaled = at::<V>(to, column) * V::splat(b[i]);
-                    put(at::<V>(from, column).mul_add(V::splat(a[i]), scaled), to, column);
-                }
-            }
+    fn ask<V: F32x16>(&self, row: usize) {
+        if let Some(next) = &self.next {
+            next.iter().for_each(|rows| rows.ask::<V>(self.first + row));
         }
     }
-}
-
-/// Subtrees that wait for their right sibling, like the digits of a binary counter.
-struct Tree<'a> {
-    shape: NodeShape,
-    /// Memory of the nodes.
-    nodes: &'a mut [f32],
-    /// Where the waiting node of each level is, if `waiting` has its bit.
-    places: [usize; LEVELS_MAX],
-    waiting: u64,
-    /// Where the node in hand is.
-    hand: usize,
-}
-
-/// Levels of the deepest tree: 2³¹ tiles.
-const LEVELS_MAX: usize = 32;
-
-impl<'a> Tree<'a> {
-    /// Nodes that a tree over leaves below `end` needs.
-    fn nodes(end: usize) -> usize {
-        (end.max(1).ilog2() + 2) as usize
-    }
-
-    /// An empty tree: the node in hand has seen nothing.
-    fn new(shape: NodeShape, nodes: &'a mut [f32]) -> Self {
-        let hand = nodes.len() / shape.len() - 1;
-        let mut tree = Self { shape, nodes, places: std::array::from_fn(|i| i), waiting: 0, hand };
-        let [max, sum, out] = tree.in_hand();
-        max.fill(f32::NEG_INFINITY);
-        sum.fill(0.0);
-        out.fill(0.0);
-        tree
-    }
-
-    /// The parts of the node in hand, where a leaf is made and the result is found.
-    #[inline(always)]
-    fn in_hand(&mut self) -> [&mut [f32]; 3] {
-        let len = self.shape.len();
-        self.shape.parts(&mut self.nodes[self.hand * len..][..len])
-    }
-
-    /// Merges the waiting node of a level into the one in hand.
-    #[inline(always)]
-    fn merge<V: F32x16>(&mut self, level: usize) {
-        let len = self.shape.len();
-        let range = |place: usize| place * len..(place + 1) * len;
-        let ranges = [range(self.places[level]), range(self.hand)];
-        let [left, right] = self.nodes.get_disjoint_mut(ranges).expect("nodes do not overlap");
-        self.shape.merge::<V>(left, right);
-        self.waiting &= !(1 << level);
-    }
-
-    /// Takes the leaf in hand, number `leaf`, in. Leaves come in ascending order; missing ones are
-    /// empty.
-    #[inline(always)]
-    fn carry<V: F32x16>(&mut self, leaf: usize) {
-        let mut level = 0;
-        while leaf >> level & 1 == 1 {
-            if self.waiting >> level & 1 == 1 {
-                self.merge::<V>(level);
-            }
-            level += 1;
-        }
-        std::mem::swap(&mut self.places[level], &mut self.hand);
-        self.waiting |= 1 << level;
-    }
-
-    /// Folds what waits into the node in hand, from the smallest subtree upward.
-    #[inline(always)]
-    fn fold<V: F32x16>(&mut self) {
-        if self.waiting == 0 {
-            return;
-        }
-        let lowest = self.waiting.trailing_zeros() as usize;
-        std::mem::swap(&mut self.places[lowest], &mut self.hand);
-        self.waiting &= !(1 << lowest);
-        for level in lowest + 1..LEVELS_MAX {
-            if self.waiting >> level & 1 == 1 {
-                self.merge::<V>(level);
-            }
-        }
-    }
-}
-
-/// Turns the visible scores of a row into weights, hidden ones into 0, and gives their maximum and
-/// the weights' sum.
-#[inline(always)]
-fn weigh<V: F32x16>(row: &mut [f32], seen: Range<usize>, spec: &AttentionSpec) -> (f32, f32) {
-    if seen.is_empty() {
-        row.fill(0.0);
-        return (f32::NEG_INFINITY, 0.0);
-    }
-    let hidden = V::splat(f32::NEG_INFINITY);
-    let mut scores = [hidden; KEY_TILE / LANES];
-    let mut max = hidden;
-    let used = seen.end.div_ceil(LANES);
-    for (j, to) in scores.iter_mut().enumerate().take(used) {
-        let first = j * LANES;
-        let mut score = at::<V>(row, first) * V::splat(spec.scale);
-        if let Some(cap) = spec.softcap {
-            score = V::splat(cap) * math::tanh(score * V::splat(1.0 / cap));
-        }
-        if seen.end < first + LANES || seen.start > first {
-            let past = V::Mask::first(seen.start.saturating_sub(first)).not();
-            let shown = V::Mask::first(seen.end - first).and(past);
-            score = V::select(shown, score, hidden);
-        }
-        max = max.max(score);
-        *to = score;
-    }
-    let max = max.max_lane();
-    let mut sum = V::zero();
-    for (j, score) in scores.into_iter().enumerate() {
-        let weight = if j < used { math::exp(score - V::splat(max)) } else { V::zero() };
-        sum = sum + weight;
-        put(weight, row, j * LANES);
-    }
-    (max, sum.sum())
 }
 
 /// One block against some tiles. The result is the node in the hand of the tree.
@@ -254,6 +57,7 @@ struct BlockJob<'a, 'm, T> {
     tiles: Range<usize>,
     buffers: TileBuffers<'a>,
     scores: &'a mut [f32],
+    asks: Asks<'a>,
     tree: Tree<'m>,
 }
 
@@ -262,8 +66,10 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
 
     #[inline(always)]
     fn run<V: F32x16>(self) -> Tree<'m> {
-        let Self { block, q_thk, source, tiles, mut buffers, scores: weights, mut tree } = self;
+        let Self { block, q_thk, source, tiles, mut buffers, scores: weights, asks, mut tree } =
+            self;
         let buffers = &mut buffers;
+        let scoring = Scoring::<V>::new(&block.spec);
         let (spec, rows) = (block.spec, block.rows.len());
         let mut visible: [Range<usize>; BLOCK_ROWS] = std::array::from_fn(|_| 0..0);
         for (r, visible) in visible.iter_mut().enumerate().take(rows) {
@@ -283,7 +89,10 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
             });
             let [max, sum, out] = tree.in_hand();
             for (r, row) in weights.chunks_exact_mut(KEY_TILE).enumerate().take(rows) {
-                (max[r], sum[r]) = weigh::<V>(row, seen(r), &spec);
+                (max[r], sum[r]) = scoring.weigh(row, &seen(r));
+                if tile == tiles.start {
+                    asks.ask::<V>(r);
+                }
             }
             max[rows..].fill(f32::NEG_INFINITY);
             sum[rows..].fill(0.0);
@@ -319,32 +128,6 @@ impl Kernel for Preload<'_, '_> {
             let keys = (self.keys - tile * KEY_TILE).min(KEY_TILE);
             self.source.pack::<V>(tile, keys, self.buffers);
         }
-    }
-}
-
-/// Combines the nodes of a block's chunks.
-struct Combine<'a, 'm> {
-    /// Nodes of consecutive chunks, each at the start of `width` floats.
-    nodes: &'a [f32],
-    width: usize,
-    first_chunk: usize,
-    tree: Tree<'m>,
-}
-
-impl<'m> Kernel for Combine<'_, 'm> {
-    type Output = Tree<'m>;
-
-    #[inline(always)]
-    fn run<V: F32x16>(self) -> Tree<'m> {
-        let Self { nodes, width, first_chunk, mut tree } = self;
-        let len = tree.shape.len();
-        for (i, node) in nodes.chunks_exact(width).enumerate() {
-            let hand = tree.hand;
-            tree.nodes[hand * len..][..len].copy_from_slice(&node[..len]);
-            tree.carry::<V>(first_chunk + i);
-        }
-        tree.fold::<V>();
-        tree
     }
 }
 
@@ -387,80 +170,6 @@ impl Kernel for Finish<'_, '_> {
                 to[0] = lse;
             }
         }
-    }
-}
-
-/// How the rows of a run are cut into tasks.
-#[derive(Clone, Copy)]
-struct Grid<'a> {
-    spec: AttentionSpec,
-    batch: RaggedBatch<'a>,
-    /// Rows of a block.
-    block_rows: usize,
-    /// Blocks of a task.
-    task_blocks: usize,
-}
-
-impl<'a> Grid<'a> {
-    fn new(spec: AttentionSpec, batch: RaggedBatch<'a>) -> Self {
-        let keys = batch.sequences.iter().map(SeqSlot::keys).max().unwrap_or(0);
-        let nodes = Tree::nodes(keys.div_ceil(KEY_TILE));
-        let columns = spec.value_dim.next_multiple_of(LANES);
-        let fitting = (NODE_FLOATS / nodes).saturating_sub(2 * BLOCK_ROWS) / columns;
-        assert!(fitting > 0, "values of {columns} floats do not fit in scratch memory");
-        Self { spec, batch, block_rows: fitting.min(BLOCK_ROWS), task_blocks: 1 }
-    }
-
-    fn blocks_of_head(&self, slot: &SeqSlot<'_>) -> usize {
-        (slot.len * self.spec.group()).div_ceil(self.block_rows)
-    }
-
-    fn tasks_of_head(&self, slot: &SeqSlot<'_>) -> usize {
-        self.blocks_of_head(slot).div_ceil(self.task_blocks)
-    }
-
-    fn tasks(&self) -> usize {
-        let slots = self.batch.sequences.iter();
-        slots.map(|slot| self.tasks_of_head(slot) * self.spec.kv_heads).sum()
-    }
-
-    /// The blocks of a task: all of one key/value head of one sequence.
-    fn blocks(&self, mut task: usize) -> impl Iterator<Item = Block<'a>> + use<'a> {
-        let grid = *self;
-        let mut slots = self.batch.sequences.iter();
-        let slot = loop {
-            let slot = slots.next().expect("a task number below the number of tasks");
-            let tasks = self.tasks_of_head(slot) * self.spec.kv_heads;
-            if task < tasks {
-                break *slot;
-            }
-            task -= tasks;
-        };
-        let (head, part) = (task / self.tasks_of_head(&slot), task % self.tasks_of_head(&slot));
-        let rows = slot.len * self.spec.group();
-        let blocks =
-            part * self.task_blocks..self.blocks_of_head(&slot).min((part + 1) * self.task_blocks);
-        blocks.map(move |block| {
-            let first = block * grid.block_rows;
-            let rows = first..rows.min(first + grid.block_rows);
-            Block { spec: grid.spec, slot, head, rows }
-        })
-    }
-
-    /// Tiles of the chunks that blocks must be cut into to occupy all threads; `None` if there are
-    /// enough blocks, too few tiles, or no room for the nodes.
-    fn chunk_tiles(&self, threads: usize) -> Option<usize> {
-        let tasks = self.tasks();
-        if threads == 1 || tasks >= 2 * threads || tasks == 0 {
-            return None;
-        }
-        let blocks = (0..tasks).flat_map(|task| self.blocks(task));
-        let tiles = blocks.map(|block| block.tiles().len()).max().unwrap_or(0);
-        let wanted = tiles.div_ceil((4 * threads).div_ceil(tasks));
-        let chunk = wanted.max(CHUNK_TILES_MIN).next_power_of_two();
-        let node = NodeShape::new(self.block_rows, self.spec.value_dim).len();
-        let nodes = tasks * (tiles.div_ceil(chunk) + 1);
-        (tiles > chunk && nodes * node <= SCRATCH_FLOATS).then_some(chunk)
     }
 }
 
@@ -523,28 +232,39 @@ impl<'a> Run<'a> {
         let blocks = grid.batch.sequences.iter().map(|slot| grid.blocks_of_head(slot)).max();
         grid.task_blocks = blocks.unwrap_or(0).div_ceil(parts).max(1);
         let (simd, q_thk, outputs) = (self.cpu.simd(), self.q_thk, &self.outputs);
+        let (threads, group) = (self.cpu.threads(), grid.spec.group());
+        // Queries (of the group's first head), keys and values of a task's head.
+        let rows_of = |task: usize| {
+            let block = (task < grid.tasks()).then(|| grid.blocks(task).next()).flatten()?;
+            let values = if values_in_keys { (k_tgk, key_dim) } else { (v_tgv, value_dim) };
+            let (slot, side) = (&block.slot, (block.head, kv_heads));
+            let heads = (block.head * group, kv_heads * group);
+            Some([
+                head_rows(q_thk, slot, heads, (key_dim, key_dim)),
+                head_rows(k_tgk, slot, side, (key_dim, key_dim)),
+                head_rows(values.0, slot, side, (values.1, value_dim)),
+            ])
+        };
         let lens = DenseTiles::tile_lens(key_dim, value_dim);
         self.cpu.parallel(grid.tasks(), |task, scratch| {
             let first = grid.blocks(task).next().expect("a task has a block");
             let last = grid.blocks(task).last().expect("a task has a block");
             let tiles = first.tiles().start..last.tiles().end;
-            let values = if values_in_keys { (k_tgk, key_dim) } else { (v_tgv, value_dim) };
-            let side = (first.head, kv_heads);
+            let [_, keys, values] = rows_of(task).expect("a task has rows");
             let preload = tiles.len() * (lens[0] + lens[1]) <= PRELOAD_FLOATS;
-            let source = DenseTiles {
-                keys: head_rows(k_tgk, &first.slot, side, (key_dim, key_dim)),
-                values: head_rows(values.0, &first.slot, side, (values.1, value_dim)),
-                preloaded_from: preload.then_some(tiles.start),
-            };
+            let preloaded_from = preload.then_some(tiles.start);
+            let source = DenseTiles { keys, values, preloaded_from };
             let room = if preload { tiles.len() } else { 1 };
             let mut memory = Memory::new(scratch, [room * lens[0], room * lens[1]]);
             if preload {
                 let (keys, buffers) = (first.slot.keys(), &mut memory.buffers);
                 dispatch(simd, Preload { source: &source, keys, tiles, buffers });
             }
+            let next = rows_of(task + threads);
             for block in grid.blocks(task) {
                 let tiles = block.tiles();
-                let tree = memory.run(simd, (&block, q_thk), &source, tiles);
+                let asks = Asks { next, first: block.rows.start / group };
+                let tree = memory.run(simd, (&block, q_thk, asks), &source, tiles);
                 dispatch(simd, Finish { block: &block, tree, outputs });
             }
         });
@@ -577,7 +297,8 @@ impl<'a> Run<'a> {
         self.cpu.parallel(grid.tasks(), |task, scratch| {
             for block in grid.blocks(task) {
                 let mut memory = Memory::one_tile(scratch, &block.spec);
-                let tree = memory.run(simd, (&block, q_thk), &source(&block), block.tiles());
+                let asks = Asks::NONE;
+                let tree = memory.run(simd, (&block, q_thk, asks), &source(&block), block.tiles());
                 dispatch(simd, Finish { block: &block, tree, outputs });
             }
         });
@@ -606,9 +327,9 @@ impl<'a> Run<'a> {
             }
             let part = tiles.start.max(number * chunk)..tiles.end.min((number + 1) * chunk);
             let mut memory = Memory::one_tile(scratch, &block.spec);
-            let tree = memory.run(simd, (&block, q_thk), &source(&block), part);
+            let tree = memory.run(simd, (&block, q_thk, Asks::NONE), &source(&block), part);
             let len = tree.shape.len();
-            node[..len].copy_from_slice(&tree.nodes[tree.hand * len..][..len]);
+            node[..len].copy_from_slice(tree.node());
         });
         let (partials, outputs) = (&*partials, &self.outputs);
         self.cpu.parallel(blocks, |task, scratch| {
@@ -647,7 +368,7 @@ impl<'m> Memory<'m> {
     fn run<'s, T: Tiles>(
         &'s mut self,
         simd: Simd,
-        (block, q_thk): (&Block<'_>, &[f32]),
+        (block, q_thk, asks): (&Block<'_>, &[f32], Asks<'_>),
         source: &T,
         tiles: Range<usize>,
     ) -> Tree<'s> {
@@ -656,10 +377,9 @@ impl<'m> Memory<'m> {
         let tree = Tree::new(shape, &mut self.nodes[..room]);
         let buffers = &mut self.buffers;
         let scores = &mut *self.scores;
-        run_block(
-            simd,
-            BlockJob { block, q_thk, source, tiles, buffers: buffers.reborrow(), scores, tree },
-        )
+        let buffers = buffers.reborrow();
+        let job = BlockJob { block, q_thk, source, tiles, buffers, scores, asks, tree };
+        run_block(simd, job)
     }
 }
 

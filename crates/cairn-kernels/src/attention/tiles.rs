@@ -6,7 +6,7 @@
 use super::product::{Element, PANEL};
 use super::{CacheSpec, PAGE_TOKENS};
 use crate::KEY_TILE;
-use crate::lanes::{at, put};
+use crate::lanes::{at, put, vectors};
 use crate::simd::{F32x16, LANES};
 
 /// Panels of a tile.
@@ -63,6 +63,15 @@ impl HeadRows<'_> {
     #[inline(always)]
     pub(super) fn row(&self, token: usize) -> &[f32] {
         &self.numbers[token * self.stride..][..self.width]
+    }
+
+    /// Asks memory for a row that is needed later. Past the last row nothing happens.
+    #[inline(always)]
+    pub(super) fn ask<V: F32x16>(&self, token: usize) {
+        let start = self.numbers.as_ptr().wrapping_add(token * self.stride);
+        for column in vectors(self.width) {
+            V::prefetch_far(start.wrapping_add(column).cast());
+        }
     }
 
     /// Transposes `keys` rows from `first` on into panels `[width][16]`; missing rows become 0.

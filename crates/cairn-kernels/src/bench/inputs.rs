@@ -4,9 +4,11 @@
 //! their polynomials roughly ([`EXP_FLOPS`] an exponential), so that the fraction of the arithmetic
 //! peak means something where arithmetic, not memory, is the bound.
 
+use std::ops::{Deref, DerefMut};
+
 use crate::cpu::Cpu;
 use crate::encoding::{Encoding, Layout, Weight, encode};
-use crate::memory::{ALIGNMENT, Anonymous};
+use crate::memory::{ALIGNMENT, Anonymous, Bytes, BytesMut};
 use crate::registry::Case;
 
 /// Operations of an exponential, and of the functions made of one.
@@ -21,16 +23,51 @@ const COLD_BYTES: usize = 256 << 20;
 /// Copies at most: of tiny operands, this many are out of the inner caches.
 const COPIES_MAX: usize = 1024;
 
+/// Floats in huge pages, where a session's tensors are too: strided rows in small pages would
+/// measure the walks of the page table.
+pub(crate) struct Floats {
+    memory: Anonymous,
+    len: usize,
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &Bytes::new(self.memory.as_ref()).f32s()[..self.len]
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut BytesMut::new(self.memory.as_mut()).f32s()[..self.len]
+    }
+}
+
+/// Zeros.
+pub(crate) fn zeros(len: usize) -> Floats {
+    Floats { memory: Anonymous::new(4 * len).expect("memory for the benchmark"), len }
+}
+
+/// One number everywhere.
+pub(crate) fn filled(number: f32, len: usize) -> Floats {
+    let mut floats = zeros(len);
+    floats.fill(number);
+    floats
+}
+
 /// Values in (−1, 1) with full mantissas, others for every seed; their sums are never subnormal.
-pub(crate) fn values(len: usize, seed: u32) -> Vec<f32> {
+pub(crate) fn values(len: usize, seed: u32) -> Floats {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
-    let mut next = || {
+    let next = || {
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;
         (state as f32 / u32::MAX as f32).mul_add(2.0, -1.0)
     };
-    (0..len).map(|_| next()).collect()
+    let mut floats = zeros(len);
+    floats.fill_with(next);
+    floats
 }
 
 /// Row numbers that jump about.

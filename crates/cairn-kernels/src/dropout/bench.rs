@@ -1,7 +1,7 @@
 //! Dropout as the registry and the benchmark see it.
 
 use super::{Dropout, DropoutAssign, DropoutMask, dropout, dropout_assign};
-use crate::bench::inputs::{F32_ONLY, case, values};
+use crate::bench::inputs::{F32_ONLY, case, values, zeros};
 use crate::encoding::Encoding;
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -31,7 +31,7 @@ fn mask(d: usize) -> DropoutMask {
 
 fn dropout_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d] = shape.sizes(["n", "d"]);
-    let (x, mut y) = (values(n * d, 1), vec![0.0; n * d]);
+    let (x, mut y) = (values(n * d, 1), zeros(n * d));
     case((n * d) as f64, 2 * n * d, move |cpu| {
         dropout(cpu, Dropout { x_td: &x, mask: mask(d), y_td: &mut y });
     })

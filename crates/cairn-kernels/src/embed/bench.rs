@@ -1,7 +1,7 @@
 //! The embeddings as the registry and the benchmark see them.
 
 use super::{Embed, EmbedGrad, PositionEmbed, embed, embed_grad, position_embed};
-use crate::bench::inputs::{F32_ONLY, Table, case, ids, values};
+use crate::bench::inputs::{F32_ONLY, Table, case, ids, values, zeros};
 use crate::encoding::{Encoding, Layout};
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -36,7 +36,7 @@ pub(crate) const OPERATORS: &[Operator] = &[
 fn embed_case(shape: &Shape, encoding: Encoding) -> Case {
     let [t, v, d] = shape.sizes(["t", "v", "d"]);
     let mut table = Table::warm((encoding, Layout::RowMajor), v, d);
-    let (ids_t, mut y_td) = (ids(t, v), vec![0.0; t * d]);
+    let (ids_t, mut y_td) = (ids(t, v), zeros(t * d));
     let read = table.bytes / v * t / 4;
     case(0.0, t * d + read, move |cpu| {
         embed(cpu, Embed { ids_t: &ids_t, weight: table.weight(), y_td: &mut y_td });
@@ -45,7 +45,7 @@ fn embed_case(shape: &Shape, encoding: Encoding) -> Case {
 
 fn embed_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [t, v, d] = shape.sizes(["t", "v", "d"]);
-    let (ids_t, dy_td, mut dw_vd) = (ids(t, v), values(t * d, 1), vec![0.0; v * d]);
+    let (ids_t, dy_td, mut dw_vd) = (ids(t, v), values(t * d, 1), zeros(v * d));
     case((t * d) as f64, 3 * t * d, move |cpu| {
         let (ids_t, dy_td, dw_vd) = (&ids_t[..], &dy_td[..], &mut dw_vd[..]);
         embed_grad(cpu, EmbedGrad { ids_t, dy_td, d, dw_vd, accumulate: true });
@@ -55,7 +55,7 @@ fn embed_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
 fn position_embed_case(shape: &Shape, encoding: Encoding) -> Case {
     let [t, v, d] = shape.sizes(["t", "v", "d"]);
     let mut table = Table::warm((encoding, Layout::RowMajor), v, d);
-    let (positions_t, x_td, mut y_td) = (ids(t, v), values(t * d, 1), vec![0.0; t * d]);
+    let (positions_t, x_td, mut y_td) = (ids(t, v), values(t * d, 1), zeros(t * d));
     let read = table.bytes / v * t / 4;
     case((t * d) as f64, 2 * t * d + read, move |cpu| {
         let (positions_t, x_td, weight) = (&positions_t[..], &x_td[..], table.weight());

@@ -2,7 +2,7 @@
 
 use super::{LayerNorm, LayerNormGrad, layer_norm, layer_norm_grad};
 use crate::TOKEN_BLOCK;
-use crate::bench::inputs::{F32_ONLY, case, values};
+use crate::bench::inputs::{F32_ONLY, case, values, zeros};
 use crate::encoding::Encoding;
 use crate::registry::{Case, Operator, Shape};
 
@@ -26,7 +26,7 @@ pub(crate) const OPERATORS: &[Operator] = &[
 
 fn layer_norm_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d] = shape.sizes(["n", "d"]);
-    let (x_nd, weight_d, mut y_nd) = (values(n * d, 1), values(d, 2), vec![0.0; n * d]);
+    let (x_nd, weight_d, mut y_nd) = (values(n * d, 1), values(d, 2), zeros(n * d));
     let bias = values(d, 3);
     case(7.0 * (n * d) as f64, 2 * n * d, move |cpu| {
         let (x_nd, weight_d, y_nd) = (&x_nd[..], &weight_d[..], &mut y_nd[..]);
@@ -37,7 +37,7 @@ fn layer_norm_case(shape: &Shape, _encoding: Encoding) -> Case {
 fn layer_norm_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d] = shape.sizes(["n", "d"]);
     let (x, dy, weight) = (values(n * d, 1), values(n * d, 2), values(d, 3));
-    let (mut dx, mut dw, mut db) = (vec![0.0; n * d], vec![0.0; d], vec![0.0; d]);
+    let (mut dx, mut dw, mut db) = (zeros(n * d), zeros(d), zeros(d));
     case(18.0 * (n * d) as f64, 3 * n * d, move |cpu| {
         let args = LayerNormGrad {
             dy_nd: &dy,

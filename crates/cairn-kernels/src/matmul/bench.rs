@@ -5,7 +5,7 @@ use super::{
     head_matmul, head_matmul_dw, head_matmul_dx, matmul, matmul_dw, matmul_dx,
 };
 use crate::TOKEN_BLOCK;
-use crate::bench::inputs::{F32_ONLY, Table, case, values};
+use crate::bench::inputs::{F32_ONLY, Table, case, values, zeros};
 use crate::encoding::{Encoding, Layout};
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -122,7 +122,7 @@ fn flops(sizes: &[usize]) -> f64 {
 fn matmul_case(shape: &Shape, encoding: Encoding) -> Case {
     let [t, n, k] = shape.sizes(["t", "n", "k"]);
     let mut table = table(shape, encoding);
-    let (x_tk, mut y_tn) = (values(t * k, 1), vec![0.0; t * n]);
+    let (x_tk, mut y_tn) = (values(t * k, 1), zeros(t * n));
     case(flops(&[t, n, k]), table.bytes / 4 + t * (k + n), move |cpu| {
         let (weight, y_tn) = (table.weight(), &mut y_tn[..]);
         matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn, t, accumulate: false });
@@ -132,7 +132,7 @@ fn matmul_case(shape: &Shape, encoding: Encoding) -> Case {
 fn matmul_dx_case(shape: &Shape, encoding: Encoding) -> Case {
     let [t, n, k] = shape.sizes(["t", "n", "k"]);
     let mut table = table(shape, encoding);
-    let (dy_tn, mut dx_tk) = (values(t * n, 1), vec![0.0; t * k]);
+    let (dy_tn, mut dx_tk) = (values(t * n, 1), zeros(t * k));
     case(flops(&[t, n, k]), table.bytes / 4 + t * (k + n), move |cpu| {
         let (weight, dx_tk) = (table.weight(), &mut dx_tk[..]);
         matmul_dx(cpu, MatmulDx { dy_tn: &dy_tn, weight, dx_tk, t, accumulate: false });
@@ -141,7 +141,7 @@ fn matmul_dx_case(shape: &Shape, encoding: Encoding) -> Case {
 
 fn matmul_dw_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [t, n, k] = shape.sizes(["t", "n", "k"]);
-    let (dy_tn, x_tk, mut dw_nk) = (values(t * n, 1), values(t * k, 2), vec![0.0; n * k]);
+    let (dy_tn, x_tk, mut dw_nk) = (values(t * n, 1), values(t * k, 2), zeros(n * k));
     case(flops(&[t, n, k]), t * (k + n) + 2 * n * k, move |cpu| {
         let (dy_tn, x_tk, dw_nk) = (&dy_tn[..], &x_tk[..], &mut dw_nk[..]);
         let (row_tokens, accumulate) = (TOKEN_BLOCK, true);
@@ -151,7 +151,7 @@ fn matmul_dw_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn bias_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [t, n] = shape.sizes(["t", "n"]);
-    let (dy_tn, mut db_n) = (values(t * n, 1), vec![0.0; n]);
+    let (dy_tn, mut db_n) = (values(t * n, 1), zeros(n));
     case((t * n) as f64, t * n, move |cpu| {
         let (row_tokens, accumulate) = (TOKEN_BLOCK, true);
         bias_grad(cpu, BiasGrad { dy_tn: &dy_tn, db_n: &mut db_n, t, row_tokens, accumulate });
@@ -166,7 +166,7 @@ fn head_floats([t, heads, outputs, inputs]: [usize; 4]) -> usize {
 fn head_matmul_case(shape: &Shape, _encoding: Encoding) -> Case {
     let sizes @ [t, heads, outputs, inputs] = shape.sizes(["t", "h", "o", "i"]);
     let (x_thi, w_hoi) = (values(t * heads * inputs, 1), values(heads * outputs * inputs, 2));
-    let mut y_tho = vec![0.0; t * heads * outputs];
+    let mut y_tho = zeros(t * heads * outputs);
     case(flops(&sizes), head_floats(sizes), move |cpu| {
         let (x_thi, w_hoi, y_tho) = (&x_thi[..], &w_hoi[..], &mut y_tho[..]);
         head_matmul(cpu, HeadMatmul { x_thi, w_hoi, y_tho, t, heads, inputs, outputs });
@@ -176,7 +176,7 @@ fn head_matmul_case(shape: &Shape, _encoding: Encoding) -> Case {
 fn head_matmul_dx_case(shape: &Shape, _encoding: Encoding) -> Case {
     let sizes @ [t, heads, outputs, inputs] = shape.sizes(["t", "h", "o", "i"]);
     let (dy_tho, w_hoi) = (values(t * heads * outputs, 1), values(heads * outputs * inputs, 2));
-    let mut dx_thi = vec![0.0; t * heads * inputs];
+    let mut dx_thi = zeros(t * heads * inputs);
     case(flops(&sizes), head_floats(sizes), move |cpu| {
         let (dy_tho, w_hoi, dx_thi) = (&dy_tho[..], &w_hoi[..], &mut dx_thi[..]);
         let accumulate = false;
@@ -188,7 +188,7 @@ fn head_matmul_dx_case(shape: &Shape, _encoding: Encoding) -> Case {
 fn head_matmul_dw_case(shape: &Shape, _encoding: Encoding) -> Case {
     let sizes @ [t, heads, outputs, inputs] = shape.sizes(["t", "h", "o", "i"]);
     let (dy_tho, x_thi) = (values(t * heads * outputs, 1), values(t * heads * inputs, 2));
-    let mut dw_hoi = vec![0.0; heads * outputs * inputs];
+    let mut dw_hoi = zeros(heads * outputs * inputs);
     let floats = head_floats(sizes) + heads * outputs * inputs;
     case(flops(&sizes), floats, move |cpu| {
         let args = HeadMatmulDw {

@@ -214,9 +214,7 @@ impl Right<'_> {
     /// Walks what [`pack_right`] will read for these columns and steps.
     pub(super) fn walk(&self, columns: &Range<usize>, steps: &Range<usize>) -> Walk {
         match self {
-            Right::Matrix { values, stride } => {
-                Walk::rows(values, 4, *stride, steps.start, columns)
-            }
+            Right::Matrix { values, stride } => Walk::rows(values, (4, *stride), steps, columns),
             Right::ListedMatrix { .. } => Walk::NOWHERE,
             Right::Outputs(weight) => walk_weight(weight, columns, steps),
             Right::Inputs(weight) => walk_weight(weight, steps, columns),
@@ -225,18 +223,19 @@ impl Right<'_> {
 }
 
 fn walk_weight(rows: &WeightRows<'_>, outputs: &Range<usize>, inputs: &Range<usize>) -> Walk {
-    let (weight, outputs_start) = (&rows.weight, rows.first + outputs.start);
+    let weight = &rows.weight;
+    let outputs = rows.first + outputs.start..rows.first + outputs.end;
     let element = match weight.encoding {
         Encoding::F32 => 4,
         Encoding::Bf16 => 2,
         Encoding::Q8 => 1,
     };
     match weight.layout {
-        Layout::RowMajor => Walk::rows(weight.bytes, element, weight.k, outputs_start, inputs),
+        Layout::RowMajor => Walk::rows(weight.bytes, (element, weight.k), &outputs, inputs),
         Layout::Panel => {
             let lanes = inputs.start * LANES..inputs.end * LANES;
-            let first = outputs_start / LANES;
-            Walk::rows(weight.bytes, element, weight.k * LANES, first, &lanes)
+            let panels = outputs.start / LANES..outputs.end.div_ceil(LANES);
+            Walk::rows(weight.bytes, (element, weight.k * LANES), &panels, &lanes)
         }
     }
 }
@@ -245,11 +244,11 @@ impl Left<'_> {
     /// Walks what [`PackLeft`] will read for these rows and steps.
     pub(super) fn walk(&self, rows: &Range<usize>, steps: &Range<usize>) -> Walk {
         match self {
-            Left::Rows { values, stride } => Walk::rows(values, 4, *stride, rows.start, steps),
+            Left::Rows { values, stride } => Walk::rows(values, (4, *stride), rows, steps),
             // One line a step: the rows before these lie in the lines before it.
             Left::Steps { values, stride } => {
                 let last = rows.end.saturating_sub(1)..rows.end;
-                Walk::rows(values, 4, *stride, steps.start, &last)
+                Walk::rows(values, (4, *stride), steps, &last)
             }
             Left::ListedRows { .. } | Left::ListedSteps { .. } => Walk::NOWHERE,
         }
@@ -541,7 +540,13 @@ fn pack_steps<V: F32x16>(
     let (targets, _) = packed.as_chunks_mut::<LEFT_STEP_STRIDE>();
     for (step, target) in steps.zip(targets) {
         let start = start_of(step) + rows.start;
-        V::load_partial(&values[start..start + rows.len()], 0.0).store(target);
+        // Lanes past the rows are never read, so they may hold their neighbors; a masked load costs
+        // AVX2 more than the tile it is for.
+        let lanes: V = match values[start..].first_chunk::<LANES>() {
+            Some(lanes) => V::load(lanes),
+            None => V::load_partial(&values[start..start + rows.len()], 0.0),
+        };
+        lanes.store(target);
     }
 }
 

@@ -160,7 +160,14 @@ impl Kernel for Region<'_> {
             let panels = columns.len().div_ceil(LANES);
             let packed = &mut right[..panels * LANES * steps.len()];
             pack_right::<V>(&product.right, columns.clone(), steps.clone(), packed);
-            let walks = [product.right.walk(&columns, &next); 2];
+            // After the last block, the first one of the next columns: whoever has a task to go on with
+            // likely begins there.
+            let walk = if next.is_empty() {
+                let end = product.columns.min(columns.end + columns.len());
+                product.right.walk(&(columns.end..end), &(0..steps.len()))
+            } else {
+                product.right.walk(&columns, &next)
+            };
             let mut block = Block {
                 product,
                 out,
@@ -169,7 +176,7 @@ impl Kernel for Region<'_> {
                 next_steps: next,
                 is_first,
                 right: packed,
-                walks,
+                walks: [walk; 2],
             };
             match product.left {
                 Left::Rows { .. } | Left::ListedRows { .. } => {

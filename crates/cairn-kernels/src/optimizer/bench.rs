@@ -1,7 +1,7 @@
 //! The update as the registry and the benchmark see it.
 
 use super::{AdamW, AdamWStep, Ema, SumSquares, adamw, ema, sum_squares};
-use crate::bench::inputs::{F32_ONLY, case, values};
+use crate::bench::inputs::{F32_ONLY, case, filled, values};
 use crate::encoding::Encoding;
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -43,7 +43,7 @@ fn sum_squares_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn adamw_case(shape: &Shape, encoding: Encoding) -> Case {
     let n = shape.size("n");
-    let (mut w, grad, mut m, mut v) = (values(n, 1), values(n, 2), vec![0.1; n], vec![0.1; n]);
+    let (mut w, grad, mut m, mut v) = (values(n, 1), values(n, 2), filled(0.1, n), filled(0.1, n));
     let mut copy = vec![0; if encoding == Encoding::Bf16 { n } else { 0 }];
     let step = AdamWStep {
         lr: 1e-6,

@@ -4,7 +4,7 @@ use super::{
     Add, AddAssign, Fill, Scale, ScaleAssign, Softcap, SoftcapGrad, add, add_assign, fill, scale,
     scale_assign, softcap, softcap_grad,
 };
-use crate::bench::inputs::{EXP_FLOPS, F32_ONLY, case, values};
+use crate::bench::inputs::{EXP_FLOPS, F32_ONLY, case, values, zeros};
 use crate::encoding::Encoding;
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -74,19 +74,19 @@ fn len(shape: &Shape) -> usize {
 
 fn add_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let (a, b, mut y) = (values(len, 1), values(len, 2), vec![0.0; len]);
+    let (a, b, mut y) = (values(len, 1), values(len, 2), zeros(len));
     case(len as f64, 3 * len, move |cpu| add(cpu, Add { a: &a, b: &b, y: &mut y }))
 }
 
 fn add_assign_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let (x, mut y) = (values(len, 1), vec![0.0; len]);
+    let (x, mut y) = (values(len, 1), zeros(len));
     case(len as f64, 3 * len, move |cpu| add_assign(cpu, AddAssign { x: &x, y: &mut y }))
 }
 
 fn scale_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let (x, mut y) = (values(len, 1), vec![0.0; len]);
+    let (x, mut y) = (values(len, 1), zeros(len));
     case(len as f64, 2 * len, move |cpu| scale(cpu, Scale { x: &x, factor: FACTOR, y: &mut y }))
 }
 
@@ -100,7 +100,7 @@ fn scale_assign_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn softcap_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let (x, mut y) = (values(len, 1), vec![0.0; len]);
+    let (x, mut y) = (values(len, 1), zeros(len));
     case((EXP_FLOPS + 6.0) * len as f64, 2 * len, move |cpu| {
         softcap(cpu, Softcap { x: &x, cap: CAP, y: &mut y });
     })
@@ -108,7 +108,7 @@ fn softcap_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn softcap_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let (dy, y, mut dx) = (values(len, 1), values(len, 2), vec![0.0; len]);
+    let (dy, y, mut dx) = (values(len, 1), values(len, 2), zeros(len));
     case(4.0 * len as f64, 3 * len, move |cpu| {
         softcap_grad(cpu, SoftcapGrad { dy: &dy, y: &y, cap: CAP, dx: &mut dx });
     })
@@ -116,6 +116,6 @@ fn softcap_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn fill_case(shape: &Shape, _encoding: Encoding) -> Case {
     let len = len(shape);
-    let mut y = vec![0.0; len];
+    let mut y = zeros(len);
     case(0.0, len, move |cpu| fill(cpu, Fill { value: 1.0, y: &mut y }))
 }

@@ -2,7 +2,7 @@
 
 use super::{RmsNorm, RmsNormGrad, rms_norm, rms_norm_grad};
 use crate::TOKEN_BLOCK;
-use crate::bench::inputs::{F32_ONLY, case, values};
+use crate::bench::inputs::{F32_ONLY, case, values, zeros};
 use crate::encoding::Encoding;
 use crate::registry::{Case, Operator, Shape};
 
@@ -26,7 +26,7 @@ pub(crate) const OPERATORS: &[Operator] = &[
 
 fn rms_norm_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d] = shape.sizes(["n", "d"]);
-    let (x_nd, weight_d, mut y_nd) = (values(n * d, 1), values(d, 2), vec![0.0; n * d]);
+    let (x_nd, weight_d, mut y_nd) = (values(n * d, 1), values(d, 2), zeros(n * d));
     case(4.0 * (n * d) as f64, 2 * n * d, move |cpu| {
         let (x_nd, weight_d, y_nd) = (&x_nd[..], &weight_d[..], &mut y_nd[..]);
         rms_norm(cpu, RmsNorm { x_nd, weight_d, eps: 1e-5, plus_one: false, y_nd });
@@ -36,7 +36,7 @@ fn rms_norm_case(shape: &Shape, _encoding: Encoding) -> Case {
 fn rms_norm_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d] = shape.sizes(["n", "d"]);
     let (x, dy, weight) = (values(n * d, 1), values(n * d, 2), values(d, 3));
-    let (mut dx, mut dw) = (vec![0.0; n * d], vec![0.0; d]);
+    let (mut dx, mut dw) = (zeros(n * d), zeros(d));
     case(12.0 * (n * d) as f64, 3 * n * d, move |cpu| {
         let args = RmsNormGrad {
             dy_nd: &dy,

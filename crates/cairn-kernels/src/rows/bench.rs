@@ -1,7 +1,7 @@
 //! The movers of rows as the registry and the benchmark see them.
 
 use super::{Concat, GatherRows, ScatterRows, Split, concat, gather_rows, scatter_rows, split};
-use crate::bench::inputs::{F32_ONLY, case, ids, values};
+use crate::bench::inputs::{F32_ONLY, case, ids, values, zeros};
 use crate::encoding::Encoding;
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -44,7 +44,7 @@ pub(crate) const OPERATORS: &[Operator] = &[
 
 fn concat_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d, e] = shape.sizes(["n", "d", "e"]);
-    let (a, b, mut y) = (values(n * d, 1), values(n * e, 2), vec![0.0; n * (d + e)]);
+    let (a, b, mut y) = (values(n * d, 1), values(n * e, 2), zeros(n * (d + e)));
     case(0.0, 2 * n * (d + e), move |cpu| {
         concat(cpu, Concat { a_nd: &a, b_ne: &b, d, e, y: &mut y });
     })
@@ -52,7 +52,7 @@ fn concat_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn split_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d, e] = shape.sizes(["n", "d", "e"]);
-    let (x, mut a, mut b) = (values(n * (d + e), 1), vec![0.0; n * d], vec![0.0; n * e]);
+    let (x, mut a, mut b) = (values(n * (d + e), 1), zeros(n * d), zeros(n * e));
     case(0.0, 2 * n * (d + e), move |cpu| {
         split(cpu, Split { x: &x, d, e, a_nd: &mut a, b_ne: &mut b });
     })
@@ -60,7 +60,7 @@ fn split_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn gather_rows_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [t, o, d] = shape.sizes(["t", "o", "d"]);
-    let (x_td, rows_o, mut y_od) = (values(t * d, 1), ids(o, t), vec![0.0; o * d]);
+    let (x_td, rows_o, mut y_od) = (values(t * d, 1), ids(o, t), zeros(o * d));
     case(0.0, 2 * o * d, move |cpu| {
         gather_rows(cpu, GatherRows { x_td: &x_td, rows_o: &rows_o, d, y_od: &mut y_od });
     })
@@ -68,7 +68,7 @@ fn gather_rows_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn scatter_rows_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [t, o, d] = shape.sizes(["t", "o", "d"]);
-    let (y_od, rows_o, mut x_td) = (values(o * d, 1), ids(o, t), vec![0.0; t * d]);
+    let (y_od, rows_o, mut x_td) = (values(o * d, 1), ids(o, t), zeros(t * d));
     case((o * d) as f64, t * d + o * d, move |cpu| {
         let (y_od, rows_o, x_td) = (&y_od[..], &rows_o[..], &mut x_td[..]);
         scatter_rows(cpu, ScatterRows { y_od, rows_o, d, x_td, accumulate: false });

@@ -5,7 +5,7 @@ use super::{
     token_logprob, token_logprob_grad,
 };
 use crate::TOKEN_BLOCK;
-use crate::bench::inputs::{EXP_FLOPS, Table, case, ids, values};
+use crate::bench::inputs::{EXP_FLOPS, Table, case, filled, ids, values, zeros};
 use crate::encoding::{Encoding, Layout};
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -52,8 +52,8 @@ fn pass_flops([o, v, d]: [usize; 3]) -> f64 {
 fn token_logprob_case(shape: &Shape, encoding: Encoding) -> Case {
     let sizes @ [o, v, d] = shape.sizes(["o", "v", "d"]);
     let (mut table, x, targets) = (table(shape, encoding), values(o * d, 1), ids(o, v));
-    let mut scratch = vec![0.0; head_scratch_len(o, v)];
-    let (mut logprob, mut lse) = (vec![0.0; o], vec![0.0; o]);
+    let mut scratch = zeros(head_scratch_len(o, v));
+    let (mut logprob, mut lse) = (zeros(o), zeros(o));
     case(pass_flops(sizes), o * d + table.bytes / 4, move |cpu| {
         let args = TokenLogprob {
             x_od: &x,
@@ -71,9 +71,9 @@ fn token_logprob_case(shape: &Shape, encoding: Encoding) -> Case {
 fn token_logprob_grad_case(shape: &Shape, encoding: Encoding) -> Case {
     let sizes @ [o, v, d] = shape.sizes(["o", "v", "d"]);
     let (mut table, x, targets) = (table(shape, encoding), values(o * d, 1), ids(o, v));
-    let mut scratch = vec![0.0; head_scratch_len(o, v)];
+    let mut scratch = zeros(head_scratch_len(o, v));
     let dlogprob = values(o, 2);
-    let (mut dx, mut dw) = (vec![0.0; o * d], vec![0.0; v * d]);
+    let (mut dx, mut dw) = (zeros(o * d), zeros(v * d));
     let flops = pass_flops(sizes) + (4 * o * v * d) as f64;
     case(flops, 2 * o * d + 2 * v * d + table.bytes / 4, move |cpu| {
         let args = TokenLogprobGrad {
@@ -98,9 +98,9 @@ fn token_logprob_grad_case(shape: &Shape, encoding: Encoding) -> Case {
 fn cross_entropy_case(shape: &Shape, encoding: Encoding) -> Case {
     let sizes @ [o, v, d] = shape.sizes(["o", "v", "d"]);
     let (mut table, x, targets) = (table(shape, encoding), values(o * d, 1), ids(o, v));
-    let mut scratch = vec![0.0; head_scratch_len(o, v)];
-    let (weights, mut logprob) = (vec![1.0; o], vec![0.0; o]);
-    let (mut dx, mut dw) = (vec![0.0; o * d], vec![0.0; v * d]);
+    let mut scratch = zeros(head_scratch_len(o, v));
+    let (weights, mut logprob) = (filled(1.0, o), zeros(o));
+    let (mut dx, mut dw) = (zeros(o * d), zeros(v * d));
     let flops = pass_flops(sizes) + (o * v) as f64 * (4.0 * d as f64 + EXP_FLOPS);
     case(flops, 2 * o * d + 2 * v * d + table.bytes / 4, move |cpu| {
         let args = CrossEntropy {
