@@ -21,6 +21,8 @@ use cairn_spec::model::{
 };
 use cairn_spec::{Activation, ModelSpec};
 
+use crate::adapter::{Adapted, AdapterMap};
+
 /// What the program ends in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
@@ -83,6 +85,19 @@ pub enum BuildError {
 ///
 /// [`BuildError::Unsupported`] names what the spec asks for and no instruction does yet.
 pub fn build_program(spec: &ModelSpec, options: &BuildOptions) -> Result<Program, BuildError> {
+    build_adapted_program(spec, options, &AdapterMap::default())
+}
+
+/// As [`build_program`], with low-rank adapters beside some projections.
+///
+/// # Errors
+///
+/// As [`build_program`].
+pub fn build_adapted_program(
+    spec: &ModelSpec,
+    options: &BuildOptions,
+    adapters: &AdapterMap,
+) -> Result<Program, BuildError> {
     refuse_unsupported(spec, options)?;
     let mut lowering = Lowering {
         spec,
@@ -90,6 +105,7 @@ pub fn build_program(spec: &ModelSpec, options: &BuildOptions) -> Result<Program
         width: Dim::fixed(DimName::Hidden, spec.hidden_size),
         builder: Builder::new(),
         dropout_sites: 0,
+        adapters,
     };
     let mut x = lowering.embedding()?;
     for layer in 0..spec.num_hidden_layers {
@@ -140,6 +156,7 @@ struct Lowering<'a> {
     width: Dim,
     builder: Builder,
     dropout_sites: u32,
+    adapters: &'a AdapterMap,
 }
 
 impl Lowering<'_> {
@@ -231,12 +248,37 @@ impl Lowering<'_> {
         (outputs, inputs): (&[Dim], &[Dim]),
         bias: bool,
     ) -> Result<ValueId, VerifyError> {
-        let weight = self.matrix(&format!("{prefix}.weight"), outputs, inputs);
+        let full = format!("{prefix}.weight");
+        let weight = self.matrix(&full, outputs, inputs);
         let mut operands = vec![x, weight];
         if bias {
             operands.push(self.builder.weight(&format!("{prefix}.bias"), outputs));
         }
-        self.builder.push(name, Op::Matmul, &operands)
+        let Some(adapted) = self.adapters.get(&full) else {
+            return self.builder.push(name, Op::Matmul, &operands);
+        };
+        let base = self.builder.push(&format!("{name}.base"), Op::Matmul, &operands)?;
+        let delta = self.adapter(name, adapted, x, (outputs, inputs))?;
+        self.builder.push(name, Op::Add, &[base, delta])
+    }
+
+    /// `(s · x·Aᵀ)·Bᵀ`. The adapter's weights are `f32` whatever the model's are.
+    fn adapter(
+        &mut self,
+        name: &str,
+        adapted: &Adapted,
+        x: ValueId,
+        (outputs, inputs): (&[Dim], &[Dim]),
+    ) -> Result<ValueId, VerifyError> {
+        let rank = [Dim::fixed(DimName::Rank, adapted.rank)];
+        let storage = (Encoding::F32, self.options.layout);
+        let a = self.builder.matrix(&adapted.a, &rank, inputs, storage);
+        let b = self.builder.matrix(&adapted.b, outputs, &rank, storage);
+        let x = self.drop(x, self.adapters.dropout(), &format!("{name}.lora.dropped"))?;
+        let low = self.builder.push(&format!("{name}.lora.low"), Op::Matmul, &[x, a])?;
+        let scaled =
+            self.builder.push(&format!("{name}.lora.scaled"), Op::Scale(adapted.scale), &[low])?;
+        self.builder.push(&format!("{name}.lora"), Op::Matmul, &[scaled, b])
     }
 
     fn block(&mut self, layer: usize, x: ValueId) -> Result<ValueId, VerifyError> {

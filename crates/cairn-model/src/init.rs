@@ -9,6 +9,8 @@ use cairn_program::{Class, Session, ValueType};
 use cairn_spec::ModelSpec;
 use cairn_spec::model::{Family, Norm};
 
+use crate::adapter::is_adapter_weight;
+
 /// Elements encoded at a time, at most: they stay in the cache.
 const ELEMENTS_AT_A_TIME: usize = 1 << 18;
 
@@ -22,9 +24,19 @@ const ELEMENTS_AT_A_TIME: usize = 1 << 18;
 ///
 /// Panics if a weight is stored in an encoding that has no fresh values (`q8`).
 pub fn init_weights(session: &mut Session, spec: &ModelSpec, seed: u64) {
+    init(session, spec, seed, |_| true);
+}
+
+/// Fills the weights of adapters alone, so that they change nothing yet: `A` is normal with the
+/// variance `1 / 3·inputs` of PEFT's uniform numbers, `B` is zero.
+pub fn init_adapter(session: &mut Session, spec: &ModelSpec, seed: u64) {
+    init(session, spec, seed, is_adapter_weight);
+}
+
+fn init(session: &mut Session, spec: &ModelSpec, seed: u64, select: impl Fn(&str) -> bool) {
     let weights: Vec<(String, ValueType, usize, usize)> = session
         .persistent()
-        .filter(|(_, class, ..)| *class == Class::Weight)
+        .filter(|(name, class, ..)| *class == Class::Weight && select(name))
         .map(|(name, _, value_type, shape)| {
             let elements = shape.row_elements();
             let columns = match value_type {
@@ -35,7 +47,7 @@ pub fn init_weights(session: &mut Session, spec: &ModelSpec, seed: u64) {
         })
         .collect();
     for (name, value_type, rows, columns) in weights {
-        let fill = Fill::of(&name, spec);
+        let fill = Fill::of(&name, spec, columns);
         let key = hash_name(&name) ^ mix(seed);
         let encoding = value_type.encoding().expect("a weight has an encoding");
         let form = (encoding, value_type.layout());
@@ -66,13 +78,19 @@ enum Fill {
 }
 
 impl Fill {
-    fn of(name: &str, spec: &ModelSpec) -> Self {
+    fn of(name: &str, spec: &ModelSpec, columns: usize) -> Self {
         let Norm { plus_one, .. } = spec.norm;
-        if name.ends_with("bias") {
+        // An adapter changes nothing before it is trained.
+        if name.ends_with("bias") || name.ends_with(".lora_B.weight") {
             return Self::Constant(0.0);
         }
         if name.ends_with("norm.weight") {
             return Self::Constant(if plus_one { 0.0 } else { 1.0 });
+        }
+        if name.ends_with(".lora_A.weight") {
+            #[expect(clippy::cast_precision_loss, reason = "the spec limits the widths")]
+            let inputs = columns as f32;
+            return Self::Normal { deviation: (3.0 * inputs).sqrt().recip() };
         }
         let into_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
         let mut deviation = spec.initializer_range;

@@ -8,10 +8,12 @@
 //! | `gguf` | a GGUF file → spec and tensors |
 //! | `load` | tensors → the weights of a session, and back |
 //! | `init` | fresh weights from a seed |
+//! | `adapter` | low-rank adapters beside projections, and merged into them |
 //!
 //! This crate never opens a file: tensors come through [`TensorSource`].
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod build;
 pub mod gguf;
 mod init;
@@ -19,7 +21,8 @@ mod load;
 mod names;
 mod weights;
 
-pub use build::{BuildError, BuildOptions, Head, build_program};
-pub use init::init_weights;
-pub use load::{LoadError, Naming, TensorSource, load_weights, tensor_f32, tensors};
+pub use adapter::{Adapted, AdapterError, AdapterMap, Merge, MergedSource};
+pub use build::{BuildError, BuildOptions, Head, build_adapted_program, build_program};
+pub use init::{init_adapter, init_weights};
+pub use load::{LoadError, Naming, TensorSource, load_adapter, load_weights, tensor_f32, tensors};
 pub use names::{Placement, TensorMap, TensorSlice};

@@ -5,13 +5,14 @@
 
 use std::ops::Range;
 
-use cairn_artifacts::safetensors::{TensorView, WeightFolder};
+use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
 use cairn_kernels::encoding::{Q8_BLOCK, encode, store_q8};
 use cairn_kernels::{Encoding, Layout, Weight};
 use cairn_program::{Class, Session, ValueType};
 use cairn_spec::ModelSpec;
 use cairn_spec::model::Family;
 
+use crate::adapter::{AdapterMap, is_adapter_weight};
 use crate::names::{Placement, TensorMap, TensorSlice};
 
 /// Rows encoded at a time; a multiple of every panel height.
@@ -61,6 +62,8 @@ pub enum Naming {
     HuggingFace,
     /// Those of GGUF files.
     Gguf,
+    /// Those of adapters, as PEFT saves them.
+    Peft,
 }
 
 impl Naming {
@@ -69,13 +72,14 @@ impl Naming {
             Self::HuggingFace => Ok(TensorMap::of_tensors(spec, has)),
             Self::Gguf => TensorMap::gguf(spec)
                 .ok_or(LoadError::NoNames { family: spec.family, naming: "GGUF" }),
+            Self::Peft => Err(LoadError::NoNames { family: spec.family, naming: "PEFT" }),
         }
     }
 
     fn spellings(self, family: Family, tensor: &str) -> Vec<&str> {
         match self {
             Self::HuggingFace => TensorMap::spellings(family, tensor),
-            Self::Gguf => vec![tensor],
+            Self::Gguf | Self::Peft => vec![tensor],
         }
     }
 
@@ -84,6 +88,7 @@ impl Naming {
             Self::HuggingFace => TensorMap::is_ignorable(spec, tensor),
             // Its factors are part of the spec.
             Self::Gguf => tensor == crate::gguf::ROPE_FACTORS,
+            Self::Peft => false,
         }
     }
 }
@@ -98,16 +103,38 @@ impl TensorSource for WeightFolder {
     }
 
     fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
-        let tensor = self.tensor(name).ok_or("there is no such tensor")?;
-        let size = tensor.dtype.size_bytes();
-        let shape = [elements.len()];
-        let bytes = tensor
-            .bytes
-            .get(elements.start * size..elements.end * size)
-            .ok_or_else(|| format!("elements {elements:?} lie outside of it"))?;
-        let part = TensorView { shape: &shape, bytes, ..tensor };
-        part.copy_to_f32(out).map_err(|error| error.to_string())
+        read_part(self.tensor(name), elements, out)
     }
+}
+
+impl TensorSource for SafetensorsFile {
+    fn names(&self) -> Vec<String> {
+        self.tensors().map(|tensor| tensor.name.to_owned()).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensor(name).map(|tensor| tensor.shape.to_vec())
+    }
+
+    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+        read_part(self.tensor(name), elements, out)
+    }
+}
+
+fn read_part(
+    tensor: Option<TensorView<'_>>,
+    elements: Range<usize>,
+    out: &mut [f32],
+) -> Result<(), String> {
+    let tensor = tensor.ok_or("there is no such tensor")?;
+    let size = tensor.dtype.size_bytes();
+    let shape = [elements.len()];
+    let bytes = tensor
+        .bytes
+        .get(elements.start * size..elements.end * size)
+        .ok_or_else(|| format!("elements {elements:?} lie outside of it"))?;
+    let part = TensorView { shape: &shape, bytes, ..tensor };
+    part.copy_to_f32(out).map_err(|error| error.to_string())
 }
 
 /// Why tensors do not make a model's weights.
@@ -155,10 +182,37 @@ pub fn load_weights(
     source: &dyn TensorSource,
 ) -> Result<(), LoadError> {
     let map = source.naming().map(spec, |tensor| source.shape(tensor).is_some())?;
-    let spelled = check_tensors(spec, &map, source)?;
+    let spelled = check_tensors(spec, &map, (source, source.naming()))?;
+    fill(session, &map, |name| !is_adapter_weight(name), source, spelled)
+}
+
+/// Fills the adapters' weights of a session from PEFT's tensors.
+///
+/// # Errors
+///
+/// [`LoadError::Mismatch`] lists every missing, extra and misshaped tensor; nothing is loaded then.
+pub fn load_adapter(
+    session: &mut Session,
+    spec: &ModelSpec,
+    adapters: &AdapterMap,
+    source: &dyn TensorSource,
+) -> Result<(), LoadError> {
+    let map = adapters.tensor_map();
+    let spelled = check_tensors(spec, &map, (source, Naming::Peft))?;
+    fill(session, &map, is_adapter_weight, source, spelled)
+}
+
+/// Fills the weights of a session that `select` picks.
+fn fill(
+    session: &mut Session,
+    map: &TensorMap,
+    select: impl Fn(&str) -> bool,
+    source: &dyn TensorSource,
+    spelled: impl Fn(&str) -> String,
+) -> Result<(), LoadError> {
     let weights: Vec<(String, ValueType)> = session
         .persistent()
-        .filter(|(_, class, ..)| *class == Class::Weight)
+        .filter(|(name, class, ..)| *class == Class::Weight && select(name))
         .map(|(name, _, value_type, _)| (name.to_owned(), value_type))
         .collect();
     for (name, value_type) in weights {
@@ -183,12 +237,11 @@ pub fn load_weights(
 }
 
 /// Compares the tensors at hand with those the spec needs; returns how each is spelled.
-fn check_tensors(
+pub(crate) fn check_tensors(
     spec: &ModelSpec,
     map: &TensorMap,
-    source: &dyn TensorSource,
+    (source, naming): (&dyn TensorSource, Naming),
 ) -> Result<impl Fn(&str) -> String + use<>, LoadError> {
-    let naming = source.naming();
     let mut problems = Vec::new();
     let mut spellings = std::collections::BTreeMap::new();
     for (name, expected) in map.tensors() {

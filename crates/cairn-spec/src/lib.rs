@@ -4,6 +4,7 @@
 //!   `config.json`.
 //! - [`recipe`]: [`TrainRecipe`], what a training run does, with overrides, sweeps and migrations.
 //! - [`dtype`], [`activation`]: names of storage types and activation functions.
+//! - [`lora`]: [`LoraSpec`], which projections of a model have a low-rank adapter.
 //! - [`units`]: bytes, durations and counts as people write them.
 //! - [`hint`]: the trait by which an error says what to do about it.
 //!
@@ -15,6 +16,7 @@
 pub mod activation;
 pub mod dtype;
 pub mod hint;
+pub mod lora;
 pub mod model;
 pub mod recipe;
 pub mod units;
@@ -22,5 +24,6 @@ pub mod units;
 pub use activation::Activation;
 pub use dtype::DType;
 pub use hint::Hint;
+pub use lora::{LoraError, LoraSpec, TargetModules};
 pub use model::{ModelFields, ModelSpec, SpecError};
 pub use recipe::{RecipeError, RecipeFile, TrainRecipe};

@@ -1,6 +1,7 @@
 //! The models against what transformers and PyTorch compute for them.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod adapters;
 mod experts;
 mod gguf;
 mod goldens;

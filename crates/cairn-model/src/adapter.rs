@@ -1,0 +1,317 @@
+//! Low-rank adapters: their weights in the program and in PEFT's files, and merging.
+//!
+//! A projection with an adapter computes `x·Wᵀ + (s · x·Aᵀ)·Bᵀ`: three plain instructions beside the
+//! product, so that it is differentiated, planned and run like everything else. `A` belongs to a
+//! module of the family's files; where that module holds several projections (GPT-2's `c_attn`), they
+//! share it and each has its rows of `B`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use cairn_spec::{Hint, LoraSpec, ModelSpec, TargetModules};
+
+use crate::load::{LoadError, Naming, TensorSource, check_tensors};
+use crate::names::{Placement, TensorMap, TensorSlice};
+
+/// What PEFT writes before a module's name.
+const WRAPPER: &str = "base_model.model.";
+const A_SUFFIX: &str = ".lora_A.weight";
+const B_SUFFIX: &str = ".lora_B.weight";
+
+/// An adapter that a model cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// A target names no projection of the model.
+    #[error("no projection of this model is named '{target}'")]
+    NoSuchModule {
+        /// The target.
+        target: String,
+        /// The names there are.
+        modules: Vec<String>,
+    },
+    /// A target that is no plain projection.
+    #[error("{module} cannot have an adapter: it is {what}")]
+    NotAProjection {
+        /// The module.
+        module: String,
+        /// What it is.
+        what: &'static str,
+    },
+}
+
+impl Hint for AdapterError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::NoSuchModule { modules, .. } => vec![format!("there are {}", modules.join(", "))],
+            Self::NotAProjection { .. } => Vec::new(),
+        }
+    }
+}
+
+/// The adapter of one weight of the program.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapted {
+    /// Name of `A`, `[rank, inputs]`, in the program.
+    pub a: String,
+    /// Name of `B`, `[outputs, rank]`, in the program.
+    pub b: String,
+    /// Its rank.
+    pub rank: usize,
+    /// The factor on `B · A`.
+    pub scale: f32,
+}
+
+/// Every adapter of a model, with its place in PEFT's files.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterMap {
+    adapted: BTreeMap<String, Adapted>,
+    tensors: Vec<TensorSlice>,
+    dropout: f64,
+}
+
+impl AdapterMap {
+    /// The adapters that `lora` puts on a model.
+    ///
+    /// # Errors
+    ///
+    /// [`AdapterError`] naming a target that is not there or cannot have one.
+    pub fn new(spec: &ModelSpec, lora: &LoraSpec) -> Result<Self, AdapterError> {
+        let map = TensorMap::new(spec);
+        check_targets(&map, &lora.target_modules)?;
+        let mut adapters = Self { dropout: lora.lora_dropout, ..Self::default() };
+        let mut shared = BTreeSet::new();
+        for slice in &map.slices {
+            let Some((module, layer)) = projection(slice) else { continue };
+            let Some(rank) = lora.rank(module, layer) else { continue };
+            let refuse = |what| AdapterError::NotAProjection { module: module.to_owned(), what };
+            if map.slices_of(&slice.weight).len() > 1 || slice.shape.len() != 2 {
+                if lora.target_modules == TargetModules::AllLinear {
+                    continue;
+                }
+                return Err(refuse("one of several experts"));
+            }
+            if slice.weight.starts_with("model.embed_") {
+                return Err(refuse("a table"));
+            }
+            let weight = slice.weight.strip_suffix(".weight").expect("a projection's weight");
+            #[expect(clippy::cast_possible_truncation, reason = "applied to f32 values")]
+            let scale = lora.scale(module, rank) as f32;
+            let (a, b) = (format!("{module}{A_SUFFIX}"), format!("{weight}{B_SUFFIX}"));
+            if shared.insert(module.to_owned()) {
+                adapters.tensors.push(slice_a(slice, module, &a, rank));
+            }
+            adapters.tensors.push(slice_b(slice, module, &b, rank));
+            adapters.adapted.insert(slice.weight.clone(), Adapted { a, b, rank, scale });
+        }
+        Ok(adapters)
+    }
+
+    /// The adapter of a weight of the program, if it has one.
+    pub fn get(&self, weight: &str) -> Option<&Adapted> {
+        self.adapted.get(weight)
+    }
+
+    /// Probability with which inputs of an adapter are zeroed in training.
+    pub fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    /// Names of the adapters' weights in the program.
+    pub fn weights(&self) -> BTreeSet<String> {
+        self.tensors.iter().map(|slice| slice.weight.clone()).collect()
+    }
+
+    /// The adapters' weights with their places in `adapter_model.safetensors`.
+    pub fn tensor_map(&self) -> TensorMap {
+        TensorMap { slices: self.tensors.clone() }
+    }
+}
+
+/// Whether a weight of a program is part of an adapter.
+pub(crate) fn is_adapter_weight(name: &str) -> bool {
+    name.ends_with(A_SUFFIX) || name.ends_with(B_SUFFIX)
+}
+
+/// The family's module that a slice is the matrix of, and its block.
+fn projection(slice: &TensorSlice) -> Option<(&str, Option<usize>)> {
+    if slice.shape.len() < 2 || !slice.weight.ends_with(".weight") {
+        return None;
+    }
+    let module = slice.tensor.strip_suffix(".weight")?;
+    let number = slice.weight.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+    Some((module, number.and_then(|number| number.parse().ok())))
+}
+
+fn check_targets(map: &TensorMap, targets: &TargetModules) -> Result<(), AdapterError> {
+    let TargetModules::Named(targets) = targets else { return Ok(()) };
+    let modules: BTreeSet<&str> =
+        map.slices.iter().filter_map(projection).map(|(module, _)| module).collect();
+    let is_there = |target: &str| {
+        modules.iter().any(|module| *module == target || module.ends_with(&format!(".{target}")))
+    };
+    match targets.iter().find(|target| !is_there(target)) {
+        None => Ok(()),
+        Some(target) => {
+            let last = |module: &&str| module.rsplit('.').next().unwrap_or(module).to_owned();
+            let names: BTreeSet<String> = modules.iter().map(last).collect();
+            let modules = names.into_iter().collect();
+            Err(AdapterError::NoSuchModule { target: target.clone(), modules })
+        }
+    }
+}
+
+fn slice_a(of: &TensorSlice, module: &str, weight: &str, rank: usize) -> TensorSlice {
+    TensorSlice {
+        weight: weight.to_owned(),
+        first_row: 0,
+        rows: rank,
+        columns: of.columns,
+        tensor: format!("{WRAPPER}{module}{A_SUFFIX}"),
+        shape: vec![rank, of.columns],
+        placement: Placement::Whole,
+    }
+}
+
+/// The rows of `B` follow those of the weight; PEFT's own matrices are never transposed.
+fn slice_b(of: &TensorSlice, module: &str, weight: &str, rank: usize) -> TensorSlice {
+    let (total, placement) = match of.placement {
+        Placement::TransposedColumns { start } => {
+            (of.shape[1], Placement::Rows { start, run: of.rows, stride: of.rows })
+        }
+        placement => (of.shape[0], placement),
+    };
+    let placement = if total == of.rows { Placement::Whole } else { placement };
+    TensorSlice {
+        weight: weight.to_owned(),
+        first_row: 0,
+        rows: of.rows,
+        columns: rank,
+        tensor: format!("{WRAPPER}{module}{B_SUFFIX}"),
+        shape: vec![total, rank],
+        placement,
+    }
+}
+
+/// Whether an adapter is added to a model or taken out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merge {
+    /// `W + s · B · A`.
+    Merge,
+    /// `W − s · B · A`.
+    Unmerge,
+}
+
+/// A model's tensors with an adapter added to them, or taken out.
+#[expect(missing_debug_implementations, reason = "sources of tensors need not have one")]
+pub struct MergedSource<'a> {
+    base: &'a dyn TensorSource,
+    deltas: BTreeMap<String, Delta>,
+}
+
+/// What is added to one tensor.
+struct Delta {
+    /// `[rank, inputs]`.
+    a: Vec<f32>,
+    /// `[outputs, rank]`.
+    b: Vec<f32>,
+    rank: usize,
+    scale: f32,
+    /// Elements of a row of the tensor.
+    columns: usize,
+    /// The tensor is stored `[inputs, outputs]`.
+    transposed: bool,
+}
+
+impl<'a> MergedSource<'a> {
+    /// Adds the adapter in `adapter` to the tensors in `base`.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Mismatch`] if the adapter's tensors are not those that `lora` asks for.
+    pub fn new(
+        spec: &ModelSpec,
+        adapters: &AdapterMap,
+        (base, adapter): (&'a dyn TensorSource, &dyn TensorSource),
+        merge: Merge,
+    ) -> Result<Self, LoadError> {
+        let tensors = adapters.tensor_map();
+        let _names = check_tensors(spec, &tensors, (adapter, Naming::Peft))?;
+        if base.naming() != Naming::HuggingFace {
+            return Err(LoadError::NoNames { family: spec.family, naming: "PEFT" });
+        }
+        let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>, LoadError> {
+            let mut values = vec![0.0; shape.iter().product()];
+            let all = 0..values.len();
+            let unreadable = |problem| LoadError::Unreadable { name: name.to_owned(), problem };
+            adapter.read_f32(name, all, &mut values).map_err(unreadable)?;
+            Ok(values)
+        };
+        let shapes: BTreeMap<&str, &[usize]> = tensors.tensors().into_iter().collect();
+        let mut deltas = BTreeMap::new();
+        for slice in &TensorMap::new(spec).slices {
+            let Some(adapted) = adapters.get(&slice.weight) else { continue };
+            let (module, _) = projection(slice).expect("only projections are adapted");
+            let [a, b] = [A_SUFFIX, B_SUFFIX].map(|suffix| format!("{WRAPPER}{module}{suffix}"));
+            let transposed = matches!(slice.placement, Placement::TransposedColumns { .. });
+            let scale = if merge == Merge::Merge { adapted.scale } else { -adapted.scale };
+            for spelling in TensorMap::spellings(spec.family, &slice.tensor) {
+                if base.shape(spelling).is_none() || deltas.contains_key(spelling) {
+                    continue;
+                }
+                let delta = Delta {
+                    a: read(&a, shapes[a.as_str()])?,
+                    b: read(&b, shapes[b.as_str()])?,
+                    rank: adapted.rank,
+                    scale,
+                    columns: slice.shape[1],
+                    transposed,
+                };
+                deltas.insert(spelling.to_owned(), delta);
+            }
+        }
+        Ok(Self { base, deltas })
+    }
+
+    /// Whether a tensor is another one than in the base.
+    pub fn changes(&self, tensor: &str) -> bool {
+        self.deltas.contains_key(tensor)
+    }
+}
+
+impl TensorSource for MergedSource<'_> {
+    fn names(&self) -> Vec<String> {
+        self.base.names()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.base.shape(name)
+    }
+
+    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+        self.base.read_f32(name, elements.clone(), out)?;
+        if let Some(delta) = self.deltas.get(name) {
+            for (index, value) in elements.zip(out) {
+                *value += delta.at(index);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Delta {
+    fn at(&self, index: usize) -> f32 {
+        let (row, column) = (index / self.columns, index % self.columns);
+        let (output, input) = if self.transposed { (column, row) } else { (row, column) };
+        let inputs = self.a.len() / self.rank;
+        let b = &self.b[output * self.rank..(output + 1) * self.rank];
+        let product = b
+            .iter()
+            .enumerate()
+            .fold(0.0_f32, |sum, (r, &b)| b.mul_add(self.a[r * inputs + input], sum));
+        self.scale * product
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,40 @@
+"""Makes tests/goldens/lora_*: small PEFT adapters on golden models, and what PEFT computes with them.
+
+Needs torch, transformers, peft and safetensors. Run from the repository's root:
+
+    python tests/interop/make_adapter_goldens.py
+"""
+
+import os
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+CASES = {
+    "lora_llama": ("llama", dict(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "o_proj", "down_proj"],
+                                 rank_pattern={"v_proj": 2}, alpha_pattern={"o_proj": 3})),
+    "lora_gpt2": ("gpt2", dict(r=3, lora_alpha=5, use_rslora=True, fan_in_fan_out=True,
+                               target_modules=["c_attn", "mlp.c_proj"], layers_to_transform=[0, 2])),
+}
+
+root = os.path.join(os.path.dirname(__file__), "..", "goldens")
+for name, (base, settings) in CASES.items():
+    folder = os.path.join(root, name)
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_pretrained(
+        os.path.join(root, base), dtype=torch.float32, attn_implementation="eager")
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if "lora_" in key:
+                value.copy_(0.1 * torch.randn_like(value))
+    model.peft_config["default"].base_model_name_or_path = base
+    model.eval().save_pretrained(folder)
+    os.remove(os.path.join(folder, "README.md"))
+    ids = load_file(os.path.join(root, base, "golden.safetensors"))["input_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+    save_file({"input_ids": ids, "logits": logits.contiguous()}, os.path.join(folder, "golden.safetensors"))
+    print(name, tuple(logits.shape), float(logits.abs().max()))
