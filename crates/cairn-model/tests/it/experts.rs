@@ -11,8 +11,8 @@ use cairn_model::{
     tensor_f32,
 };
 use cairn_program::{
-    AdamWAttrs, Class, Feed, KvPlacement, Loss, MemoryPlan, ProgramId, Run, Session,
-    SessionProgram, Sizes, UpdateOptions, differentiate, update_program,
+    AdamWAttrs, Class, Feed, GRAD_NORM_SQUARED, KvPlacement, Loss, MemoryPlan, ProgramId, Run,
+    Session, SessionProgram, Sizes, UpdateOptions, differentiate, norm_program, update_program,
 };
 use cairn_spec::ModelSpec;
 
@@ -20,7 +20,8 @@ use crate::goldens::{check_logits, folder, positions, slots, spec, tokens};
 
 const FAMILIES: [&str; 4] = ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"];
 const TRAIN: ProgramId = ProgramId(0);
-const UPDATE: ProgramId = ProgramId(1);
+const NORM: ProgramId = ProgramId(1);
+const UPDATE: ProgramId = ProgramId(2);
 
 #[test]
 fn mixtral_matches_transformers() {
@@ -213,10 +214,14 @@ fn check_training(name: &str) {
         max_grad_norm: Some(1.0),
         ema_decay: None,
     };
+    let norm = norm_program(&training).unwrap();
     let update = update_program(&training, &options).unwrap();
     let sizes = Sizes::dense(rows * length, rows);
-    let programs =
-        [training, update].map(|program| SessionProgram { program, sizes, kv: KvPlacement::Arena });
+    let programs = [training, norm, update].map(|program| SessionProgram {
+        program,
+        sizes,
+        kv: KvPlacement::Arena,
+    });
     let plan = MemoryPlan::new(programs.into(), None).unwrap();
     let mut session = Session::new(plan, Cpu::new(Isa::best(), 2)).unwrap();
     load_weights(&mut session, &spec, &WeightFolder::open(&folder(name)).unwrap()).unwrap();
@@ -244,9 +249,15 @@ fn check_training(name: &str) {
             check_sketches(name, &session, &golden, ["grad0.", "grad."]);
         }
         let (lr, number) = ([1e-3], [u32::try_from(step).unwrap() + 1]);
-        let feeds = [Feed::f64("lr", &lr), Feed::u32("step", &number)];
+        session.run(NORM, &Run::forward(&[], &[])).unwrap();
+        let squares = [session.output_f64(NORM, GRAD_NORM_SQUARED)];
+        let feeds = [
+            Feed::f64("lr", &lr),
+            Feed::u32("step", &number),
+            Feed::f64(GRAD_NORM_SQUARED, &squares),
+        ];
         session.run(UPDATE, &Run::forward(&feeds, &[])).unwrap();
-        let norm = session.output_f64(UPDATE, "grad_norm_squared").sqrt();
+        let norm = squares[0].sqrt();
         let expected = f64::from(norms[step]);
         assert!((norm - expected).abs() < 1e-3 * expected, "{name} step {step}: norm {norm}");
     }
