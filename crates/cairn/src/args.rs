@@ -8,7 +8,7 @@ use clap::builder::styling::{AnsiColor, Effects};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::command::{
-    bench, completions, corpus, doctor, eval, generate, inspect, logits, plan, quickstart,
+    adapter, bench, completions, corpus, doctor, eval, generate, inspect, logits, plan, quickstart,
     tokenizer, train,
 };
 
@@ -78,6 +78,7 @@ pub(crate) enum Command {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
+    Adapter(adapter::AdapterArgs),
     Logits(logits::LogitsArgs),
     Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),

@@ -1,5 +1,6 @@
 //! The commands: for each its arguments and what it does.
 
+pub(crate) mod adapter;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod corpus;
@@ -25,6 +26,7 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Plan(args) => plan::run(&args, context),
         Command::Train(args) => train::run(&args, context),
         Command::Eval(args) => eval::run(&args, context),
+        Command::Adapter(args) => adapter::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),

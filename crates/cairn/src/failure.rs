@@ -97,6 +97,8 @@ fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
         UserError,
         cairn_kernels::CpuError,
         cairn_spec::SpecError,
+        cairn_spec::LoraError,
+        cairn_model::AdapterError,
         cairn_spec::RecipeError,
         cairn_spec::units::UnitError,
         cairn_artifacts::FileError,

@@ -43,6 +43,7 @@ fn help_lists_every_command() {
       eval         Measure a model on held-out text, beside gzip, xz and zstd
       generate     Continue a prompt
       inspect      Show what is in a model, a run or a tensor file
+      adapter      Add a low-rank adapter to a model's weights, or take it out
       logits       Write the logits and hidden states of token ids
       bench        Measure this machine, the kernels and whole models
       doctor       Show what this machine has, what is missing and which kernels will run

@@ -1,6 +1,7 @@
 //! The command as a user runs it: a process, its streams and its exit code.
 
 #[cfg(test)]
+mod adapter;
 mod bench;
 #[cfg(test)]
 mod contracts;
