@@ -11,7 +11,7 @@ use cairn_data::loader::LoaderError;
 use cairn_eval::EvalError;
 use cairn_model::LoadError;
 use cairn_program::{RunError, SessionError};
-use cairn_spec::Hint;
+use cairn_spec::{Hint, SpecError};
 
 use crate::checkpoint::StateError;
 use crate::resume::ResumeError;
@@ -74,6 +74,26 @@ pub enum TrainError {
         folder: PathBuf,
         /// What does not fit.
         source: LoadError,
+    },
+    /// The weights to start from are described as a model that is not known.
+    #[error("the model in {} cannot be started from", folder.display())]
+    InitialConfig {
+        /// The model folder.
+        folder: PathBuf,
+        /// What its description says.
+        source: Box<SpecError>,
+    },
+    /// The weights to start from are those of a model that computes otherwise.
+    #[error(
+        "the model in {} is not the recipe's: {}",
+        folder.display(),
+        differences.join("; ")
+    )]
+    InitialSpec {
+        /// The model folder.
+        folder: PathBuf,
+        /// Every difference, with both values.
+        differences: Vec<String>,
     },
     /// The tokenizer has more tokens than the model.
     #[error("the model has {vocab_size} tokens, its corpus' tokenizer {tokenizer_vocab_size}")]
@@ -148,6 +168,10 @@ impl Hint for TrainError {
             | Self::Record(RecordError::File(error)) => error.hints(),
             Self::Load(error) | Self::Save { source: error, .. } => error.hints(),
             Self::Resume(error) => error.hints(),
+            Self::InitialConfig { source, .. } => source.hints(),
+            Self::InitialSpec { .. } => vec![
+                "set the recipe's [model] section to what the model's config.json says".to_owned(),
+            ],
             Self::Vocab { tokenizer_vocab_size, .. } => {
                 vec![format!("leave model.vocab_size out, or set it to {tokenizer_vocab_size}")]
             }

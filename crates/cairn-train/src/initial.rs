@@ -5,11 +5,14 @@
 
 use std::path::Path;
 
-use cairn_artifacts::Hash;
+use cairn_artifacts::checkpoint::CONFIG_FILE;
 use cairn_artifacts::hash::Hasher;
 use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::WeightFolder;
+use cairn_artifacts::{FileError, Hash};
+use cairn_spec::ModelSpec;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::TrainError;
 use crate::learner::hash_part;
@@ -42,6 +45,26 @@ impl InitialWeights {
         Ok((Self { folder: path.display().to_string(), hash: hasher.finish() }, weights))
     }
 
+    /// Refuses weights whose own `config.json` says that they mean another model than `spec`: the
+    /// tensors may fit all the same.
+    pub(crate) fn check_model(path: &Path, spec: &ModelSpec) -> Result<(), TrainError> {
+        let config = path.join(CONFIG_FILE);
+        if !config.exists() {
+            return Ok(());
+        }
+        let text = std::fs::read_to_string(&config).map_err(FileError::on("read", &config))?;
+        let folder = || path.to_owned();
+        let own = ModelSpec::from_hf_json(&text).map_err(|source| TrainError::InitialConfig {
+            folder: folder(),
+            source: Box::new(source),
+        })?;
+        let differences = differences(&own, spec);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(TrainError::InitialSpec { folder: folder(), differences })
+    }
+
     /// What the record of a run that began earlier says.
     fn recorded(folder: &RunFolder) -> Recorded {
         let Ok(record) = RunRecord::load(&folder.record()) else { return Recorded::Unknown };
@@ -51,6 +74,35 @@ impl InitialWeights {
                 serde_json::from_value(value.clone()).map_or(Recorded::Unknown, Recorded::From)
             }
         }
+    }
+}
+
+/// What two specs compute differently with the same tensors, as `key is X, the recipe says Y`.
+fn differences(own: &ModelSpec, recipe: &ModelSpec) -> Vec<String> {
+    /// What a recipe may choose anew: how to train on, and for how long a sequence.
+    const FREE: [&str; 5] =
+        ["initializer_range", "dropout", "tokens", "dtype", "max_position_embeddings"];
+    let fields = |spec: &ModelSpec| {
+        let fields = serde_json::to_value(spec.clone().into_fields());
+        fields.expect("a spec is plain data")
+    };
+    let (own, recipe) = (fields(own), fields(recipe));
+    let mut found = Vec::new();
+    different("", &own, &recipe, &mut found);
+    found.retain(|(key, _)| !FREE.iter().any(|free| key.split('.').next() == Some(free)));
+    found.into_iter().map(|(_, text)| text).collect()
+}
+
+fn different(key: &str, own: &Value, recipe: &Value, found: &mut Vec<(String, String)>) {
+    match (own, recipe) {
+        (Value::Object(own), Value::Object(recipe)) if own.keys().eq(recipe.keys()) => {
+            for (name, value) in own {
+                let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                different(&inner, value, &recipe[name], found);
+            }
+        }
+        _ if own == recipe => {}
+        _ => found.push((key.to_owned(), format!("{key} is {own}, the recipe says {recipe}"))),
     }
 }
 

@@ -46,7 +46,13 @@ pub(crate) fn measure(
     (context, stop): (&Context, &StopFlag),
 ) -> anyhow::Result<Comparison> {
     let tokenizer = corpus.load_tokenizer()?;
-    let length = how.context.unwrap_or(model.spec.max_position_embeddings);
+    let positions = model.spec.max_position_embeddings;
+    let length = how.context.unwrap_or(positions);
+    if !(1..=positions).contains(&length) {
+        return Err(UserError::new(format!("--context is {length}"))
+            .hint(format!("choose 1 to {positions}, the positions of the model"))
+            .into());
+    }
     let windows = Windows::new(length, how.stride.unwrap_or(length))?;
     let options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
     let plan = ModelScorerPlan::new(&model.spec, options)?;

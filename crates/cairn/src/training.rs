@@ -8,7 +8,7 @@ use cairn_artifacts::FileError;
 use cairn_artifacts::machine::{ProcessMemory, available_memory_bytes};
 use cairn_data::corpus::{Corpus, MANIFEST_FILE};
 use cairn_kernels::Cpu;
-use cairn_spec::recipe::{Facts, Format, RecipeFile, TrainRecipe};
+use cairn_spec::recipe::{Facts, Format, RecipeError, RecipeFile, TrainRecipe};
 use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, measure_pace};
 
 use crate::context::Context;
@@ -33,10 +33,10 @@ impl Job {
         overrides: &[String],
         context: &Context,
     ) -> anyhow::Result<Self> {
-        let extension = path.extension().unwrap_or_default().to_string_lossy();
-        let format = Format::from_extension(&extension)?;
         let text = std::fs::read_to_string(path).map_err(FileError::on("read", path))?;
         let what = || path.display().to_string();
+        let extension = path.extension().unwrap_or_default().to_string_lossy();
+        let format = Format::from_extension(&extension).with_context(what)?;
         let file = RecipeFile::parse(&text, format).with_context(what)?;
         Self::resolve(&file.with_overrides(overrides)?, context).with_context(what)
     }
@@ -58,7 +58,15 @@ impl Job {
             available_threads: context.threads,
             tokenizer_vocab_size: vocab_size.map(|size| size as usize),
         };
-        let recipe = file.resolve(&facts)?;
+        let recipe = match (file.resolve(&facts), &file.data.corpus) {
+            // The corpus would say; that it is not there is what a person can mend.
+            (Err(RecipeError::Missing { key: "model.vocab_size" }), Some(folder)) => {
+                return Err(no_corpus(folder)
+                    .hint("or say what it will have: model.vocab_size=N")
+                    .into());
+            }
+            (recipe, _) => recipe?,
+        };
         if let (Some(corpus), Some(path)) = (&corpus, &recipe.data.tokenizer) {
             check_tokenizer(corpus, Path::new(path))?;
         }
@@ -67,13 +75,7 @@ impl Job {
 
     /// The corpus, or what to do to have one.
     pub(crate) fn corpus(&self) -> anyhow::Result<Arc<Corpus>> {
-        let folder = &self.recipe.data.corpus;
-        self.corpus.clone().ok_or_else(|| {
-            UserError::new(format!("there is no corpus in {folder}"))
-                .hint(format!("build one: cairn corpus build --input FOLDER --output {folder}"))
-                .hint("or name another: data.corpus=FOLDER")
-                .into()
-        })
+        self.corpus.clone().ok_or_else(|| no_corpus(&self.recipe.data.corpus).into())
     }
 
     /// Measures how fast this machine trains the model.
@@ -110,6 +112,12 @@ impl Job {
         };
         Ok(file.resolve(&facts)?)
     }
+}
+
+fn no_corpus(folder: &str) -> UserError {
+    UserError::new(format!("there is no corpus in {folder}"))
+        .hint(format!("build one: cairn corpus build --input FOLDER --output {folder}"))
+        .hint("or name another: data.corpus=FOLDER")
 }
 
 /// The shards were made with the corpus's own tokenizer; another one would give other text.

@@ -66,6 +66,20 @@ impl BuildSettings {
     pub fn new(folder: PathBuf) -> Self {
         Self { folder, existing: Existing::Refuse, shard_tokens_max: 128 << 20, threads: 1 }
     }
+
+    /// Refuses a folder that holds something which is not to be replaced. [`build`] does so too;
+    /// asked before a scan, it spares the work.
+    ///
+    /// # Errors
+    ///
+    /// [`CorpusError::Exists`].
+    pub fn check_folder(&self) -> Result<(), CorpusError> {
+        let may_replace = self.existing == Existing::Replace && is_corpus(&self.folder);
+        if !may_replace && holds_something(&self.folder) {
+            return Err(CorpusError::Exists { path: self.folder.clone() });
+        }
+        Ok(())
+    }
 }
 
 /// What was built and what was left out.
@@ -117,10 +131,7 @@ pub(super) fn build_on(
         }
     }
     let end_of_document = tokenizer.end_of_document().ok_or(CorpusError::NoEndOfDocument)?;
-    let may_replace = settings.existing == Existing::Replace && is_corpus(&settings.folder);
-    if !may_replace && holds_something(&settings.folder) {
-        return Err(CorpusError::Exists { path: settings.folder.clone() });
-    }
+    settings.check_folder()?;
     let draft = FolderDraft::new(&settings.folder)?;
     let disk = Disk { create, draft: draft.path(), target: &settings.folder };
     let width = TokenWidth::for_vocab(tokenizer.vocab_size());

@@ -92,8 +92,8 @@ impl Hint for CorpusError {
                 "train one with `cairn tokenizer train`, which has one".to_owned()
             }
             Self::Exists { .. } => {
-                "name another folder, or allow the corpus there to be replaced; a folder that \
-                                      holds something else is never replaced"
+                "name another folder, or let a corpus there be replaced (--replace); a folder that \
+                 holds something else is never replaced"
                     .to_owned()
             }
             Self::File(error) => return error.hints(),

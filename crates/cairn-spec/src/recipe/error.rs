@@ -10,7 +10,11 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum RecipeError {
     /// The file's ending names no known format.
-    #[error("'{extension}' is not a recipe format")]
+    #[error("{} is not a recipe format", if extension.is_empty() {
+        "a name without an ending".to_owned()
+    } else {
+        format!("'{extension}'")
+    })]
     UnknownFormat {
         /// The ending, without the dot.
         extension: String,

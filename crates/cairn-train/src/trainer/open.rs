@@ -77,6 +77,9 @@ impl Trainer {
             Some(saved) => Some((read_checked(&saved, recipe, &loader, &tokenizer, &plan)?, saved)),
             None => None,
         };
+        if let Some(path) = setup.initial {
+            InitialWeights::check_model(path, &spec)?;
+        }
         let initial = setup.initial.map(InitialWeights::open).transpose()?;
         let given = initial.as_ref().map(|(initial, _)| initial);
         let began = check_beginning(&folder, given, saved.is_some())?;

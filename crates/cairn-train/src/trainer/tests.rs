@@ -323,6 +323,12 @@ fn initial_weights_are_remembered_and_not_ignored() {
     }
     let error = fixture.open_from("tuned", Some(&foreign)).unwrap_err();
     assert!(error.to_string().contains(&model.display().to_string()), "{error}");
+    // Tensors that fit, of a model that turns them into other numbers.
+    let config = foreign.join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("10000.0", "500000.0")).unwrap();
+    let error = fixture.open_from("turned", Some(&foreign)).unwrap_err();
+    assert!(error.to_string().contains("theta is 500000.0, the recipe says 10000.0"), "{error}");
     assert!(fixture.open_from("tuned", Some(Path::new("/nowhere"))).is_err());
 }
 

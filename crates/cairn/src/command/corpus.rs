@@ -109,17 +109,20 @@ pub(crate) fn run(args: &CorpusArgs, context: &Context) -> anyhow::Result<()> {
 
 fn run_build(args: &BuildArgs, context: &Context) -> anyhow::Result<()> {
     let stop = StopFlag::listen()?;
-    let scan = args.text.scan(context, &stop)?;
-    let tokenizer = match &args.tokenizer {
-        Some(path) => Tokenizer::load(path)?,
-        None => train_tokenizer(&scan, args.vocab_size, context)?,
-    };
     let mut settings = BuildSettings::new(args.output.clone());
     settings.threads = context.threads;
     settings.shard_tokens_max = args.shard_tokens;
     if args.replace {
         settings.existing = Existing::Replace;
     }
+    // Before the work: reading and training a tokenizer may take minutes.
+    settings.check_folder()?;
+    let given = args.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
+    let scan = args.text.scan(context, &stop)?;
+    let tokenizer = match given {
+        Some(tokenizer) => tokenizer,
+        None => train_tokenizer(&scan, args.vocab_size, context)?,
+    };
     let report = build_corpus(&scan, &tokenizer, &settings, (context, &stop))?;
     context.terminal.print(summary(&report.manifest))
 }

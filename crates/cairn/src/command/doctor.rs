@@ -66,7 +66,7 @@ pub(crate) fn run(args: &DoctorArgs, context: &Context) -> anyhow::Result<()> {
 impl Report {
     fn new(context: &Context) -> Self {
         let all = registry::kernels();
-        let best = Isa::best();
+        let best = context.isa;
         let machine = MachineReport::read();
         let default_corpus = context.environment.registry_sources();
         let profile = crate::machine_profile::load(context);

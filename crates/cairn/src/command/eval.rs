@@ -61,6 +61,9 @@ enum Side {
 
 /// Measures and prints.
 pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
+    if args.max_bytes.0 == 0 {
+        return Err(UserError::new("--max-bytes is 0, so there is nothing to measure on").into());
+    }
     let stop = StopFlag::listen()?;
     let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
     let run = run_of(&model.path);

@@ -110,6 +110,13 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
             .hint(format!("a program is made from a folder with {CONFIG_FILE}"))
             .into());
     }
+    if path.extension().is_none_or(|extension| extension != "safetensors") {
+        return Err(UserError::new(format!("{} is not a tensor file", path.display()))
+            .hint(format!(
+                "inspect reads runs, model folders, {CONFIG_FILE} and .safetensors files"
+            ))
+            .into());
+    }
     let file = SafetensorsFile::open(path)?;
     let tensors: Vec<TensorView<'_>> = file.tensors().collect();
     if args.json {

@@ -138,3 +138,18 @@ fn weights_of_another_model_are_named() {
     let text = shown(&output, Some(folder.path()));
     assert!(text.starts_with("exit 1\n") && text.contains("transformer.wte.weight"), "{text}");
 }
+
+#[test]
+fn a_file_that_holds_no_tensors_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.toml");
+    fs::write(&path, "schema = \"train/2\"").unwrap();
+    let output = cairn(["inspect"]).arg(&path).output().unwrap();
+    insta::assert_snapshot!(shown(&output, Some(folder.path())), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR/tiny.toml is not a tensor file
+    hint: inspect reads runs, model folders, config.json and .safetensors files
+    "#);
+}

@@ -445,3 +445,47 @@ fn a_cache_folder_that_cannot_be_written_is_a_warning() {
     assert!(text.starts_with("exit 0\n"), "{text}");
     assert!(text.contains("warning: what was measured cannot be kept"), "{text}");
 }
+
+#[test]
+fn what_a_new_user_mistypes_is_said_before_any_work() {
+    let workplace = Workplace::with_corpus();
+    workplace.write("recipe", "schema = \"train/2\"");
+    insta::assert_snapshot!(workplace.failure(&["train", "recipe"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: recipe
+      because: a name without an ending is not a recipe format
+    hint: use .toml, .yaml, .yml or .json
+    "#);
+    insta::assert_snapshot!(workplace.failure(&["plan", "tiny.toml", "data.corpus=nowhere"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: tiny.toml
+      because: there is no corpus in nowhere
+    hint: build one: cairn corpus build --input FOLDER --output nowhere
+    hint: or name another: data.corpus=FOLDER
+    hint: or say what it will have: model.vocab_size=N
+    "#);
+    // Nothing was read and no tokenizer trained for this answer.
+    insta::assert_snapshot!(workplace.failure(&["corpus", "build", "--input", "text", "--output", "data/tiny"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: data/tiny exists
+    hint: name another folder, or let a corpus there be replaced (--replace); a folder that holds something else is never replaced
+    "#);
+    succeed(&mut workplace.train(&["--quiet"]));
+    insta::assert_snapshot!(workplace.failure(&["eval", "--quiet", "--context", "0"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: --context is 0
+    hint: choose 1 to 32, the positions of the model
+    "#);
+    let text = workplace.failure(&["eval", "--max-bytes", "0"]);
+    assert!(text.contains("error: --max-bytes is 0, so there is nothing to measure on"), "{text}");
+    let text = workplace.failure(&["bench", "train", "tiny.toml", "--steps", "0"]);
+    assert!(text.contains("error: --steps is 0"), "{text}");
+}

@@ -70,6 +70,9 @@ fn settings(args: &TrainArgs, context: &Context) -> Value {
 }
 
 fn alone(args: &TrainArgs, context: &Context) -> anyhow::Result<()> {
+    if args.steps == 0 {
+        return Err(UserError::new("--steps is 0, so there is nothing to time").into());
+    }
     let job = Job::read(&args.recipe, &args.overrides, context)?;
     let plan = job.plan(None)?;
     let outside = Outside::new(StopFlag::default());
