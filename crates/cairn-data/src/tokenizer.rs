@@ -4,24 +4,36 @@
 //! truncated or padded, BPE dropout is off, and a special token *spelled out in a document* is
 //! ordinary text, so that a corpus cannot forge an end of document.
 //!
-//! [`train_bpe`] makes a byte-level BPE, [`TokenStream`] turns ids into text one at a time.
+//! [`train_bpe`] makes a byte-level BPE, [`TokenStream`] turns ids into text one at a time,
+//! [`TokenizerConfig`] is what the files beside a `tokenizer.json` say, [`GenerationConfig`] what
+//! a model's authors generate with.
 
+mod added;
 mod bytes;
+mod config;
 mod encoder;
 mod error;
+mod generation;
 mod gguf;
 mod stream;
 mod train;
 mod words;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::OnceLock;
 
 use cairn_artifacts::{FileError, Hash, atomic};
+use tokenizers::DecoderWrapper;
 use tokenizers::models::ModelWrapper;
 
+pub use self::config::{NamedTemplate, TokenizerConfig};
 pub use self::encoder::Encoder;
 pub use self::error::TokenizerError;
+pub use self::generation::GenerationConfig;
 pub use self::stream::TokenStream;
 pub use self::train::{BpeSettings, train_bpe};
 
@@ -60,6 +72,10 @@ pub struct Tokenizer {
     /// Special tokens in the text are themselves; made when first needed.
     parsing: OnceLock<tokenizers::Tokenizer>,
     bytes: Option<ByteTable>,
+    /// Tokens that byte fallback reads as bytes.
+    byte_tokens: BTreeSet<u32>,
+    /// Special tokens, by id.
+    specials: BTreeMap<u32, String>,
     has_gpt2_words: bool,
     json: Vec<u8>,
     hash: Hash,
@@ -73,27 +89,23 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`TokenizerError::File`] if the file cannot be read, [`TokenizerError::FileTooLarge`] above
-    /// [`TOKENIZER_BYTES_MAX`], [`TokenizerError::Parse`] if it is not a tokenizer,
-    /// [`TokenizerError::Vocab`] if its vocabulary is empty or too large.
+    /// [`TOKENIZER_BYTES_MAX`], and as [`parse`](Self::parse).
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
-        let bytes = std::fs::metadata(path).map_err(FileError::on("read", path))?.len();
-        if TOKENIZER_BYTES_MAX < bytes {
-            return Err(TokenizerError::FileTooLarge {
-                path: path.to_owned(),
-                bytes,
-                limit: TOKENIZER_BYTES_MAX,
-            });
-        }
-        Self::parse(std::fs::read(path).map_err(FileError::on("read", path))?, path)
+        Self::parse(read_bounded(path, TOKENIZER_BYTES_MAX)?, path)
     }
 
     /// Reads a tokenizer from the bytes of a `tokenizer.json`; `path` is used in errors only.
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load), but for reading.
+    /// [`TokenizerError::Parse`] if it is not a tokenizer, [`TokenizerError::Vocab`] if its
+    /// vocabulary is empty or too large, [`TokenizerError::EmptyToken`],
+    /// [`TokenizerError::DuplicateId`] and [`TokenizerError::AddedTokenId`] if its tokens
+    /// contradict each other.
     pub fn parse(json: Vec<u8>, path: &Path) -> Result<Self, TokenizerError> {
         let parse = |reason: String| TokenizerError::Parse { path: path.to_owned(), reason };
+        let stated = added::stated(&json).map_err(|error| parse(error.to_string()))?;
+        added::refuse_empty(&stated.added_tokens, path)?;
         let mut literal = deserialize(&json).map_err(parse)?;
         literal.with_truncation(None).map_err(|error| parse(error.to_string()))?;
         literal.with_padding(None);
@@ -104,8 +116,9 @@ impl Tokenizer {
             bpe.dropout = None;
             literal.with_model(bpe);
         }
-        let vocab = literal.get_vocab(true);
-        let vocab_size = vocab.values().max().map_or(0, |last| u64::from(*last) + 1);
+        added::check_ids(&stated.added_tokens, &literal, path)?;
+        let tokens = added::tokens_by_id(&literal, path)?;
+        let vocab_size = tokens.last().map_or(0, |(id, _)| u64::from(*id) + 1);
         let vocab_size = u32::try_from(vocab_size)
             .ok()
             .filter(|size| (1..=VOCAB_SIZE_MAX).contains(size))
@@ -114,23 +127,40 @@ impl Tokenizer {
                 vocab_size,
                 limit: VOCAB_SIZE_MAX,
             })?;
+        if let Some(unigram) =
+            added::unspelled(&literal, &stated).map_err(|error| parse(error.to_string()))?
+        {
+            literal.with_model(unigram);
+        }
         let end_of_document =
             END_OF_DOCUMENT_NAMES.iter().find_map(|name| literal.token_to_id(name));
-        let bytes = ByteTable::of(&literal, &vocab, vocab_size);
         literal.set_encode_special_tokens(true);
-        let hash = Hash::of_bytes(&json);
-        let has_gpt2_words = encoder::has_gpt2_words(&literal);
-        let parsing = OnceLock::new();
         Ok(Self {
+            bytes: ByteTable::of(&literal, &tokens, vocab_size),
+            byte_tokens: bytes::byte_tokens(&literal, &tokens),
+            specials: added::specials(&literal),
+            has_gpt2_words: encoder::has_gpt2_words(&literal),
+            parsing: OnceLock::new(),
+            hash: Hash::of_bytes(&json),
             literal,
-            parsing,
-            bytes,
-            has_gpt2_words,
             json,
-            hash,
             vocab_size,
             end_of_document,
         })
+    }
+
+    /// Checks that a model has a row for every token.
+    ///
+    /// A model may have more rows than the tokenizer has tokens: many are padded.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::ModelVocab`] naming both sizes.
+    pub fn check_model(&self, vocab_size: usize) -> Result<(), TokenizerError> {
+        if usize::try_from(self.vocab_size).is_ok_and(|size| size <= vocab_size) {
+            return Ok(());
+        }
+        Err(TokenizerError::ModelVocab { tokenizer: self.vocab_size, model: vocab_size })
     }
 
     /// Writes the `tokenizer.json` to `path`, byte for byte as it was read or trained.
@@ -162,12 +192,42 @@ impl Tokenizer {
     ///
     /// As [`encode`](Self::encode).
     pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let parsing = self.parsing.get_or_init(|| {
+        encode(self.parsing(), text, false)
+    }
+
+    /// Token ids of a text as a model wants them: with the tokens that the file's post-processor
+    /// puts around it (a beginning of sequence, `[CLS]` and `[SEP]`).
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_for_model(
+        &self,
+        text: &str,
+        spelled: SpelledSpecials,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        match spelled {
+            SpelledSpecials::Text => encode(&self.literal, text, true),
+            SpelledSpecials::Tokens => encode(self.parsing(), text, true),
+        }
+    }
+
+    fn parsing(&self) -> &tokenizers::Tokenizer {
+        self.parsing.get_or_init(|| {
             let mut parsing = self.literal.clone();
             parsing.set_encode_special_tokens(false);
             parsing
-        });
-        encode(parsing, text)
+        })
+    }
+
+    /// Special tokens, by id.
+    pub fn specials(&self) -> &BTreeMap<u32, String> {
+        &self.specials
+    }
+
+    /// The spelling of a token in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.literal.id_to_token(id)
     }
 
     /// Text of the ids, special tokens included; bytes that are not UTF-8 become U+FFFD.
@@ -188,9 +248,10 @@ impl Tokenizer {
         if let Some(id) = ids.iter().find(|id| self.literal.id_to_token(**id).is_none()) {
             return Err(self.unknown(*id));
         }
-        self.literal
-            .decode(ids, false)
-            .map_err(|error| TokenizerError::Decode { reason: error.to_string() })
+        catch_unwind(AssertUnwindSafe(|| self.literal.decode(ids, false)))
+            .map_err(|_| "the `tokenizers` crate cannot decode them".to_owned())
+            .and_then(|text| text.map_err(|error| error.to_string()))
+            .map_err(|reason| TokenizerError::Decode { reason })
     }
 
     /// Starts to turn ids into text one at a time; no piece ever holds half a character.
@@ -208,6 +269,21 @@ impl Tokenizer {
     /// Whether every id stands for fixed bytes, so that decoding is concatenation.
     pub fn is_byte_level(&self) -> bool {
         self.bytes.is_some()
+    }
+
+    /// Whether byte fallback reads the token as a byte.
+    fn is_byte_token(&self, id: u32) -> bool {
+        self.byte_tokens.contains(&id)
+    }
+
+    /// Whether byte level is one of several steps of the decoder, so that a piece may be cut.
+    fn has_inner_byte_level(&self) -> bool {
+        let is_byte_level = |step: &DecoderWrapper| matches!(step, DecoderWrapper::ByteLevel(_));
+        self.bytes.is_none()
+            && self
+                .literal
+                .get_decoder()
+                .is_some_and(|decoder| bytes::steps(decoder).iter().any(is_byte_level))
     }
 
     /// One more than the largest token id: the rows an embedding needs.
@@ -257,22 +333,56 @@ impl Tokenizer {
     }
 }
 
+/// Whether a special token spelled out in a text is text or the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpelledSpecials {
+    /// It is text: what a user typed.
+    Text,
+    /// It is the token: what a template wrote, or a mask to fill.
+    Tokens,
+}
+
+/// Reads a file of at most `limit` bytes, whatever its length claims to be.
+fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, TokenizerError> {
+    let read = |error| TokenizerError::from(FileError::on("read", path)(error));
+    let file = File::open(path).map_err(read)?;
+    let length = file.metadata().map_err(read)?.len();
+    let mut bytes = Vec::new();
+    if length <= limit {
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
+    }
+    let bytes_found = length.max(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+    if limit < bytes_found {
+        return Err(TokenizerError::FileTooLarge {
+            path: path.to_owned(),
+            bytes: bytes_found,
+            limit,
+        });
+    }
+    Ok(bytes)
+}
+
 /// Reads the file through the `tokenizers` crate, which panics on some broken ones (0.23.2: a decoder
 /// that is not JSON, a precompiled normalizer that is not base64). A foreign file may not end the
-/// process, so its syntax is checked first and what is left is caught here.
+/// process, so its syntax was checked before and what is left is caught here.
 fn deserialize(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
-    serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| error.to_string())?;
-    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
+    catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
         .map_err(|_| "the `tokenizers` crate cannot read it".to_owned())?
         .map_err(|error| error.to_string())
 }
 
-fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
+/// Encodes through the `tokenizers` crate, which panics where a file's pattern gives up on a text.
+fn encode(
+    tokenizer: &tokenizers::Tokenizer,
+    text: &str,
+    adds_specials: bool,
+) -> Result<Vec<u32>, TokenizerError> {
     // `encode_fast` leaves out the offsets, which nothing here needs.
-    let encoding = tokenizer
-        .encode_fast(text, false)
-        .map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
-    Ok(encoding.get_ids().to_vec())
+    catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, adds_specials)))
+        .map_err(|_| "the `tokenizers` crate cannot encode it".to_owned())
+        .and_then(|encoding| encoding.map_err(|error| error.to_string()))
+        .map(|encoding| encoding.get_ids().to_vec())
+        .map_err(|reason| TokenizerError::Encode { reason })
 }
 
 #[cfg(test)]

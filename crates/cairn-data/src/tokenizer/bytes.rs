@@ -5,7 +5,7 @@
 //! the decoder, a text is the concatenation of its tokens' bytes, which makes decoding a copy and
 //! streaming exact.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::LazyLock;
 
 use tokenizers::decoders::DecoderWrapper;
@@ -19,23 +19,19 @@ pub(super) struct ByteTable {
 }
 
 impl ByteTable {
-    /// Makes the table, if the tokenizer's decoder is the byte-level one.
+    /// Makes the table of `tokens`, sorted by id, if the tokenizer's decoder is the byte-level one.
     pub(super) fn of(
         tokenizer: &tokenizers::Tokenizer,
-        vocab: &HashMap<String, u32>,
+        tokens: &[(u32, String)],
         vocab_size: u32,
     ) -> Option<Self> {
-        let Some(DecoderWrapper::ByteLevel(_)) = tokenizer.get_decoder() else { return None };
+        if !is_byte_level(tokenizer.get_decoder()?) {
+            return None;
+        }
         let byte_of_char = byte_of_char();
-        let mut tokens: Vec<(u32, &str)> =
-            vocab.iter().map(|(token, id)| (*id, token.as_str())).collect();
-        // An id with two spellings decodes as the tokenizer spells it, whatever the map's order.
-        tokens.sort_unstable();
         let mut table =
             Self { bytes: Vec::new(), spans: vec![None; usize::try_from(vocab_size).ok()?] };
         for (id, token) in tokens {
-            let spelled = tokenizer.id_to_token(id);
-            let token = spelled.as_deref().unwrap_or(token);
             let start = u32::try_from(table.bytes.len()).ok()?;
             // A token with a character outside the alphabet (an added token) stands for itself.
             match token.chars().map(|c| byte_of_char.get(&c).copied()).collect::<Option<Vec<u8>>>()
@@ -44,7 +40,7 @@ impl ByteTable {
                 None => table.bytes.extend(token.as_bytes()),
             }
             let end = u32::try_from(table.bytes.len()).ok()?;
-            table.spans[usize::try_from(id).ok()?] = Some((start, end));
+            table.spans[usize::try_from(*id).ok()?] = Some((start, end));
         }
         Some(table)
     }
@@ -54,6 +50,39 @@ impl ByteTable {
         let (start, end) = (*self.spans.get(usize::try_from(id).ok()?)?)?;
         self.bytes.get(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
     }
+}
+
+/// Whether a decoder is the byte-level one, alone or as the only step of a sequence.
+fn is_byte_level(decoder: &DecoderWrapper) -> bool {
+    match steps(decoder) {
+        [DecoderWrapper::ByteLevel(_)] => true,
+        [only @ DecoderWrapper::Sequence(_)] if !std::ptr::eq(only, decoder) => is_byte_level(only),
+        _ => false,
+    }
+}
+
+/// The steps of a decoder: those of a sequence, or itself.
+pub(super) fn steps(decoder: &DecoderWrapper) -> &[DecoderWrapper] {
+    match decoder {
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders(),
+        single => std::slice::from_ref(single),
+    }
+}
+
+/// Ids of the tokens that byte fallback reads as bytes, if that is a step of the decoder.
+pub(super) fn byte_tokens(
+    tokenizer: &tokenizers::Tokenizer,
+    tokens: &[(u32, String)],
+) -> BTreeSet<u32> {
+    let falls_back = |step: &DecoderWrapper| matches!(step, DecoderWrapper::ByteFallback(_));
+    if !tokenizer.get_decoder().is_some_and(|decoder| steps(decoder).iter().any(falls_back)) {
+        return BTreeSet::new();
+    }
+    let is_byte = |token: &str| {
+        let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        digits.is_some_and(|two| two.len() == 2 && u8::from_str_radix(two, 16).is_ok())
+    };
+    tokens.iter().filter(|(_, token)| is_byte(token)).map(|(id, _)| *id).collect()
 }
 
 /// The character that spells a byte in GPT-2's alphabet.

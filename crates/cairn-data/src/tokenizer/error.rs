@@ -13,7 +13,7 @@ pub enum TokenizerError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The file is larger than any tokenizer.
-    #[error("tokenizer {path} has {bytes} bytes, more than the limit of {limit}", path = path.display())]
+    #[error("{path} has {bytes} bytes, more than the limit of {limit}", path = path.display())]
     FileTooLarge {
         /// The `tokenizer.json`.
         path: PathBuf,
@@ -47,6 +47,57 @@ pub enum TokenizerError {
         vocab_size: u64,
         /// `VOCAB_SIZE_MAX`.
         limit: u32,
+    },
+    /// A token without text, which would match everywhere.
+    #[error("tokenizer {path}: token {id} is empty", path = path.display())]
+    EmptyToken {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// Its id.
+        id: u32,
+    },
+    /// Two tokens share an id.
+    #[error("tokenizer {path}: token id {id} is both {first:?} and {second:?}", path = path.display())]
+    DuplicateId {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// The id.
+        id: u32,
+        /// One token.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// An added token's id cannot be what the file says.
+    #[error(
+        "tokenizer {path}: added token {token:?} is stated to be {stated} but comes out as {actual}",
+        path = path.display()
+    )]
+    AddedTokenId {
+        /// The file that states it.
+        path: PathBuf,
+        /// The token.
+        token: String,
+        /// Its id by the file.
+        stated: u32,
+        /// Its id by the vocabulary, or the next free one.
+        actual: u32,
+    },
+    /// The tokenizer has ids that the model has no rows for.
+    #[error("the tokenizer has {tokenizer} token ids, the model's vocab_size is {model}")]
+    ModelVocab {
+        /// One more than the tokenizer's largest id.
+        tokenizer: u32,
+        /// Rows of the model's embedding.
+        model: usize,
+    },
+    /// A file beside the tokenizer says something that cannot be used.
+    #[error("{path} cannot be used: {reason}", path = path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// A vocabulary too small for the alphabet and the special token.
     #[error("a byte-level vocabulary needs at least {min} tokens, {vocab_size} asked for")]
@@ -104,7 +155,18 @@ impl Hint for TokenizerError {
                         .to_owned(),
                 ]
             }
-            Self::FileTooLarge { .. }
+            Self::EmptyToken { .. } | Self::DuplicateId { .. } => {
+                vec!["the file is damaged; fetch it again from where it was made".to_owned()]
+            }
+            Self::AddedTokenId { .. } => vec![
+                "added tokens continue the vocabulary without a gap, in the order of their ids"
+                    .to_owned(),
+            ],
+            Self::ModelVocab { .. } => {
+                vec!["use the tokenizer.json that belongs to this config.json".to_owned()]
+            }
+            Self::Config { .. }
+            | Self::FileTooLarge { .. }
             | Self::Gguf { .. }
             | Self::Vocab { .. }
             | Self::Train { .. }

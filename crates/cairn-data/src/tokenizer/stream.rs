@@ -1,12 +1,15 @@
 //! Ids to text, one at a time, never half a character.
 //!
 //! **Invariant:** the pieces and the rest, end to end, are what `Tokenizer::decode` gives for all
-//! the ids (byte-level tokenizers: for any ids; others: where their decoder is a function of a few
-//! neighbors, which all known ones are).
+//! the ids. A byte-level tokenizer's text is the concatenation of bytes. The other decoders look
+//! back by one token (a word piece after another, a leading space at the beginning only) and, with
+//! byte fallback, at the whole run of byte tokens: one bad byte makes every byte of its run U+FFFD.
+//! So a run of byte tokens is held back until a token of another kind ends it.
 
 use super::{Tokenizer, TokenizerError};
 
-/// Tokens that a non-byte-level stream holds back at most, waiting for a character to complete.
+/// Tokens that are held back at most where byte level is one step of several, waiting for a
+/// character to complete.
 const HELD_TOKENS_MAX: usize = 16;
 
 /// Turns ids into text as they come.
@@ -29,7 +32,7 @@ pub struct TokenStream<'a> {
     tokenizer: &'a Tokenizer,
     /// Byte level: the bytes of a character that is not complete yet.
     partial: Vec<u8>,
-    /// Otherwise: the tokens of the last piece, which decoders look back at, then the held ones.
+    /// Otherwise: tokens of the last piece, which decoders look back at, then the held ones.
     window: Vec<u32>,
     num_emitted: usize,
 }
@@ -52,15 +55,21 @@ impl<'a> TokenStream<'a> {
             return Ok(take_complete(&mut self.partial));
         }
         self.window.push(id);
+        if self.tokenizer.is_byte_token(id) {
+            return Ok(String::new());
+        }
         let decoded = self.decode_window().inspect_err(|_| {
             self.window.pop();
         });
         let (seen, text) = decoded?;
         let held = self.window.len() - self.num_emitted;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && held < HELD_TOKENS_MAX {
+        let may_be_cut = self.tokenizer.has_inner_byte_level();
+        let is_cut = may_be_cut && text.ends_with(char::REPLACEMENT_CHARACTER);
+        if is_cut && held < HELD_TOKENS_MAX {
             return Ok(String::new());
         }
-        self.window.drain(..self.num_emitted);
+        let num_past = if may_be_cut { self.num_emitted } else { self.window.len() - 1 };
+        self.window.drain(..num_past);
         self.num_emitted = self.window.len();
         Ok(text.get(seen..).unwrap_or_default().to_owned())
     }

@@ -7,6 +7,9 @@ use serde_json::json;
 
 use super::*;
 
+mod damaged;
+mod kinds;
+
 const TEXT: &str = "A cairn is a stack of stones. Cairns mark the way; a cairn's stones are laid one at \
                     a time.\n\tlet stones = vec![1, 2, 3]; // naïve, 漢字\n";
 
@@ -61,7 +64,7 @@ fn training_is_deterministic_and_complete() {
     assert_eq!(tokenizer.end_of_document(), Some(0));
     assert_eq!(tokenizer.token_bytes(0), Some(END_OF_TEXT.as_bytes()));
     assert_eq!(tokenizer.json(), TOKENIZER.json());
-    let bytes: std::collections::BTreeSet<Vec<u8>> =
+    let bytes: BTreeSet<Vec<u8>> =
         (1..257).map(|id| tokenizer.token_bytes(id).unwrap().to_vec()).collect();
     assert!(bytes.into_iter().eq((0..=255u8).map(|byte| vec![byte])));
     assert!(tokenizer.encode(" stones").unwrap().len() == 1, "the training found no word");
@@ -131,7 +134,7 @@ fn files_round_trip_byte_for_byte() {
 fn huge_file_and_huge_vocabulary_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
-    let file = std::fs::File::create(&path).unwrap();
+    let file = File::create(&path).unwrap();
     file.set_len(TOKENIZER_BYTES_MAX + 1).unwrap();
     let error = Tokenizer::load(&path).unwrap_err();
     assert!(matches!(error, TokenizerError::FileTooLarge { .. }), "{error}");
@@ -180,7 +183,7 @@ fn long_texts_and_words_encode_like_short_ones() {
     let ids = encoder.encode(&text).unwrap();
     assert_eq!(TOKENIZER.decode(&ids).unwrap(), text);
     assert_eq!(
-        encode(&TOKENIZER.literal, &text[..9999]).unwrap(),
+        encode(&TOKENIZER.literal, &text[..9999], false).unwrap(),
         encoder.encode(&text[..9999]).unwrap()
     );
     let word = "stone".repeat(20_000);
@@ -193,7 +196,7 @@ proptest! {
         let ids = TOKENIZER.encode(&text).unwrap();
         prop_assert_eq!(TOKENIZER.decode(&ids).unwrap(), text.clone());
         prop_assert_eq!(streamed(&TOKENIZER, &ids), text.clone());
-        prop_assert_eq!(ids, encode(&TOKENIZER.literal, &text).unwrap());
+        prop_assert_eq!(ids, encode(&TOKENIZER.literal, &text, false).unwrap());
     }
 
     #[test]
