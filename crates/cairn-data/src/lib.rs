@@ -1,5 +1,6 @@
 //! Text to batches: tokenizers, corpora, shards and the resumable loader.
 //!
+//! - [`chat`]: a conversation becomes text, by a model's template, in bounded time and memory;
 //! - [`tokenizer`]: a `tokenizer.json`: trained, loaded, encoding, decoding, streaming;
 //! - [`corpus`]: folders, files and JSON Lines become a corpus folder: documents with license and
 //!   group, a split without leaks, shards of tokens and a manifest of hashes;
@@ -11,6 +12,7 @@
 //! counted and listed; it never ends a build.
 #![forbid(unsafe_code)]
 
+pub mod chat;
 pub mod corpus;
 pub mod loader;
 pub mod permutation;
