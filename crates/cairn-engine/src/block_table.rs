@@ -93,6 +93,17 @@ impl BlockTable {
         Self { blocks: self.blocks.clone(), num_tokens: self.num_tokens }
     }
 
+    /// Forgets all but the first `tokens` tokens and gives back the blocks that held only others.
+    pub fn truncate(&mut self, pool: &mut BlockPool, tokens: usize) {
+        if self.num_tokens <= tokens {
+            return;
+        }
+        for block in self.blocks.drain(blocks_for(tokens)..).rev() {
+            pool.release(block);
+        }
+        self.num_tokens = tokens;
+    }
+
     /// Gives every block back and leaves the table empty.
     pub fn release(&mut self, pool: &mut BlockPool) {
         // Last block first, so that the next sequence gets them in the order this one had.

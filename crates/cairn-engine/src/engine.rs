@@ -5,7 +5,11 @@
 //! request is admitted when the pool has blocks for its whole context, so nothing that runs can run
 //! out of them.
 //!
-//! **Invariant:** every block in use belongs to a running sequence or a beam.
+//! After [`Engine::generate_kept`] the keys and values of its sequence stay until another request
+//! comes: the next turn of a conversation runs only what is new.
+//!
+//! **Invariant:** every block in use belongs to a running sequence, a beam, or the kept sequence; a
+//! kept sequence is there only while nothing runs.
 //! **Invariant:** tokens of a request do not depend on what else the engine does: the kernels are
 //! batch invariant, and randomness is keyed by seed and position.
 
@@ -36,12 +40,30 @@ struct Sequence {
     table: BlockTable,
 }
 
+/// A sequence that has ended, with what was computed for it.
+#[derive(Debug)]
+struct Kept {
+    /// As many tokens as the table holds.
+    tokens: Vec<u32>,
+    table: BlockTable,
+}
+
+impl Kept {
+    /// Tokens of `prompt` whose keys are there. The last one is run in any case: its logits are
+    /// what the next token is chosen by.
+    fn num_common(&self, prompt: &[u32]) -> usize {
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        common.min(prompt.len().saturating_sub(1))
+    }
+}
+
 impl Sequence {
-    fn new(id: RequestId, request: Request) -> Self {
+    fn new(id: RequestId, request: Request, table: Option<BlockTable>) -> Self {
         let context = request.prompt.len() + request.max_new_tokens;
         let mut tokens = Vec::with_capacity(context);
         tokens.extend_from_slice(&request.prompt);
-        Self { id, request, tokens, table: BlockTable::with_capacity(context) }
+        let table = table.unwrap_or_else(|| BlockTable::with_capacity(context));
+        Self { id, request, tokens, table }
     }
 
     /// Blocks at its longest; the last token is chosen but never run.
@@ -106,6 +128,10 @@ pub struct Engine {
     reserved: usize,
     next_id: u64,
     shares: Vec<Share>,
+    /// The last sequence of `generate_kept`.
+    kept: Option<Kept>,
+    /// Whether the sequence that runs is to be kept.
+    keeps: bool,
 }
 
 impl Engine {
@@ -152,6 +178,8 @@ impl Engine {
             reserved: 0,
             next_id: 0,
             shares: Vec::with_capacity(options.max_num_seqs),
+            kept: None,
+            keeps: false,
             spec,
             options,
         })
@@ -172,7 +200,7 @@ impl Engine {
         self.executor.session()
     }
 
-    /// Blocks in use; zero when nothing runs.
+    /// Blocks in use; zero when nothing runs and nothing is kept.
     pub fn num_blocks_used(&self) -> usize {
         self.pool.num_blocks() - self.pool.num_free()
     }
@@ -192,10 +220,15 @@ impl Engine {
         if self.options.max_num_waiting <= self.waiting.len() {
             return Err(RequestError::QueueFull { limit: self.options.max_num_waiting });
         }
+        self.forget_kept();
+        Ok(self.enqueue(request, None))
+    }
+
+    fn enqueue(&mut self, request: Request, table: Option<BlockTable>) -> RequestId {
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back(Sequence::new(id, request));
-        Ok(id)
+        self.waiting.push_back(Sequence::new(id, request, table));
+        id
     }
 
     /// Drops a request and gives its blocks back; false if there is none of this id any more.
@@ -313,8 +346,51 @@ impl Engine {
 
     fn retire(&mut self, index: usize) {
         let mut sequence = self.running.remove(index);
-        sequence.table.release(&mut self.pool);
         self.reserved -= sequence.num_blocks_max();
+        if self.keeps {
+            sequence.tokens.truncate(sequence.table.num_tokens());
+            self.kept = Some(Kept { tokens: sequence.tokens, table: sequence.table });
+        } else {
+            sequence.table.release(&mut self.pool);
+        }
+    }
+
+    /// Gives back the blocks of the kept sequence.
+    pub(crate) fn forget_kept(&mut self) {
+        if let Some(mut kept) = self.kept.take() {
+            kept.table.release(&mut self.pool);
+        }
+    }
+
+    /// Tokens at the beginning of `prompt` that [`generate_kept`](Self::generate_kept) would not
+    /// have to run again.
+    pub fn num_reusable(&self, prompt: &[u32]) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.num_common(prompt))
+    }
+
+    /// As [`generate`](Self::generate), but what was computed stays for the next call: a prompt that
+    /// begins like the sequence before runs only the rest. The tokens are the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate`](Self::generate).
+    pub fn generate_kept(
+        &mut self,
+        request: Request,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Output, GenerateError> {
+        self.check_idle()?;
+        request.check(self.spec.vocab_size, self.options.max_context)?;
+        let table = self.kept.take().map(|mut kept| {
+            let common = kept.num_common(&request.prompt);
+            kept.table.truncate(&mut self.pool, common);
+            kept.table
+        });
+        let id = self.enqueue(request, table);
+        self.keeps = true;
+        let output = self.run_alone(id, on_token);
+        self.keeps = false;
+        output
     }
 
     /// Runs one request to its end, handing each token to `on_token` as it comes; `Break` ends the
@@ -332,6 +408,15 @@ impl Engine {
     ) -> Result<Output, GenerateError> {
         self.check_idle()?;
         let id = self.add_request(request)?;
+        self.run_alone(id, on_token)
+    }
+
+    /// Runs the only request to its end.
+    fn run_alone(
+        &mut self,
+        id: RequestId,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Output, GenerateError> {
         let mut output =
             Output { tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Cancelled };
         let mut events = Vec::new();

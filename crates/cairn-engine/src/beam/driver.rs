@@ -33,6 +33,7 @@ impl Engine {
     /// beams outgrow the cache. All blocks are given back either way.
     pub fn beam_search(&mut self, request: &BeamRequest) -> Result<Vec<Hypothesis>, GenerateError> {
         self.check_idle()?;
+        self.forget_kept();
         Request {
             stop_tokens: request.stop_tokens.clone(),
             ..Request::new(request.prompt.clone(), SamplingParams::greedy(), request.max_new_tokens)

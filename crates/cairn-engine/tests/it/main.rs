@@ -7,6 +7,8 @@ mod beams;
 #[cfg(test)]
 mod goldens;
 #[cfg(test)]
+mod kept;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod requests;
