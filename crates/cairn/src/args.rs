@@ -8,8 +8,8 @@ use clap::builder::styling::{AnsiColor, Effects};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::command::{
-    adapter, bench, completions, corpus, doctor, eval, generate, inspect, logits, plan, quickstart,
-    tokenizer, train,
+    adapter, bench, chat, completions, corpus, doctor, eval, generate, inspect, logits, plan,
+    quickstart, tokenizer, train,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
     Inspect(inspect::InspectArgs),
     Adapter(adapter::AdapterArgs),
     Logits(logits::LogitsArgs),

@@ -2,6 +2,7 @@
 
 pub(crate) mod adapter;
 pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod corpus;
 pub(crate) mod doctor;
@@ -29,6 +30,7 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Adapter(args) => adapter::run(&args, context),
         Command::Bench(args) => bench::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
+        Command::Chat(args) => chat::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Logits(args) => logits::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),

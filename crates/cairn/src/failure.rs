@@ -65,7 +65,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 /// Whoever read our output has seen enough (`cairn … | head`).
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<io::Error>();
         io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
@@ -106,6 +106,8 @@ fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
         cairn_artifacts::safetensors::ReadError,
         cairn_artifacts::safetensors::WeightsError,
         cairn_data::tokenizer::TokenizerError,
+        cairn_data::chat::ChatError,
+        cairn_data::chat::ConversationError,
         cairn_data::corpus::CorpusError,
         cairn_data::corpus::ReadError,
         cairn_engine::SamplingError,

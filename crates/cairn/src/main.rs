@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod chat;
+mod chat_sampling;
 mod command;
 mod context;
 mod environment;

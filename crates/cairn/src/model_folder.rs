@@ -37,7 +37,12 @@ impl ModelFolder {
     /// The tokenizer beside the weights, if there is one.
     pub(crate) fn tokenizer(&self) -> anyhow::Result<Option<Tokenizer>> {
         let path = self.path.join(TOKENIZER_FILE);
-        Ok(if path.exists() { Some(Tokenizer::load(&path)?) } else { None })
+        if !path.exists() {
+            return Ok(None);
+        }
+        let tokenizer = Tokenizer::load(&path)?;
+        tokenizer.check_model(self.spec.vocab_size)?;
+        Ok(Some(tokenizer))
     }
 }
 

@@ -49,6 +49,11 @@ pub(crate) fn code_revision() -> CodeRevision {
     }
 }
 
+/// The current date and time in UTC, for templates that tell the model.
+pub(crate) fn civil_time() -> jiff::civil::DateTime {
+    jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now())
+}
+
 /// The current time as records write it.
 pub(crate) fn timestamp() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()

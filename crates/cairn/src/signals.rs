@@ -27,6 +27,20 @@ impl StopFlag {
         Ok(Self(asked))
     }
 
+    /// Listens to Ctrl-C only. After [`clear`](Self::clear) the next one asks again.
+    pub(crate) fn listen_to_interrupts() -> anyhow::Result<Self> {
+        let asked = Arc::new(AtomicBool::new(false));
+        flag::register_conditional_shutdown(SIGINT, EXIT_KILLED, Arc::clone(&asked))
+            .and_then(|_| flag::register(SIGINT, Arc::clone(&asked)))
+            .context("cannot listen to signals")?;
+        Ok(Self(asked))
+    }
+
+    /// Forgets that someone asked: what was to stop has stopped.
+    pub(crate) fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
     /// Whether someone asked to stop.
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)

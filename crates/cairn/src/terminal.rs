@@ -50,6 +50,12 @@ impl Terminal {
         }
     }
 
+    /// Asks the person for a line.
+    pub(crate) fn ask(&self, prompt: &str) {
+        // A closed standard error leaves nobody to ask.
+        let _ = write!(io::stderr().lock(), "{}", self.paint("1;36", prompt));
+    }
+
     /// Says what is happening: a word in color, then the rest.
     pub(crate) fn step(&self, verb: &str, text: impl Display) {
         if !self.quiet {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use cairn_artifacts::FileError;
-use cairn_data::tokenizer::{TokenStream, Tokenizer};
+use cairn_data::tokenizer::{GenerationConfig, SpelledSpecials, TokenStream, Tokenizer};
 use cairn_engine::{
     BeamParams, BeamRequest, Engine, EngineOptions, EnginePlan, Finish, Request, SamplingFields,
     SamplingParams,
@@ -162,13 +162,28 @@ struct BeamArgs {
 /// How the model is held.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Storage")]
-struct StorageArgs {
+pub(crate) struct StorageArgs {
     /// Encoding of weight matrices in memory
     #[arg(long, value_enum, default_value_t = WeightType::F32)]
     weights: WeightType,
     /// Encoding of cached keys and values
     #[arg(long, value_enum, default_value_t = CachedType::F32)]
     cache: CachedType,
+}
+
+impl StorageArgs {
+    /// Sets the encodings that were asked for.
+    pub(crate) fn apply(&self, options: &mut EngineOptions) {
+        options.encoding = match self.weights {
+            WeightType::F32 => Encoding::F32,
+            WeightType::Bf16 => Encoding::Bf16,
+            WeightType::Q8 => Encoding::Q8,
+        };
+        options.cache_type = match self.cache {
+            CachedType::F32 => CacheType::F32,
+            CachedType::Bf16 => CacheType::Bf16,
+        };
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -190,7 +205,8 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> 
     let tokenizer = model.tokenizer()?;
     args.ending.check(tokenizer.is_some())?;
     let prompt = Prompt::read(&args.prompt, &model, tokenizer.as_ref())?;
-    let stops = stops(&args.ending, &model, tokenizer.as_ref());
+    let stated = stated(&model, context)?;
+    let stops = stops(&args.ending, &model, (&stated.eos_token_ids, tokenizer.as_ref()));
     let max_new_tokens = args.room(&model, prompt.ids.len())?;
     let mut engine = engine(args, &model, prompt.ids.len() + max_new_tokens, context)?;
     if let Some(num_beams) = args.beams.beams {
@@ -308,7 +324,7 @@ impl Prompt {
             UserError::new(format!("{} has no tokenizer.json", model.path.display()))
                 .hint("give the prompt as token ids: --prompt-ids 5,6,7")
         })?;
-        let mut ids = tokenizer.encode(&text)?;
+        let mut ids = tokenizer.encode_for_model(&text, SpelledSpecials::Text)?;
         if ids.is_empty() {
             // An empty prompt means a new document.
             ids.extend(tokenizer.end_of_document());
@@ -319,15 +335,42 @@ impl Prompt {
 
 /// Tokens that end the output: the model's own, the tokenizer's end of document, and those asked
 /// for. An id outside the vocabulary, which small models inherit from large ones, never comes.
-fn stops(args: &EndingArgs, model: &ModelFolder, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
+fn stops(
+    args: &EndingArgs,
+    model: &ModelFolder,
+    (stated, tokenizer): (&[u32], Option<&Tokenizer>),
+) -> Vec<u32> {
     let mut stops = args.stop_token.clone();
     if !args.ignore_eos {
-        let own = model.spec.tokens.eos.iter().copied();
+        let own = model.spec.tokens.eos.iter().chain(stated).copied();
         let end = tokenizer.and_then(Tokenizer::end_of_document);
         let vocab_size = model.spec.vocab_size;
         stops.extend(own.chain(end).filter(|&id| (id as usize) < vocab_size));
     }
     stops
+}
+
+/// What the model's authors generate with: the ends are taken, the sampling is named.
+fn stated(model: &ModelFolder, context: &Context) -> anyhow::Result<GenerationConfig> {
+    let stated = GenerationConfig::read(&model.path)?.unwrap_or_default();
+    let names = [
+        ("temperature", stated.temperature.is_some()),
+        ("top_k", stated.top_k.is_some()),
+        ("top_p", stated.top_p.is_some()),
+        ("min_p", stated.min_p.is_some()),
+        ("typical_p", stated.typical_p.is_some()),
+        ("repetition_penalty", stated.repetition_penalty.is_some()),
+        ("no_repeat_ngram_size", stated.no_repeat_ngram_size.is_some()),
+    ];
+    let names = names.iter().filter(|(_, is_there)| *is_there).map(|(name, _)| *name);
+    let names: Vec<&str> = names.chain(stated.ignored.iter().map(String::as_str)).collect();
+    if !names.is_empty() {
+        context.terminal.warn(format_args!(
+            "generation_config.json also sets {}; `generate` goes by its flags",
+            names.join(", ")
+        ));
+    }
+    Ok(stated)
 }
 
 fn engine(
@@ -337,15 +380,7 @@ fn engine(
     context: &Context,
 ) -> anyhow::Result<Engine> {
     let mut options = EngineOptions::new(args.beams.beams.unwrap_or(1).max(1), max_context);
-    options.encoding = match args.storage.weights {
-        WeightType::F32 => Encoding::F32,
-        WeightType::Bf16 => Encoding::Bf16,
-        WeightType::Q8 => Encoding::Q8,
-    };
-    options.cache_type = match args.storage.cache {
-        CachedType::F32 => CacheType::F32,
-        CachedType::Bf16 => CacheType::Bf16,
-    };
+    args.storage.apply(&mut options);
     let plan = EnginePlan::new(&model.spec, options)?;
     Engine::load(plan, context.cpu()?, &model.weights)
         .with_context(|| format!("cannot load {}", model.path.display()))

@@ -19,6 +19,7 @@ const COMMANDS: &[&str] = &[
     "train",
     "eval",
     "generate",
+    "chat",
     "inspect",
     "logits",
     "bench",
@@ -42,6 +43,7 @@ fn help_lists_every_command() {
       train        Train a model by a recipe, or go on with a run
       eval         Measure a model on held-out text, beside gzip, xz and zstd
       generate     Continue a prompt
+      chat         Talk with a model
       inspect      Show what is in a model, a run or a tensor file
       adapter      Add a low-rank adapter to a model's weights, or take it out
       logits       Write the logits and hidden states of token ids

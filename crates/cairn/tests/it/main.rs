@@ -2,7 +2,10 @@
 
 #[cfg(test)]
 mod adapter;
+#[cfg(test)]
 mod bench;
+#[cfg(test)]
+mod chat;
 #[cfg(test)]
 mod contracts;
 #[cfg(test)]

@@ -1,0 +1,288 @@
+//! `cairn chat`: a conversation with a model, in the terminal or in one question.
+
+use std::io::{BufRead, IsTerminal, Read};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use cairn_data::chat::ChatTemplate;
+use cairn_data::tokenizer::TokenizerConfig;
+use cairn_engine::{Engine, EngineOptions, EnginePlan};
+use clap::Args;
+use serde_json::json;
+
+use crate::chat::{Answer, Chat, ChatParts};
+use crate::chat_sampling::ChatSamplingArgs;
+use crate::command::generate::StorageArgs;
+use crate::context::Context;
+use crate::failure::UserError;
+use crate::model_folder::ModelFolder;
+use crate::runs;
+use crate::signals::StopFlag;
+
+const EXAMPLES: &str = "\
+Examples:
+  cairn chat --model DIR
+  cairn chat --model DIR --system 'Answer in one sentence.' --temperature 0
+  echo 'What is a cairn?' | cairn chat --model DIR --json
+  cairn chat --model DIR --template chatml.jinja --max-new-tokens 200";
+
+const HELP: &str = "\
+/system TEXT  begin anew with TEXT as the system's message
+/reset        begin anew, keeping the system's message
+/undo         take the last question and its answer back
+/save FILE    write the messages as JSON
+/help         show this
+/quit         end (Ctrl-D does, too); Ctrl-C stops an answer";
+
+/// Talk with a model
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ChatArgs {
+    /// Folder of a model or a run [default: the last run]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// File with the chat template, in Jinja [default: the model's own]
+    #[arg(long, value_name = "FILE")]
+    template: Option<PathBuf>,
+    /// Which of the model's templates to use, where it has several
+    #[arg(long, value_name = "NAME", conflicts_with = "template")]
+    template_name: Option<String>,
+    /// The system's message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Variable that the template reads, such as `enable_thinking=false`; may be repeated
+    #[arg(long = "set", value_name = "NAME=JSON")]
+    variables: Vec<String>,
+    /// Tokens of an answer at most [default: 1024, or what the context has room for]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Tokens of the conversation at most [default: 4096, or the model's positions]
+    #[arg(long, value_name = "N")]
+    max_context: Option<usize>,
+    /// Drop the oldest turns when the conversation outgrows the context
+    #[arg(long)]
+    drop_oldest: bool,
+    /// Read one message or command a line from standard input, as from a terminal
+    #[arg(long)]
+    lines: bool,
+    /// Print each answer as one JSON object, with the messages and numbers of tokens
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: ChatSamplingArgs,
+    #[command(flatten)]
+    storage: StorageArgs,
+}
+
+/// Tokens of a conversation, where nothing is asked for and the model has room.
+const MAX_CONTEXT: usize = 4096;
+
+/// Talks.
+pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
+    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
+    let tokenizer = model.tokenizer()?.ok_or_else(|| {
+        UserError::new(format!("{} has no tokenizer.json", model.path.display()))
+            .hint("continue token ids instead: cairn generate --prompt-ids 5,6,7")
+    })?;
+    let config = TokenizerConfig::read(&model.path)?;
+    config.check(&tokenizer, &model.path)?;
+    let template = template(args, &config, &model)?;
+    let (sampling, generation) = args.sampling.resolve(&model, context)?;
+    let positions = model.spec.max_position_embeddings;
+    let max_context = args.max_context.unwrap_or_else(|| MAX_CONTEXT.min(positions));
+    let mut options = EngineOptions::new(1, max_context);
+    args.storage.apply(&mut options);
+    let plan = EnginePlan::new(&model.spec, options)?;
+    let engine = Engine::load(plan, context.cpu()?, &model.weights)
+        .with_context(|| format!("cannot load {}", model.path.display()))?;
+    let mut stops = generation.eos_token_ids.clone();
+    stops.extend(template.end_of_turn(&tokenizer, &config.special_tokens));
+    stops.extend(config.special("eos_token").and_then(|token| tokenizer.token_id(token)));
+    stops.extend(&model.spec.tokens.eos);
+    stops.retain(|id| usize::try_from(*id).is_ok_and(|id| id < model.spec.vocab_size));
+    stops.sort_unstable();
+    stops.dedup();
+    let mut chat = Chat::new(ChatParts {
+        engine,
+        tokenizer: &tokenizer,
+        template,
+        special_tokens: config.special_tokens.clone(),
+        variables: variables(&args.variables)?,
+        stops,
+        sampling,
+        max_new_tokens: args.max_new_tokens.or(generation.max_new_tokens),
+        drops_oldest: args.drop_oldest,
+        system: args.system.clone(),
+        stop: StopFlag::listen_to_interrupts()?,
+    });
+    let is_terminal = std::io::stdin().is_terminal();
+    if is_terminal || args.lines {
+        return converse(&mut chat, args, context, is_terminal);
+    }
+    let mut question = String::new();
+    let read = std::io::stdin().lock().read_to_string(&mut question);
+    read.context("cannot read a message from standard input")?;
+    let question = question.trim_end_matches(['\n', '\r']);
+    if question.is_empty() {
+        return Err(UserError::new("standard input holds no message")
+            .hint("echo 'What is a cairn?' | cairn chat")
+            .into());
+    }
+    answer(&mut chat, question, args.json, context)
+}
+
+fn template(
+    args: &ChatArgs,
+    config: &TokenizerConfig,
+    model: &ModelFolder,
+) -> anyhow::Result<ChatTemplate> {
+    if let Some(path) = &args.template {
+        let source =
+            std::fs::read_to_string(path).map_err(cairn_artifacts::FileError::on("read", path))?;
+        return Ok(ChatTemplate::parse(&source, path)?);
+    }
+    let named = config.chat_template(args.template_name.as_deref());
+    if let Some(named) = named {
+        return Ok(ChatTemplate::parse(&named.source, &named.path)?);
+    }
+    let names: Vec<&str> = config.chat_templates.iter().map(|t| t.name.as_str()).collect();
+    let folder = model.path.display();
+    Err(match (&args.template_name, names.as_slice()) {
+        (_, []) => UserError::new(format!("{folder} has no chat template"))
+            .hint("give one with --template FILE, written for this model")
+            .hint("a model without one only continues text: cairn generate --prompt TEXT"),
+        (Some(name), names) => {
+            UserError::new(format!("{folder} has no chat template called '{name}'"))
+                .hint(format!("it has {}", names.join(", ")))
+        }
+        (None, names) => UserError::new(format!("{folder} has several chat templates"))
+            .hint(format!("choose one with --template-name: {}", names.join(", "))),
+    }
+    .into())
+}
+
+/// `NAME=JSON` pairs; what is not JSON is text.
+fn variables(pairs: &[String]) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+    let mut variables = serde_json::Map::new();
+    for pair in pairs {
+        let Some((name, value)) = pair.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            return Err(UserError::new(format!("--set {pair} names no value"))
+                .hint("write --set enable_thinking=false")
+                .into());
+        };
+        let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+        variables.insert(name.to_owned(), value);
+    }
+    Ok(variables)
+}
+
+/// Reads lines until the end; a question that fails does not end the conversation.
+fn converse(
+    chat: &mut Chat<'_>,
+    args: &ChatArgs,
+    context: &Context,
+    is_terminal: bool,
+) -> anyhow::Result<()> {
+    if is_terminal {
+        context.terminal.say("Talk; /help shows what else there is.");
+    }
+    let mut line = String::new();
+    loop {
+        if is_terminal {
+            context.terminal.ask("> ");
+        }
+        line.clear();
+        let read = std::io::stdin().lock().read_line(&mut line);
+        if read.context("cannot read from standard input")? == 0 {
+            return Ok(());
+        }
+        let line = line.trim();
+        if line.is_empty() {
+            continue;
+        }
+        let done = match line.strip_prefix('/') {
+            Some(command) => obey(chat, command, context),
+            None => answer(chat, line, args.json, context).map(|()| ControlFlow::Continue(())),
+        };
+        match done {
+            Ok(ControlFlow::Continue(())) => {}
+            Ok(ControlFlow::Break(())) => return Ok(()),
+            Err(error) if crate::failure::is_closed_pipe(&error) => return Err(error),
+            Err(error) => crate::failure::report(&error, &context.terminal),
+        }
+    }
+}
+
+/// Does what a line that begins with `/` says.
+fn obey(chat: &mut Chat<'_>, command: &str, context: &Context) -> anyhow::Result<ControlFlow<()>> {
+    let (word, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    let rest = rest.trim();
+    let terminal = context.terminal;
+    match (word, rest) {
+        ("quit" | "exit", "") => return Ok(ControlFlow::Break(())),
+        ("help", "") => terminal.say(HELP),
+        ("reset", "") => chat.reset(),
+        ("undo", "") => match chat.undo() {
+            Some(question) => terminal.say(format_args!("took back: {question}")),
+            None => terminal.say("there is nothing to take back"),
+        },
+        ("system", text) => {
+            chat.set_system(Some(text.to_owned()).filter(|text| !text.is_empty()));
+            terminal.say("began anew");
+        }
+        ("save", file) if !file.is_empty() => {
+            chat.save(file.as_ref())?;
+            terminal.step("Wrote", file);
+        }
+        _ => {
+            return Err(UserError::new(format!("'/{command}' is no command"))
+                .hint("/help lists them")
+                .into());
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// Asks the model and prints its answer.
+fn answer(
+    chat: &mut Chat<'_>,
+    question: &str,
+    json: bool,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let terminal = context.terminal;
+    let answer = chat.ask(question, &mut |piece| {
+        if json { Ok(()) } else { terminal.print_piece(piece) }
+    })?;
+    if !json {
+        terminal.print_piece("\n")?;
+    }
+    if 0 < answer.num_unknown {
+        terminal.warn(format_args!(
+            "{} of the answer's ids are no tokens of the tokenizer; they have no text",
+            answer.num_unknown
+        ));
+    }
+    if json {
+        return print_json(chat, &answer, context);
+    }
+    if 0 < answer.num_dropped {
+        terminal.warn(format_args!("dropped the {} oldest messages", answer.num_dropped));
+    }
+    if answer.is_cut {
+        terminal.warn("the answer was cut: the context is full");
+    }
+    Ok(())
+}
+
+fn print_json(chat: &Chat<'_>, answer: &Answer, context: &Context) -> anyhow::Result<()> {
+    context.terminal.print(json!({
+        "messages": chat.messages(),
+        "num_prompt_tokens": answer.num_prompt_tokens,
+        "num_reused_tokens": answer.num_reused_tokens,
+        "num_new_tokens": answer.num_new_tokens,
+        "num_dropped_messages": answer.num_dropped,
+        "finish": answer.finish,
+    }))
+}
