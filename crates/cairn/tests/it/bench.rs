@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::{cairn, golden, shown, succeed};
 
 fn record(arguments: &[&str]) -> Value {
-    serde_json::from_str(&succeed(cairn(["bench"]).args(arguments).arg("--json"))).unwrap()
+    serde_json::from_str(&succeed(cairn(["bench"]).args(arguments).arg("--json")))
+        .expect("a record in JSON")
 }
 
 #[test]
