@@ -61,7 +61,7 @@ impl BandwidthMeter {
         Self::with_buffer(cpu, BUFFER_BYTES_MIN.max(caches))
     }
 
-    fn with_buffer(cpu: &Cpu, bytes: usize) -> Result<Self, MemoryError> {
+    pub(crate) fn with_buffer(cpu: &Cpu, bytes: usize) -> Result<Self, MemoryError> {
         let buffer = Anonymous::new_parallel(bytes.next_multiple_of(TASK_BYTES), cpu)?;
         let (isa, threads) = (cpu.isa(), cpu.threads());
         let meter = Self { buffer, isa, threads, passes: Vec::new() };

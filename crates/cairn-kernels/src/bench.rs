@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::bandwidth::{Bandwidth, measure_bandwidth};
+use crate::bandwidth::{Bandwidth, BandwidthMeter, measure_bandwidth};
 use crate::cpu::Cpu;
 use crate::memory::MemoryError;
 use crate::peak::{FmaPeak, measure_fma_peak};
@@ -76,23 +76,30 @@ pub struct BenchRow {
     pub gbs: f64,
     /// Which ceiling of this instruction set it meets first.
     pub limit: Limit,
+    /// 10⁹ bytes a second read from memory just before and after, in the mean.
+    pub bandwidth_gbs: f64,
     /// The share of that ceiling; above 1 where bytes come from cache instead of memory.
     pub fraction: f64,
 }
 
-/// Measures one kernel on one shape. The handle's instruction set must be the entry's.
+/// Measures one kernel on one shape, and the bandwidth right before and after: it moves from minute to
+/// minute. The handle's instruction set must be the entry's.
 ///
 /// # Panics
 /// If the handle has another instruction set.
 pub fn bench_kernel(
     cpu: &Cpu,
-    ceilings: &Ceilings,
+    (peak, meter): (&FmaPeak, &mut BandwidthMeter),
     entry: &KernelEntry,
     shape: &Shape,
 ) -> BenchRow {
     assert_eq!(cpu.isa(), entry.isa, "a kernel is measured with its own instruction set");
     let mut case = (entry.operator.prepare)(shape, entry.encoding);
+    let before = meter.pass(cpu);
     let seconds = median_seconds(cpu, &mut case);
+    let bandwidth_gbs = f64::midpoint(before, meter.pass(cpu));
+    let bandwidth = Bandwidth { gbs: bandwidth_gbs, ..meter.bandwidth() };
+    let ceilings = Ceilings { peak: *peak, bandwidth };
     let (limit, fraction) = ceilings.roofline(case.flops, case.bytes, seconds);
     BenchRow {
         kernel: entry.name(),
@@ -102,6 +109,7 @@ pub fn bench_kernel(
         gflops: case.flops / seconds / 1e9,
         gbs: case.bytes / seconds / 1e9,
         limit,
+        bandwidth_gbs,
         fraction,
     }
 }
@@ -130,19 +138,26 @@ fn median_seconds(cpu: &Cpu, case: &mut Case) -> f64 {
 }
 
 /// Measures every kernel whose name contains `filter`, for the handle's instruction set, over its
-/// operator's shapes, and hands each row on as soon as it is there.
+/// operator's shapes, and hands each row on as soon as it is there. Returns the peak and the median of
+/// all measurements of the bandwidth.
+///
+/// # Errors
+/// [`MemoryError::Refused`] if the system does not give the bandwidth's buffer.
 pub fn bench_kernels(
     cpu: &Cpu,
-    ceilings: &Ceilings,
     filter: &str,
     mut each: impl FnMut(&BenchRow),
-) {
+) -> Result<Ceilings, MemoryError> {
+    let peak = measure_fma_peak(cpu);
+    let mut meter = BandwidthMeter::new(cpu)?;
     let of_this_isa = crate::registry::kernels().into_iter().filter(|k| k.isa == cpu.isa());
     for entry in of_this_isa.filter(|entry| entry.name().contains(filter)) {
         for shape in entry.operator.shapes() {
-            each(&bench_kernel(cpu, ceilings, &entry, &shape));
+            each(&bench_kernel(cpu, (&peak, &mut meter), &entry, &shape));
         }
     }
+    meter.pass(cpu);
+    Ok(Ceilings { peak, bandwidth: meter.bandwidth() })
 }
 
 #[cfg(test)]
@@ -186,7 +201,10 @@ mod tests {
         assert_eq!(ceilings.roofline(1e9, 5e9, 4.0), (Limit::Bandwidth, 0.25));
         let entry = crate::registry::find("rms_norm.f32.scalar").unwrap();
         let shape = entry.operator.shapes().next().unwrap().capped(64);
-        let row = bench_kernel(&cpu, &ceilings, &entry, &shape);
+        let mut meter = BandwidthMeter::with_buffer(&cpu, 16 << 20).unwrap();
+        let row = bench_kernel(&cpu, (&peak, &mut meter), &entry, &shape);
+        let found = meter.bandwidth();
+        assert!(found.passes == 2 && found.gbs_min <= row.bandwidth_gbs, "{found:?}");
         assert_eq!((row.kernel.as_str(), row.shape.as_str()), ("rms_norm.f32.scalar", "n64 d64"));
         let bytes = 8.0 * 64.0 * 64.0;
         assert!((row.gbs * row.seconds * 1e9 - bytes).abs() < 1e-6 * bytes);

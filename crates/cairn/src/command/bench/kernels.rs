@@ -44,13 +44,13 @@ pub(super) fn run(args: &KernelArgs, context: &Context) -> anyhow::Result<()> {
     for isa in isas {
         let mut cpu = Cpu::try_new(isa, context.threads)?;
         cpu.set_tuning(profile.tuning.clone());
-        let ceilings = Ceilings::measure(&cpu).context("cannot measure this machine")?;
-        profile.keep_peak(ceilings.peak);
-        profile.keep_bandwidth(ceilings.bandwidth);
-        bench_kernels(&cpu, &ceilings, &args.filter, |row| {
+        let ceilings = bench_kernels(&cpu, &args.filter, |row| {
             line.update(0.0, || format!("{} {}", row.kernel, row.shape));
             rows.push(row.clone());
         });
+        let ceilings = ceilings.context("cannot measure this machine")?;
+        profile.keep_peak(ceilings.peak);
+        profile.keep_bandwidth(ceilings.bandwidth);
         all_ceilings.push(ceilings);
     }
     line.finish();
