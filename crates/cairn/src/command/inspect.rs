@@ -179,7 +179,7 @@ fn summary(spec: &ModelSpec, weights: Option<&WeightFolder>) -> String {
     table.row([&"parameters", &format!("{} ({})", Count(count.total() as f64), count.total())]);
     table.row([&"layers", &spec.num_hidden_layers]);
     table.row([&"hidden size", &spec.hidden_size]);
-    table.row([&"feed-forward", &spec.mlp.intermediate_size()]);
+    table.row([&"feed-forward", &feed_forward(spec)]);
     table.row([&"attention", &attention(spec)]);
     let tied = if spec.tie_word_embeddings { ", head tied to the embedding" } else { "" };
     table.row([&"vocabulary", &format!("{}{tied}", spec.vocab_size)]);
@@ -199,13 +199,39 @@ fn summary(spec: &ModelSpec, weights: Option<&WeightFolder>) -> String {
     table.to_string()
 }
 
+fn feed_forward(spec: &ModelSpec) -> String {
+    let cairn_spec::model::Mlp::Moe(moe) = &spec.mlp else {
+        return spec.mlp.intermediate_size().to_string();
+    };
+    let layers = 0..spec.num_hidden_layers;
+    let dense = layers.filter(|&layer| !moe.has_experts(layer)).count();
+    let mut text = format!(
+        "{} experts of {}, {} for each token",
+        moe.num_experts, moe.moe_intermediate_size, moe.num_experts_per_tok
+    );
+    if let Some(shared) = moe.shared_intermediate_size {
+        text += &format!("; {shared} shared by all");
+    }
+    if dense > 0 {
+        text += &format!("; {dense} dense layers of {}", moe.intermediate_size);
+    }
+    text
+}
+
 fn attention(spec: &ModelSpec) -> String {
     match &spec.attention.form {
         cairn_spec::model::AttentionForm::Gqa(gqa) => format!(
             "{} heads of {}, {} key/value heads",
             gqa.num_attention_heads, gqa.head_dim, gqa.num_key_value_heads
         ),
-        cairn_spec::model::AttentionForm::Mla(mla) => format!("latent: {mla:?}"),
+        cairn_spec::model::AttentionForm::Mla(mla) => format!(
+            "{} heads of {} (values {}), one latent of {} and {} rotated",
+            mla.num_attention_heads,
+            mla.qk_nope_head_dim + mla.qk_rope_head_dim,
+            mla.v_head_dim,
+            mla.kv_lora_rank,
+            mla.qk_rope_head_dim
+        ),
     }
 }
 
