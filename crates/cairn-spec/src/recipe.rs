@@ -42,8 +42,8 @@ mod written;
 pub use error::RecipeError;
 pub use file::{
     BatchSection, BudgetSection, CheckpointSection, DataSection, Decay, DropoutSection,
-    EarlyStopSection, EvalSection, Format, ModelSection, OptimizerSection, RecipeFile, Recompute,
-    RunSection, ScheduleKind, ScheduleSection,
+    EarlyStopSection, EvalSection, Format, ModelSection, OptimizerSection, RECIPE_BYTES_MAX,
+    RecipeFile, Recompute, RunSection, ScheduleKind, ScheduleSection,
 };
 pub use migrate::SCHEMA;
 pub use overrides::{SWEEP_RUNS_MAX, expand_sweep};

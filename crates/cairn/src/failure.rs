@@ -105,6 +105,8 @@ fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
         cairn_artifacts::CheckpointError,
         cairn_artifacts::safetensors::ReadError,
         cairn_artifacts::safetensors::WeightsError,
+        cairn_artifacts::gguf::GgufReadError,
+        cairn_model::gguf::GgufSpecError,
         cairn_data::tokenizer::TokenizerError,
         cairn_data::chat::ChatError,
         cairn_data::chat::ConversationError,

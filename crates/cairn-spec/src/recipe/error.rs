@@ -19,6 +19,14 @@ pub enum RecipeError {
         /// The ending, without the dot.
         extension: String,
     },
+    /// The text is longer than any recipe.
+    #[error("the recipe has {bytes} bytes; at most {max} are read")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// `RECIPE_BYTES_MAX`.
+        max: usize,
+    },
     /// The text is not of its format.
     #[error("the recipe is not valid {format}: {reason}")]
     Parse {

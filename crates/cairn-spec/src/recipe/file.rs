@@ -349,6 +349,10 @@ pub struct EarlyStopSection {
     pub min_delta: Option<f64>,
 }
 
+/// Longest recipe that is read, in bytes; the longest real ones have a few thousand. YAML's aliases
+/// let a text stand for a hundred times as many values as it has.
+pub const RECIPE_BYTES_MAX: usize = 64 << 10;
+
 impl RecipeFile {
     /// Reads a recipe of any known schema version.
     ///
@@ -357,6 +361,9 @@ impl RecipeFile {
     /// [`RecipeError`] naming the section and key concerned, with the nearest name for an unknown
     /// one.
     pub fn parse(text: &str, format: Format) -> Result<Self, RecipeError> {
+        if text.len() > RECIPE_BYTES_MAX {
+            return Err(RecipeError::TooLong { bytes: text.len(), max: RECIPE_BYTES_MAX });
+        }
         let tree = match format {
             Format::Toml => {
                 toml::from_str::<Value>(text).map_err(|error| ("TOML", error.to_string()))

@@ -8,7 +8,9 @@ use anyhow::Context as _;
 use cairn_artifacts::FileError;
 use cairn_artifacts::atomic::FolderDraft;
 use cairn_artifacts::checkpoint::TOKENIZER_FILE;
-use cairn_artifacts::safetensors::{OutTensor, SINGLE_FILE, SafetensorsFile, TensorView, write};
+use cairn_artifacts::safetensors::{
+    OutTensor, SINGLE_FILE, SafetensorsFile, TensorView, WeightFolder, write,
+};
 use cairn_kernels::encoding::encode;
 use cairn_kernels::{Encoding, Layout};
 use cairn_model::{AdapterMap, Merge, MergedSource, TensorSource};
@@ -18,7 +20,7 @@ use clap::{Args, Subcommand};
 
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::model_folder::{CONFIG_FILE, ModelFolder};
+use crate::model_folder::{CONFIG_FILE, ModelFolder, ModelWeights};
 
 /// Name of an adapter's tensors beside its description.
 const ADAPTER_FILE: &str = "adapter_model.safetensors";
@@ -81,14 +83,19 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
             .into());
     }
     let base = ModelFolder::open(model, context.terminal)?;
+    let ModelWeights::Folder(weights) = &base.weights else {
+        return Err(UserError::new(format!("{} is not a folder", model.display()))
+            .hint("adapters are merged into models in the Hugging Face layout")
+            .into());
+    };
     let lora = read_lora(adapter)?;
     let adapters = AdapterMap::new(&base.spec, &lora)
         .map_err(anyhow::Error::from)
         .with_context(|| format!("{} does not fit this model", adapter.display()))?;
     let tensors = SafetensorsFile::open(&adapter.join(ADAPTER_FILE))?;
-    let merged = MergedSource::new(&base.spec, &adapters, (&base.weights, &tensors), merge)
+    let merged = MergedSource::new(&base.spec, &adapters, (weights, &tensors), merge)
         .with_context(|| format!("{} is not what its description says", adapter.display()))?;
-    let changed = save(&base, &merged, output)?;
+    let changed = save((&base.path, weights), &merged, output)?;
     let verb = if merge == Merge::Merge { "Merged" } else { "Unmerged" };
     let text = format!("{changed} tensors, into {}", output.display());
     context.terminal.step(verb, text);
@@ -110,8 +117,12 @@ pub(crate) fn read_lora(folder: &Path) -> anyhow::Result<LoraSpec> {
 }
 
 /// Writes the model folder with other weights, each in the type it had; returns how many changed.
-fn save(base: &ModelFolder, merged: &MergedSource<'_>, output: &Path) -> anyhow::Result<usize> {
-    let tensors: Vec<TensorView<'_>> = base.weights.tensors().collect();
+fn save(
+    (folder, weights): (&Path, &WeightFolder),
+    merged: &MergedSource<'_>,
+    output: &Path,
+) -> anyhow::Result<usize> {
+    let tensors: Vec<TensorView<'_>> = weights.tensors().collect();
     let is_changed = |tensor: &&TensorView<'_>| merged.changes(tensor.name);
     let changed = tensors.iter().filter(is_changed).count();
     for tensor in tensors.iter().filter(is_changed) {
@@ -130,7 +141,7 @@ fn save(base: &ModelFolder, merged: &MergedSource<'_>, output: &Path) -> anyhow:
     let draft = FolderDraft::new(output)?;
     draft.write_file(SINGLE_FILE, |file| write(file, out, &std::collections::BTreeMap::new()))?;
     for name in KEPT {
-        let path = base.path.join(name);
+        let path = folder.join(name);
         if path.exists() {
             let bytes = fs::read(&path).map_err(FileError::on("read", &path))?;
             draft.write_file(name, |file| file.write_all(&bytes))?;

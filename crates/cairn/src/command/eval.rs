@@ -12,7 +12,7 @@ use crate::evaluation::{
     Measurement, comparison_text, corpus_of, measure, recipe_of, run_of, save_record, settings,
 };
 use crate::failure::UserError;
-use crate::model_folder::ModelFolder;
+use crate::model_folder::{ModelFolder, ModelWeights};
 use crate::runs;
 use crate::signals::StopFlag;
 
@@ -129,6 +129,10 @@ fn check_tokenizer(
             "{path} has no tokenizer.json, so nothing says that its tokens are those of {folder} \
              (tokenizer {expected})"
         )),
+        // A GGUF file has no tokenizer.json that could have the same hash.
+        Some(tokenizer)
+            if matches!(model.weights, ModelWeights::Gguf(_))
+                && tokenizer.has_ids_of(&corpus.load_tokenizer()?) => {}
         Some(tokenizer) if tokenizer.hash() != expected => {
             return Err(UserError::new(format!(
                 "{folder} was made with tokenizer {expected}, {path} has tokenizer {}",

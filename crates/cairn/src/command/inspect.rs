@@ -1,5 +1,7 @@
 //! `cairn inspect`: what is in a model folder or a tensor file.
 
+mod gguf;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +27,8 @@ Examples:
   cairn inspect runs/quickstart
   cairn inspect model/ --program --training
   cairn inspect model/ --picture model.svg
-  cairn inspect model.safetensors --tensors";
+  cairn inspect model.safetensors --tensors
+  cairn inspect model.gguf";
 
 /// Tokens of the run that is accounted, where the model allows as many.
 const TOKENS: usize = 1024;
@@ -34,7 +37,7 @@ const TOKENS: usize = 1024;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InspectArgs {
-    /// Folder of a model or a run, or a safetensors file [default: the last run]
+    /// Folder of a model or a run, or a safetensors or GGUF file [default: the last run]
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
     #[command(flatten)]
@@ -70,6 +73,9 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
     if let Some(path) = args.path.as_deref().filter(|path| path.is_file()) {
         return match path.parent() {
             Some(folder) if path.ends_with(CONFIG_FILE) => inspect_model(folder, args, context),
+            _ if path.extension().is_some_and(|extension| extension == "gguf") => {
+                gguf::inspect(path, args, context)
+            }
             _ => inspect_file(path, args, context),
         };
     }
@@ -128,13 +134,9 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
 
 fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
     let spec = read_spec(folder, context.terminal)?;
-    if let Some(path) = &args.picture {
-        let picture = program_of(&spec, false)?.picture();
-        write_bytes(path, picture.as_bytes())?;
-        context.terminal.step("Drawn", path.display());
-    }
+    inspect_spec(&spec, args, context)?;
     if args.parts.program {
-        return context.terminal.print_piece(&program_of(&spec, args.parts.training)?.to_string());
+        return Ok(());
     }
     let tokens = args.tokens.unwrap_or(TOKENS.min(spec.max_position_embeddings));
     let account = Account::new(&spec, tokens)?;
@@ -159,6 +161,19 @@ fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow
         let _ = write!(text, "\n\n{}", tensor_table(&tensors));
     }
     context.terminal.print(text)
+}
+
+/// Draws and prints the program, where asked for.
+fn inspect_spec(spec: &ModelSpec, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
+    if let Some(path) = &args.picture {
+        let picture = program_of(spec, false)?.picture();
+        write_bytes(path, picture.as_bytes())?;
+        context.terminal.step("Drawn", path.display());
+    }
+    if args.parts.program {
+        context.terminal.print_piece(&program_of(spec, args.parts.training)?.to_string())?;
+    }
+    Ok(())
 }
 
 fn program_of(spec: &ModelSpec, training: bool) -> anyhow::Result<Program> {

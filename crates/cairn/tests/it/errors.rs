@@ -47,7 +47,7 @@ fn a_folder_without_a_model_is_named() {
     --- stdout
     --- stderr
     error: /nowhere/model is not a folder
-    hint: a model is a folder with config.json and safetensors
+    hint: a model is a folder with config.json and safetensors, or a GGUF file
     "#);
 }
 

@@ -3,6 +3,10 @@
 #[cfg(test)]
 mod adapter;
 #[cfg(test)]
+mod allocations;
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
 mod bench;
 #[cfg(test)]
 mod chat;
@@ -16,6 +20,8 @@ mod errors;
 mod full_disk;
 #[cfg(test)]
 mod generate;
+#[cfg(test)]
+mod gguf;
 #[cfg(test)]
 mod help;
 #[cfg(test)]

@@ -1,0 +1,84 @@
+//! GGUF files where a model is asked for.
+
+use std::fs;
+
+use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
+use serde_json::Value;
+
+use crate::{cairn, golden, shown, succeed};
+
+#[test]
+fn logits_of_a_gguf_file_are_those_of_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("ids.safetensors");
+    let ids: Vec<u8> = (3_i64..19).flat_map(i64::to_le_bytes).collect();
+    let tensor = OutTensor::bytes("input_ids", cairn_spec::DType::I64, &[2, 8], &ids);
+    let mut file = fs::File::create(&input).unwrap();
+    safetensors::write(&mut file, vec![tensor], &Default::default()).unwrap();
+    for family in ["llama", "qwen2", "qwen3", "gpt2"] {
+        let logits = |model: &str| {
+            let output = folder.path().join("logits.safetensors");
+            let mut command = cairn(["logits", "--model"]);
+            command.arg(golden("gguf").join(model)).arg("--input").arg(&input);
+            succeed(command.arg("--output").arg(&output));
+            let file = SafetensorsFile::open(&output).unwrap();
+            file.tensor("logits").unwrap().bytes.to_vec()
+        };
+        assert!(logits(family) == logits(&format!("{family}.gguf")), "{family}");
+    }
+}
+
+#[test]
+fn a_gguf_file_generates_as_the_folder_does() {
+    let tokens = |model: &str, weights: &str| {
+        let mut command = cairn(["generate", "--json", "--temperature", "0"]);
+        command.args(["--prompt-ids", "5,6,7", "--max-new-tokens", "12", "--weights", weights]);
+        let text = succeed(command.arg("--model").arg(golden("gguf").join(model)));
+        serde_json::from_str::<Value>(&text).unwrap()["token_ids"].clone()
+    };
+    for family in ["llama", "gpt2"] {
+        let file = format!("{family}.gguf");
+        assert_eq!(tokens(&file, "f32"), tokens(family, "f32"), "{family}");
+        assert_eq!(tokens(&file, "q8").as_array().unwrap().len(), 15, "{family}");
+    }
+}
+
+#[test]
+fn a_gguf_file_is_described() {
+    let text = succeed(cairn(["inspect"]).arg(golden("gguf").join("llama.gguf")));
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    assert_eq!(lines[0], "format      GGUF, version 3");
+    assert_eq!(lines[1], "family      llama");
+    for line in [
+        "general.architecture                    a text  llama",
+        "llama.attention.layer_norm_rms_epsilon  f32     0.00001",
+        "blk.0.attn_q.weight       Q8_0  [64, 32]   2176",
+    ] {
+        assert!(lines.contains(&line), "{line}\n{text}");
+    }
+    assert!(lines.last().unwrap().starts_with("12 tensors, "), "{text}");
+    let text =
+        succeed(cairn(["inspect", "--json"]).arg(golden("gguf").join("tokenizer-qwen2.gguf")));
+    let object: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(object["metadata"]["tokenizer.ggml.pre"], "qwen2");
+    assert!(object["spec"].is_null());
+    let text = succeed(cairn(["inspect", "--program"]).arg(golden("gguf").join("llama.gguf")));
+    assert!(text.starts_with("program vis/1\n"), "{text}");
+}
+
+#[test]
+fn a_gguf_file_that_is_cut_short_or_no_model_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let whole = fs::read(golden("gguf").join("llama.gguf")).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let output = cairn(["inspect"]).arg(&path).output().unwrap();
+    let text = shown(&output, Some(folder.path()));
+    assert!(text.contains("error: DIR/model.gguf is not a sound GGUF file"), "{text}");
+    assert!(text.contains("hint: the file was probably cut short"), "{text}");
+    let mut command = cairn(["generate", "--prompt-ids", "1", "--model"]);
+    let output = command.arg(golden("gguf").join("blocks.gguf")).output().unwrap();
+    let text = shown(&output, None);
+    assert!(text.contains("models of architecture 'test' are not read from GGUF files"), "{text}");
+    assert!(text.contains("hint: architectures that are read: llama, "), "{text}");
+}
