@@ -7,8 +7,8 @@ use std::error::Error;
 
 use cairn_kernels::{Cpu, Encoding, Layout, SeqSlot};
 use cairn_program::{
-    Builder, Dim, DimName, Feed, KvPlacement, Loss, MemoryPlan, Op, Program, ProgramId, Run,
-    Session, SessionProgram, Sizes, ValueType, differentiate,
+    Builder, Dim, DimName, Feed, HeadAttrs, KvPlacement, Loss, MemoryPlan, Op, Program, ProgramId,
+    Run, Session, SessionProgram, Sizes, ValueType, differentiate,
 };
 
 const IDS: [u32; 4] = [1, 4, 2, 0];
@@ -24,7 +24,11 @@ fn forward() -> Result<Program, Box<dyn Error>> {
     let head = builder.matrix("head", &[vocab], &[hidden], storage);
     let x = builder.push("x", Op::Embed, &[ids, table])?;
     let slots = vec![Some(x), Some(head), Some(targets)];
-    let logprob = builder.push_slots(Op::TokenLogprob, slots, &[Some("logprob"), Some("lse")])?;
+    let logprob = builder.push_slots(
+        Op::TokenLogprob(HeadAttrs::default()),
+        slots,
+        &[Some("logprob"), Some("lse")],
+    )?;
     builder.output(logprob[0].ok_or("named above")?);
     Ok(builder.finish()?)
 }

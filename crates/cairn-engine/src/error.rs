@@ -31,6 +31,9 @@ pub enum EngineError {
     /// The program has no memory.
     #[error("the model's memory cannot be planned or reserved")]
     Session(#[from] SessionError),
+    /// Its tokens see what comes after them, so there is no next token.
+    #[error("the model is an encoder: it does not generate")]
+    NotCausal,
     /// The weights do not load.
     #[error("the weights do not load")]
     Load(#[from] LoadError),
@@ -46,6 +49,7 @@ impl Hint for EngineError {
             Self::Session(_) => {
                 vec!["a smaller context or fewer sequences need less memory".to_owned()]
             }
+            Self::NotCausal => vec!["its logits are in reach of cairn logits".to_owned()],
             Self::Build(_) | Self::Load(_) | Self::Run(_) => Vec::new(),
         }
     }

@@ -5,6 +5,7 @@
 //!
 //! | file | noun |
 //! |---|---|
+//! | `folder` | a model folder → an engine |
 //! | `options` | what an engine is made for, and its bytes before it exists |
 //! | `engine` | requests in, events out, a step at a time |
 //! | `request` | what is asked and answered |
@@ -23,6 +24,7 @@ mod engine;
 mod error;
 mod executor;
 mod float;
+mod folder;
 mod logprob;
 mod options;
 mod random;
@@ -35,6 +37,7 @@ pub use block_pool::{BLOCK_TOKENS, BlockPool, OutOfBlocks, blocks_for};
 pub use block_table::{BlockCopy, BlockTable};
 pub use engine::{Engine, StepReport};
 pub use error::{EngineError, GenerateError, RequestError};
+pub use folder::{FolderError, load_model_from_safetensors};
 pub use options::{EngineOptions, EnginePlan, MAX_NUM_BATCHED_TOKENS, MAX_NUM_WAITING};
 pub use request::{Event, Finish, Output, PositionLogprobs, Request, RequestId};
 pub use sampler::{SampleContext, SampleError, Sampler};

@@ -8,6 +8,7 @@ use cairn_model::{BuildOptions, Head, build_program};
 use cairn_program::PlannedBytes;
 use cairn_program::{CacheOptions, KvPlacement, MemoryPlan, SessionProgram, Sizes};
 use cairn_spec::ModelSpec;
+use cairn_spec::model::MaskKind;
 use serde::{Deserialize, Serialize};
 
 use crate::block_pool::blocks_for;
@@ -63,7 +64,10 @@ impl EngineOptions {
             }
             Err(EngineError::Limit { name, value, min, max })
         };
-        limit("max_context", self.max_context, 1, spec.max_position_embeddings)?;
+        if spec.attention.mask != MaskKind::Causal {
+            return Err(EngineError::NotCausal);
+        }
+        limit("max_context", self.max_context, 1, spec.context_limit())?;
         limit("max_num_seqs", self.max_num_seqs, 1, 1 << 16)?;
         // A step must at least hold one token of every sequence.
         limit("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs, 1 << 20)?;

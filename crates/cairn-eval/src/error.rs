@@ -25,6 +25,9 @@ pub enum EvalError {
         /// Largest value.
         max: usize,
     },
+    /// Its tokens see what comes after them, so their probability says nothing.
+    #[error("the model is an encoder: it does not predict the next token")]
+    NotCausal,
     /// There is nothing to measure on.
     #[error("there are no documents to measure on")]
     NoDocuments,
@@ -98,6 +101,7 @@ impl Hint for EvalError {
             }
             Self::Limit { .. }
             | Self::NoDocuments
+            | Self::NotCausal
             | Self::NotANumber { .. }
             | Self::Compressor { .. }
             | Self::Stopped

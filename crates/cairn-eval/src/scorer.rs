@@ -12,6 +12,7 @@ use cairn_program::{
     Feed, KvPlacement, MemoryPlan, PlannedBytes, ProgramId, Run, Session, SessionProgram, Sizes,
 };
 use cairn_spec::ModelSpec;
+use cairn_spec::model::MaskKind;
 
 use crate::error::EvalError;
 
@@ -132,7 +133,10 @@ impl ModelScorerPlan {
     /// [`EvalError::Session`] if the model has no plan.
     pub fn new(spec: &ModelSpec, options: ModelScorerOptions) -> Result<Self, EvalError> {
         let ModelScorerOptions { encoding, limits } = options;
-        check_limit("context", limits.context, spec.max_position_embeddings)?;
+        if spec.attention.mask != MaskKind::Causal {
+            return Err(EvalError::NotCausal);
+        }
+        check_limit("context", limits.context, spec.context_limit())?;
         let build = BuildOptions {
             encoding,
             layout: Layout::Panel,

@@ -3,7 +3,7 @@
 //! Dimensions: `o` output rows, `d` model width, `v` vocabulary.
 //!
 //! Logits exist for at most [`HEAD_CHUNK`] rows at a time, in memory the caller gives
-//! ([`head_scratch_len`]). Per row: logits are the head's product, soft-capped if asked; m their
+//! ([`head_scratch_len`]). Per row: logits are the head's product and bias, soft-capped if asked; m their
 //! maximum, `lse = m + ln Σ e^(logit − m)` with a 16-lane sum; the log-probability is
 //! `logit[target] − lse`; probabilities are `e^(logit − lse)`. Gradients of the rows go through the head's
 //! two gradient products in the same order of sums as any other matrix product's, so the chunking
@@ -19,8 +19,11 @@ use crate::encoding::Weight;
 use crate::isa::Simd;
 use crate::lanes::{at, sweep, vectors};
 use crate::math::Real;
-use crate::matmul::{Matmul, MatmulDw, MatmulDx, matmul, matmul_dw, matmul_dx};
-use crate::matmul::{matmul_dw_reference, matmul_dx_reference, matmul_reference};
+use crate::matmul::{BiasGrad, Matmul, MatmulDw, MatmulDx};
+use crate::matmul::{bias_grad, matmul, matmul_dw, matmul_dx};
+use crate::matmul::{
+    bias_grad_reference, matmul_dw_reference, matmul_dx_reference, matmul_reference,
+};
 use crate::simd::{F32x16, kernel};
 use crate::{HEAD_CHUNK, TOKEN_BLOCK, lanes, math};
 
@@ -29,6 +32,8 @@ use crate::{HEAD_CHUNK, TOKEN_BLOCK, lanes, math};
 pub struct Head<'a> {
     /// `v` outputs of `d` inputs; often the embedding.
     pub weight: Weight<'a>,
+    /// Where each token's chain starts, `[v]`; 0 if absent.
+    pub bias_v: Option<&'a [f32]>,
     /// Bounds logits to ±cap by `cap · tanh(logit / cap)`.
     pub softcap: Option<f32>,
 }
@@ -80,7 +85,9 @@ pub struct HeadGrads<'a> {
     pub dx_od: &'a mut [f32],
     /// Gradient of the head's weight, `[v, d]`; `None` where it is frozen.
     pub dw_vd: Option<&'a mut [f32]>,
-    /// Whether the weight's gradient is added to what is there.
+    /// Gradient of the head's bias, `[v]`; `None` where there is none or it is frozen.
+    pub db_v: Option<&'a mut [f32]>,
+    /// Whether the weight's and the bias's gradients are added to what is there.
     pub accumulate_dw: bool,
     /// Rows of `o` that come from one batch row.
     pub row_tokens: usize,
@@ -296,6 +303,14 @@ fn for_chunks(rows: usize, row_tokens: usize, mut f: impl FnMut(Range<usize>, us
     }
 }
 
+/// The gradients that a head sums over its rows.
+struct HeadSums<'a> {
+    dw_vd: Option<&'a mut [f32]>,
+    db_v: Option<&'a mut [f32]>,
+    row_tokens: usize,
+    accumulate: bool,
+}
+
 /// The products a head is made of: the kernels with a `Cpu`, their references without.
 struct Products<'c> {
     cpu: Option<&'c Cpu>,
@@ -307,7 +322,7 @@ impl Products<'_> {
         let args = Matmul {
             x_tk: x_od,
             weight: head.weight,
-            bias_n: None,
+            bias_n: head.bias_v,
             t: x_od.len() / head.weight.k,
             y_tn: logits_ov,
             accumulate: false,
@@ -342,7 +357,7 @@ impl Products<'_> {
         head: &Head<'_>,
         (x_od, dlogits_ov): (&[f32], &[f32]),
         dx_od: &mut [f32],
-        dw: Option<(&mut [f32], usize, bool)>,
+        sums: HeadSums<'_>,
     ) {
         let Weight { n, k, .. } = head.weight;
         let t = x_od.len() / k;
@@ -352,7 +367,15 @@ impl Products<'_> {
             Some(cpu) => matmul_dx(cpu, args),
             None => matmul_dx_reference(args),
         }
-        let Some((dw_nk, row_tokens, accumulate)) = dw else { return };
+        let HeadSums { dw_vd, db_v, row_tokens, accumulate } = sums;
+        if let Some(db_n) = db_v {
+            let args = BiasGrad { dy_tn: dlogits_ov, db_n, t, row_tokens, accumulate };
+            match self.cpu {
+                Some(cpu) => bias_grad(cpu, args),
+                None => bias_grad_reference(args),
+            }
+        }
+        let Some(dw_nk) = dw_vd else { return };
         let args =
             MatmulDw { dy_tn: dlogits_ov, x_tk: x_od, dw_nk, n, k, t, row_tokens, accumulate };
         match self.cpu {
@@ -434,12 +457,14 @@ impl HeadPass<'_> {
         row_grads: impl Fn(usize) -> RowGrads + Sync,
         mut logprob_o: Option<&mut [f32]>,
     ) {
-        let HeadGrads { dx_od, mut dw_vd, mut accumulate_dw, row_tokens } = grads;
+        let HeadGrads { dx_od, mut dw_vd, mut db_v, mut accumulate_dw, row_tokens } = grads;
         let (d, v) = (self.head.weight.k, self.head.weight.n);
         let rows = self.targets_o.len();
         assert_eq!((self.x_od.len(), dx_od.len()), (rows * d, rows * d), "head: x and dx");
-        if let (0, Some(dw_vd), false) = (rows, &mut dw_vd, accumulate_dw) {
-            dw_vd.fill(0.0);
+        if rows == 0 && !accumulate_dw {
+            for sums in [&mut dw_vd, &mut db_v].into_iter().flatten() {
+                sums.fill(0.0);
+            }
         }
         let (softcap, targets_o) = (self.head.softcap, self.targets_o);
         for_chunks(rows, row_tokens, |chunk, align| {
@@ -460,8 +485,13 @@ impl HeadPass<'_> {
             });
             let dx_od = &mut dx_od[chunk.start * d..chunk.end * d];
             let logits_ov = &scratch[..chunk.len() * v];
-            let dw = dw_vd.as_deref_mut().map(|dw_vd| (dw_vd, align, accumulate_dw));
-            self.products.backward(&self.head, (x_od, logits_ov), dx_od, dw);
+            let sums = HeadSums {
+                dw_vd: dw_vd.as_deref_mut(),
+                db_v: db_v.as_deref_mut(),
+                row_tokens: align,
+                accumulate: accumulate_dw,
+            };
+            self.products.backward(&self.head, (x_od, logits_ov), dx_od, sums);
             accumulate_dw = true;
         });
     }

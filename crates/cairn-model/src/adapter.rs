@@ -256,7 +256,7 @@ impl<'a> MergedSource<'a> {
             let transposed = matches!(slice.placement, Placement::TransposedColumns { .. });
             let scale = if merge == Merge::Merge { adapted.scale } else { -adapted.scale };
             for spelling in TensorMap::spellings(spec.family, &slice.tensor) {
-                if base.shape(spelling).is_none() || deltas.contains_key(spelling) {
+                if base.shape(&spelling).is_none() || deltas.contains_key(&spelling) {
                     continue;
                 }
                 let delta = Delta {
@@ -267,7 +267,7 @@ impl<'a> MergedSource<'a> {
                     columns: slice.shape[1],
                     transposed,
                 };
-                deltas.insert(spelling.to_owned(), delta);
+                deltas.insert(spelling, delta);
             }
         }
         Ok(Self { base, deltas })

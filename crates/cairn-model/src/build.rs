@@ -1,25 +1,33 @@
 //! Lowering a [`ModelSpec`] to its forward program.
 //!
-//! One function for every family: what differs is data in the spec. Weights carry the names of the
+//! One lowering for every family: what differs is data in the spec. Weights carry the names of the
 //! LLaMA layout (`model.layers.0.self_attn.q_proj.weight`) whatever the family; `names` maps them
 //! to the family's own tensors.
 //!
-//! Inputs: `ids [t]`, `positions [t]`; `rows [o]` where the head reads gathered rows; `targets`
-//! for log-probabilities. Outputs are named `logits`, `logprob`, and `hidden_0 … hidden_L`: the
-//! first block's input, each block's output, the last one after the final norm.
+//! | file | noun |
+//! |---|---|
+//! | `build` | embedding, norms and products; what a program ends in |
+//! | `build/block` | the forms of a block, and its feed-forward part |
+//! | `build/attention`, `build/latent` | the attention of a block |
+//! | `build/experts` | a feed-forward part of experts |
+//!
+//! Inputs: `ids [t]`, `positions [t]`; `token_types [t]` where the model has token types (zero
+//! unless fed); `rows [o]` where the head reads gathered rows; `targets` for log-probabilities.
+//! Outputs are named `logits`, `logprob`, and `hidden_0 … hidden_L`: the first block's input, each
+//! block's output, the last one after the final norm.
 
+mod attention;
+mod block;
 mod experts;
 mod latent;
 
-use cairn_kernels::{Act, Encoding, Layout, Mask};
+use cairn_kernels::{Act, Encoding, Layout};
 use cairn_program::{
-    AttentionAttrs, Builder, Dim, DimName, NormAttrs, Op, Program, RopeAttrs, ValueId, ValueType,
+    Builder, Dim, DimName, HeadAttrs, NormAttrs, Op, Program, TOKEN_TYPES, ValueId, ValueType,
     VerifyError,
 };
-use cairn_spec::model::{
-    AttentionForm, BlockForm, Gqa, MaskKind, Mlp, Norm, NormKind, Position, QkNorm, RopeScaling,
-};
-use cairn_spec::{Activation, ModelSpec};
+use cairn_spec::model::{Norm, NormKind, Position};
+use cairn_spec::{Activation, ModelSpec, model};
 
 use crate::adapter::{Adapted, AdapterMap};
 
@@ -49,6 +57,9 @@ pub struct BuildOptions {
     pub keep_hidden: bool,
     /// Inserts the spec's dropout.
     pub dropout: bool,
+    /// Tokens of the text, for rotations that change with its length (dynamic, longrope). `None`
+    /// is any length up to [`ModelFields::context_limit`](model::ModelFields::context_limit).
+    pub text_len: Option<usize>,
 }
 
 impl BuildOptions {
@@ -60,6 +71,7 @@ impl BuildOptions {
             head,
             keep_hidden: false,
             dropout: false,
+            text_len: None,
         }
     }
 }
@@ -74,6 +86,9 @@ pub enum BuildError {
         /// What the spec asks for.
         feature: &'static str,
     },
+    /// The program asked for ends in a head, and the model is a body alone.
+    #[error("the model has no head over the vocabulary: it ends in hidden states")]
+    NoHead,
     /// The program does not verify: a bug in the lowering.
     #[error("the program of this spec does not verify")]
     Verify(#[from] VerifyError),
@@ -120,32 +135,13 @@ pub fn build_adapted_program(
 }
 
 fn refuse_unsupported(spec: &ModelSpec, options: &BuildOptions) -> Result<(), BuildError> {
-    let unsupported = [
-        (spec.embedding.norm, "a norm on the embedding"),
-        (spec.embedding.type_vocab_size.is_some(), "token types"),
-        (spec.block != BlockForm::PreNorm, "a block other than pre-norm"),
-        (spec.head.transform.is_some(), "a transform before the head"),
-        (spec.head.bias, "a bias on the logits"),
-        (spec.head.softcap.is_some(), "a softcap on the logits"),
-        (
-            spec.attention.sliding_window.as_ref().is_some_and(|window| window.rope.is_some()),
-            "a second rotation for windowed layers",
-        ),
-        (
-            options.dropout && spec.dropout.attn > 0.0,
-            "dropout on attention probabilities (set it to 0)",
-        ),
-        (
-            matches!(&spec.attention.form, AttentionForm::Gqa(g) if g.qk_norm == Some(QkNorm::AllHeads)),
-            "a norm over all query or key heads together",
-        ),
-        (
-            matches!(&spec.position, Position::Rope(r) if matches!(r.scaling, RopeScaling::Dynamic { .. })),
-            "dynamic rope scaling",
-        ),
-    ];
+    let unsupported = [(
+        options.dropout && spec.dropout.attn > 0.0,
+        "dropout on attention probabilities (set it to 0)",
+    )];
     match unsupported.into_iter().find(|(asked, _)| *asked) {
         Some((_, feature)) => Err(BuildError::Unsupported { feature }),
+        None if spec.head.is_none() && options.head != Head::Hidden => Err(BuildError::NoHead),
         None => Ok(()),
     }
 }
@@ -174,10 +170,20 @@ impl Lowering<'_> {
         if let Some(scale) = self.spec.embedding.scale {
             steps.push((Op::Scale(to_f32(scale)), vec![]));
         }
+        if let Some(rows) = self.spec.embedding.type_vocab_size {
+            let types = self.builder.input(TOKEN_TYPES, ValueType::U32, &[Dim::TOKENS]);
+            let rows = Dim::fixed(DimName::Positions, rows);
+            let table = self.matrix("model.embed_token_types.weight", &[rows], &[self.width]);
+            steps.push((Op::PositionEmbed, vec![types, table]));
+        }
         if self.spec.position == Position::Learned {
             let rows = Dim::fixed(DimName::Positions, self.spec.max_position_embeddings);
             let table = self.matrix("model.embed_positions.weight", &[rows], &[self.width]);
             steps.push((Op::PositionEmbed, vec![positions, table]));
+        }
+        if self.spec.embedding.norm {
+            let (op, operands) = self.norm_op(&self.spec.norm, "model.embed_norm", &[self.width]);
+            steps.push((op, operands));
         }
         steps.extend(self.dropout_op(self.spec.dropout.embd).map(|op| (op, vec![])));
         // The last step is the first block's input, whichever it is.
@@ -217,42 +223,46 @@ impl Lowering<'_> {
         }
     }
 
-    fn norm(
-        &mut self,
-        norm: &Norm,
-        name: &str,
-        weight: &str,
-        x: ValueId,
-        axis: Dim,
-    ) -> Result<ValueId, VerifyError> {
+    /// A norm's operation and its operands after the first.
+    fn norm_op(&mut self, norm: &Norm, module: &str, axes: &[Dim]) -> (Op, Vec<ValueId>) {
         let attrs = NormAttrs { eps: to_f32(norm.eps), plus_one: norm.plus_one };
-        let scale = self.builder.weight(&format!("{weight}.weight"), &[axis]);
-        let mut operands = vec![x, scale];
-        let op = match norm.kind {
-            NormKind::Rms => Op::RmsNorm(attrs),
+        let mut operands = vec![self.builder.weight(&format!("{module}.weight"), axes)];
+        match norm.kind {
+            NormKind::Rms => (Op::RmsNorm(attrs), operands),
             NormKind::Layer => {
                 if norm.bias {
-                    operands.push(self.builder.weight(&format!("{weight}.bias"), &[axis]));
+                    operands.push(self.builder.weight(&format!("{module}.bias"), axes));
                 }
-                Op::LayerNorm(attrs)
+                (Op::LayerNorm(attrs), operands)
             }
-        };
+        }
+    }
+
+    /// Normalizes `x` over `axes`, its last, with the weights of `module`.
+    fn norm(
+        &mut self,
+        (name, module): (&str, &str),
+        x: ValueId,
+        axes: &[Dim],
+    ) -> Result<ValueId, VerifyError> {
+        let (op, rest) = self.norm_op(&self.spec.norm, module, axes);
+        let operands: Vec<ValueId> = std::iter::once(x).chain(rest).collect();
         self.builder.push(name, op, &operands)
     }
 
-    /// `x · Wᵀ (+ b)` with the weight `<prefix>.weight` and, where asked, `<prefix>.bias`.
+    /// `x · Wᵀ (+ b)` with the weight `<module>.weight` and, where asked, `<module>.bias`.
     fn project(
         &mut self,
-        (name, prefix): (&str, &str),
+        (name, module): (&str, &str),
         x: ValueId,
         (outputs, inputs): (&[Dim], &[Dim]),
         bias: bool,
     ) -> Result<ValueId, VerifyError> {
-        let full = format!("{prefix}.weight");
+        let full = format!("{module}.weight");
         let weight = self.matrix(&full, outputs, inputs);
         let mut operands = vec![x, weight];
         if bias {
-            operands.push(self.builder.weight(&format!("{prefix}.bias"), outputs));
+            operands.push(self.builder.weight(&format!("{module}.bias"), outputs));
         }
         let Some(adapted) = self.adapters.get(&full) else {
             return self.builder.push(name, Op::Matmul, &operands);
@@ -281,172 +291,78 @@ impl Lowering<'_> {
         self.builder.push(&format!("{name}.lora"), Op::Matmul, &[scaled, b])
     }
 
-    fn block(&mut self, layer: usize, x: ValueId) -> Result<ValueId, VerifyError> {
-        let prefix = format!("model.layers.{layer}");
-        let norm = self.spec.norm;
-        let resid = self.spec.dropout.resid;
-        let weight = format!("{prefix}.input_layernorm");
-        let normed = self.norm(&norm, &format!("{layer}.attn.normed"), &weight, x, self.width)?;
-        let attended = self.attention(layer, normed)?;
-        let attended = self.drop(attended, resid, &format!("{layer}.attn.dropped"))?;
-        let x = self.builder.push(&format!("{layer}.middle"), Op::Add, &[x, attended])?;
-        let weight = format!("{prefix}.post_attention_layernorm");
-        let normed = self.norm(&norm, &format!("{layer}.mlp.normed"), &weight, x, self.width)?;
-        let fed = self.feed_forward(layer, normed)?;
-        let fed = self.drop(fed, resid, &format!("{layer}.mlp.dropped"))?;
-        // `hidden_L` is what the head reads, after the final norm.
-        let last = layer + 1 == self.spec.num_hidden_layers;
-        let name = if last { "final.input".to_owned() } else { format!("hidden_{}", layer + 1) };
-        self.builder.push(&name, Op::Add, &[x, fed])
-    }
-
-    fn attention(&mut self, layer: usize, x: ValueId) -> Result<ValueId, VerifyError> {
-        match &self.spec.attention.form {
-            AttentionForm::Gqa(gqa) => self.grouped_attention(layer, x, gqa),
-            AttentionForm::Mla(mla) => self.latent_attention(layer, x, mla),
-        }
-    }
-
-    fn grouped_attention(
-        &mut self,
-        layer: usize,
-        x: ValueId,
-        gqa: &Gqa,
-    ) -> Result<ValueId, VerifyError> {
-        let Gqa { num_attention_heads, num_key_value_heads, head_dim, qkv_bias, o_bias, .. } = *gqa;
-        let heads = Dim::fixed(DimName::Heads, num_attention_heads);
-        let kv_heads = Dim::fixed(DimName::KvHeads, num_key_value_heads);
-        let head = Dim::fixed(DimName::HeadDim, head_dim);
-        let prefix = format!("model.layers.{layer}.self_attn");
-        let width = [self.width];
-        let mut project = |what: &str, count: Dim| {
-            let names = (format!("{layer}.attn.{what}"), format!("{prefix}.{what}_proj"));
-            self.project((&names.0, &names.1), x, (&[count, head], &width), qkv_bias)
-        };
-        let (q, k, v) = (project("q", heads)?, project("k", kv_heads)?, project("v", kv_heads)?);
-        let q = self.position_head(layer, "q", q, gqa)?;
-        let k = self.position_head(layer, "k", k, gqa)?;
-        let site = u32::try_from(layer).expect("the spec limits the layers");
-        let keys = format!("{layer}.attn.keys");
-        let values = format!("{layer}.attn.values");
-        let names = [Some(keys.as_str()), Some(values.as_str())];
-        let cached =
-            self.builder.push_slots(Op::KvWrite { site }, vec![Some(k), Some(v)], &names)?;
-        let attrs = AttentionAttrs {
-            mask: self.mask(layer),
-            scale: to_f32(self.spec.attention.score_scale(layer)),
-            softcap: self.spec.attention.logit_softcap.map(to_f32),
-            values_in_keys: false,
-            value_dim: head_dim,
-        };
-        let out = format!("{layer}.attn.out");
-        let lse = format!("{layer}.attn.lse");
-        let inputs = vec![Some(q), cached[0], cached[1]];
-        let names = [Some(out.as_str()), Some(lse.as_str())];
-        let results = self.builder.push_slots(Op::Attention(attrs), inputs, &names)?;
-        let out = results[0].expect("slot 0 was named");
-        let names = (format!("{layer}.attn.o"), format!("{prefix}.o_proj"));
-        self.project((&names.0, &names.1), out, (&width, &[heads, head]), o_bias)
-    }
-
-    /// Norm and rotation of queries or keys, where the spec has them.
-    fn position_head(
-        &mut self,
-        layer: usize,
-        what: &str,
-        x: ValueId,
-        gqa: &Gqa,
-    ) -> Result<ValueId, VerifyError> {
-        let mut x = x;
-        if gqa.qk_norm == Some(QkNorm::PerHead) {
-            let name = format!("{layer}.attn.{what}.normed");
-            let weight = format!("model.layers.{layer}.self_attn.{what}_norm");
-            let axis = Dim::fixed(DimName::HeadDim, gqa.head_dim);
-            let norm = self.spec.norm;
-            x = self.norm(&norm, &name, &weight, x, axis)?;
-        }
-        if let Position::Rope(rope) = &self.spec.position {
-            let attrs = RopeAttrs {
-                inv_freq: rope.inv_freq(),
-                attention_scaling: rope.attention_scaling(),
-                interleaved: rope.interleaved,
-            };
-            let positions = self.builder.find("positions").expect("declared with the embedding");
-            let name = format!("{layer}.attn.{what}.rotated");
-            x = self.builder.push(&name, Op::Rope(attrs), &[x, positions])?;
-        }
-        Ok(x)
-    }
-
-    fn mask(&self, layer: usize) -> Mask {
-        Mask {
-            causal: self.spec.attention.mask == MaskKind::Causal,
-            window: self.spec.attention.window(layer),
-            ..Mask::default()
-        }
-    }
-
-    fn feed_forward(&mut self, layer: usize, x: ValueId) -> Result<ValueId, VerifyError> {
-        let inner = Dim::fixed(DimName::Intermediate, self.spec.mlp.intermediate_size());
-        if let Mlp::Moe(moe) = &self.spec.mlp {
-            return match moe.has_experts(layer) {
-                true => self.mixture(layer, x, moe),
-                false => self.gated(layer, "", x, (moe.activation, inner)),
-            };
-        }
-        let (width, inner) = ([self.width], [inner]);
-        let name = |what: &str| format!("{layer}.mlp.{what}");
-        let weight = |what: &str| format!("model.layers.{layer}.mlp.{what}_proj");
-        let (hidden, bias) = match self.spec.mlp {
-            Mlp::Glu { activation, bias, .. } => {
-                let sizes = (&inner[..], &width[..]);
-                let gate = self.project((&name("gate"), &weight("gate")), x, sizes, bias)?;
-                let up = self.project((&name("up"), &weight("up")), x, sizes, bias)?;
-                let op = Op::Glu(act(activation));
-                (self.builder.push(&name("hidden"), op, &[gate, up])?, bias)
-            }
-            Mlp::Plain { activation, bias, .. } => {
-                let up = self.project((&name("up"), &weight("up")), x, (&inner, &width), bias)?;
-                let op = Op::Activation(act(activation));
-                (self.builder.push(&name("hidden"), op, &[up])?, bias)
-            }
-            Mlp::Moe(_) => unreachable!("returned above"),
-        };
-        self.project((&name("down"), &weight("down")), hidden, (&width, &inner), bias)
-    }
-
     fn head(&mut self, x: ValueId) -> Result<(), VerifyError> {
-        let norm = self.spec.norm;
-        let name = format!("hidden_{}", self.spec.num_hidden_layers);
-        let hidden = self.norm(&norm, &name, "model.norm", x, self.width)?;
+        let width = [self.width];
+        let mut hidden = x;
+        if self.spec.block.final_norm() {
+            let name = format!("hidden_{}", self.spec.num_hidden_layers);
+            hidden = self.norm((&name, "model.norm"), x, &width)?;
+        }
         self.keep_hidden(hidden);
-        let vocab = [Dim::fixed(DimName::Vocab, self.spec.vocab_size)];
-        let head = if self.options.head == Head::Hidden {
-            self.builder.output(hidden);
-            return Ok(());
-        } else if self.spec.tie_word_embeddings {
-            self.embed_tokens()
-        } else {
-            self.matrix("lm_head.weight", &vocab, &[self.width])
-        };
-        let result = match self.options.head {
-            Head::Hidden => unreachable!("returned above"),
-            Head::Logits => self.builder.push("logits", Op::Matmul, &[hidden, head])?,
-            Head::GatheredLogits => {
+        let result = match (self.options.head, self.spec.head) {
+            (Head::Hidden, _) | (_, None) => hidden,
+            (Head::Logits, Some(head)) => self.logits(&head, hidden)?,
+            (Head::GatheredLogits, Some(head)) => {
                 let rows = self.builder.input("rows", ValueType::U32, &[Dim::OUTPUTS]);
-                let last = self.builder.push("gathered", Op::GatherRows, &[hidden, rows])?;
-                self.builder.push("logits", Op::Matmul, &[last, head])?
+                let gathered = self.builder.push("gathered", Op::GatherRows, &[hidden, rows])?;
+                self.logits(&head, gathered)?
             }
-            Head::TokenLogprob => {
-                let targets = self.builder.input("targets", ValueType::U32, &[Dim::TOKENS]);
-                let inputs = vec![Some(hidden), Some(head), Some(targets)];
-                let names = [Some("logprob"), Some("lse")];
-                let results = self.builder.push_slots(Op::TokenLogprob, inputs, &names)?;
-                results[0].expect("slot 0 was named")
-            }
+            (Head::TokenLogprob, Some(head)) => self.token_logprob(&head, hidden)?,
         };
         self.builder.output(result);
         Ok(())
+    }
+
+    /// What the head multiplies, its weight, and its bias if it has one.
+    fn head_operands(
+        &mut self,
+        head: &model::Head,
+        hidden: ValueId,
+    ) -> Result<(ValueId, ValueId, Option<ValueId>), VerifyError> {
+        let width = [self.width];
+        let mut x = hidden;
+        if let Some(transform) = head.transform {
+            let names = ("head.projected", "head.dense");
+            x = self.project(names, x, (&width, &width), transform.bias)?;
+            let op = Op::Activation(act(transform.activation));
+            x = self.builder.push("head.activated", op, &[x])?;
+            x = self.norm(("head.normed", "head.norm"), x, &width)?;
+        }
+        let vocab = [Dim::fixed(DimName::Vocab, self.spec.vocab_size)];
+        let weight = if self.spec.tie_word_embeddings {
+            self.embed_tokens()
+        } else {
+            self.matrix("lm_head.weight", &vocab, &width)
+        };
+        let bias = head.bias.then(|| self.builder.weight("lm_head.bias", &vocab));
+        Ok((x, weight, bias))
+    }
+
+    fn logits(&mut self, head: &model::Head, hidden: ValueId) -> Result<ValueId, VerifyError> {
+        let (x, weight, bias) = self.head_operands(head, hidden)?;
+        let operands: Vec<ValueId> = [x, weight].into_iter().chain(bias).collect();
+        match head.softcap {
+            None => self.builder.push("logits", Op::Matmul, &operands),
+            Some(cap) => {
+                let raw = self.builder.push("logits.uncapped", Op::Matmul, &operands)?;
+                self.builder.push("logits", Op::Softcap(to_f32(cap)), &[raw])
+            }
+        }
+    }
+
+    fn token_logprob(
+        &mut self,
+        head: &model::Head,
+        hidden: ValueId,
+    ) -> Result<ValueId, VerifyError> {
+        let (x, weight, bias) = self.head_operands(head, hidden)?;
+        let targets = self.builder.input("targets", ValueType::U32, &[Dim::TOKENS]);
+        let mut operands = vec![Some(x), Some(weight), Some(targets)];
+        operands.extend(bias.map(Some));
+        let op = Op::TokenLogprob(HeadAttrs { softcap: head.softcap.map(to_f32) });
+        let names = [Some("logprob"), Some("lse")];
+        let results = self.builder.push_slots(op, operands, &names)?;
+        Ok(results[0].expect("slot 0 was named"))
     }
 }
 

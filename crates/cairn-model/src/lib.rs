@@ -5,8 +5,10 @@
 //! | `build` | spec → forward program: the only forward pass there is |
 //! | `weights` | the weights of a spec's program, by name and size |
 //! | `names` | the program's weights ↔ a family's tensors; one file of names for each layout |
+//! | `detect` | a configuration and tensors → the spec they agree on |
 //! | `gguf` | a GGUF file → spec and tensors |
 //! | `load` | tensors → the weights of a session, and back |
+//! | `save` | the weights of a session → tensors to write |
 //! | `init` | fresh weights from a seed |
 //! | `adapter` | low-rank adapters beside projections, and merged into them |
 //!
@@ -15,14 +17,18 @@
 
 mod adapter;
 mod build;
+mod detect;
 pub mod gguf;
 mod init;
 mod load;
 mod names;
+mod save;
 mod weights;
 
 pub use adapter::{Adapted, AdapterError, AdapterMap, Merge, MergedSource};
 pub use build::{BuildError, BuildOptions, Head, build_adapted_program, build_program};
+pub use detect::{DetectError, detect_model_spec};
 pub use init::{init_adapter, init_weights};
 pub use load::{LoadError, Naming, TensorSource, load_adapter, load_weights, tensor_f32, tensors};
 pub use names::{Placement, TensorMap, TensorSlice};
+pub use save::{gather_bytes_max, out_tensors, widened_bf16};

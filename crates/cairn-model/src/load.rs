@@ -76,10 +76,10 @@ impl Naming {
         }
     }
 
-    fn spellings(self, family: Family, tensor: &str) -> Vec<&str> {
+    fn spellings(self, family: Family, tensor: &str) -> Vec<String> {
         match self {
             Self::HuggingFace => TensorMap::spellings(family, tensor),
-            Self::Gguf | Self::Peft => vec![tensor],
+            Self::Gguf | Self::Peft => vec![tensor.to_owned()],
         }
     }
 
@@ -248,14 +248,14 @@ pub(crate) fn check_tensors(
         let found = naming
             .spellings(spec.family, name)
             .into_iter()
-            .find_map(|spelling| source.shape(spelling).map(|shape| (spelling, shape)));
+            .find_map(|spelling| source.shape(&spelling).map(|shape| (spelling, shape)));
         match found {
             None => problems.push(format!("{name} {expected:?} is missing")),
-            Some((_, shape)) if shape != expected => {
-                problems.push(format!("{name} is {shape:?}, expected {expected:?}"));
-            }
-            Some((spelling, _)) => {
-                spellings.insert(name.to_owned(), spelling.to_owned());
+            Some((spelling, shape)) => {
+                if shape != expected {
+                    problems.push(format!("{name} is {shape:?}, expected {expected:?}"));
+                }
+                spellings.insert(name.to_owned(), spelling);
             }
         }
     }

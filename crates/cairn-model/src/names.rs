@@ -6,10 +6,14 @@
 //! tensors (one for each expert). A family's [`Names`] say so as data; a [`TensorMap`] says it for
 //! every weight of a model, both for loading and for saving.
 
+mod bert;
 mod experts;
 mod gguf;
 mod gpt2;
+mod gpt_neox;
 mod llama;
+mod modernbert;
+mod phi3;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -29,6 +33,8 @@ pub(crate) struct Names {
     wrapper: Option<&'static str>,
     /// Endings of tensors that files may hold besides the weights.
     ignorable: &'static [&'static str],
+    /// Endings of our tensors and how older files spell them.
+    older: &'static [(&'static str, &'static str)],
 }
 
 /// Where a family keeps a module. In a name, `{}` is an expert's number.
@@ -38,9 +44,11 @@ pub(crate) enum Place {
     Module(&'static str),
     /// Under this name, matrices stored `[inputs, outputs]`.
     Transposed(&'static str),
-    /// In one tensor with other modules, the rows of all of them in this order.
+    /// In one tensor with other modules: the rows of all of them in this order.
     Fused(&'static str, &'static [&'static str]),
-    /// The same, stored `[inputs, outputs]`.
+    /// In one tensor with other modules, a head of each in turn: this one is the `.1`th of `.2`.
+    PerHead(&'static str, usize, usize),
+    /// As [`Place::Fused`], stored `[inputs, outputs]`.
     FusedTransposed(&'static str, &'static [&'static str]),
     /// In one matrix with other modules: the first part of each in this order, then the second part
     /// of each, and so on.
@@ -52,10 +60,20 @@ pub(crate) enum Place {
 
 const fn names(family: Family) -> &'static Names {
     match family {
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => &llama::NAMES,
+        Family::Llama
+        | Family::Mistral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::Olmo2
+        | Family::Gemma2
+        | Family::Gemma3Text => &llama::NAMES,
         Family::Gpt2 => &gpt2::NAMES,
         Family::Mixtral => &experts::MIXTRAL,
         Family::Qwen3Moe | Family::DeepseekV2 | Family::DeepseekV3 => &experts::SEPARATE,
+        Family::GptNeox => &gpt_neox::NAMES,
+        Family::Phi3 => &phi3::NAMES,
+        Family::Bert => &bert::NAMES,
+        Family::ModernBert => &modernbert::NAMES,
     }
 }
 
@@ -148,11 +166,12 @@ impl TensorMap {
 
     fn with(spec: &ModelSpec, names: &Names) -> Self {
         let mut map = Self { slices: Vec::new() };
-        map.place(names, None, &weights::embedding(spec));
+        let head_dim = spec.attention.form.key_dim();
+        map.place(names, None, head_dim, &weights::embedding(spec));
         for layer in 0..spec.num_hidden_layers {
-            map.place(names, Some(layer), &weights::block(spec, layer));
+            map.place(names, Some(layer), head_dim, &weights::block(spec, layer));
         }
-        map.place(names, None, &weights::head(spec));
+        map.place(names, None, head_dim, &weights::head(spec));
         map
     }
 
@@ -183,10 +202,20 @@ impl TensorMap {
     }
 
     /// Spellings under which files in the wild hold a tensor of this family: the name itself, then
-    /// alternatives (GPT-2 files may lack the `transformer.` prefix).
-    pub fn spellings(family: Family, tensor: &str) -> Vec<&str> {
-        let mut spellings = vec![tensor];
-        spellings.extend(names(family).wrapper.and_then(|prefix| tensor.strip_prefix(prefix)));
+    /// alternatives (GPT-2 files may lack the `transformer.` prefix, old BERT files say `gamma`).
+    pub fn spellings(family: Family, tensor: &str) -> Vec<String> {
+        let names = names(family);
+        let mut spellings = vec![tensor.to_owned()];
+        for (ours, older) in names.older {
+            spellings.extend(tensor.strip_suffix(ours).map(|stem| format!("{stem}{older}")));
+        }
+        let prefix = names.wrapper.unwrap_or_default();
+        let bare: Vec<String> = spellings
+            .iter()
+            .filter_map(|name| name.strip_prefix(prefix).map(str::to_owned))
+            .filter(|_| !prefix.is_empty())
+            .collect();
+        spellings.extend(bare);
         spellings
     }
 
@@ -194,13 +223,23 @@ impl TensorMap {
     /// saved with the model, and copies of tied weights.
     pub fn is_ignorable(spec: &ModelSpec, tensor: &str) -> bool {
         let names = names(spec.family);
+        let copy_of_embedding = || {
+            let head = WeightShape { module: "lm_head", part: "weight", ..WeightShape::EMPTY };
+            tensor == format!("{}.weight", names.place(&head).module())
+        };
         names.ignorable.iter().any(|suffix| tensor.ends_with(suffix))
-            || (spec.tie_word_embeddings && tensor == "lm_head.weight")
+            || (spec.tie_word_embeddings && copy_of_embedding())
             || (spec.family == Family::DeepseekV3 && is_beyond_the_last_layer(spec, tensor))
     }
 
     /// Adds the weights of one block, or some outside the blocks.
-    fn place(&mut self, names: &Names, layer: Option<usize>, weights: &[WeightShape]) {
+    fn place(
+        &mut self,
+        names: &Names,
+        layer: Option<usize>,
+        head_dim: usize,
+        weights: &[WeightShape],
+    ) {
         let number = layer.map(|layer| layer.to_string()).unwrap_or_default();
         let (ours, theirs) = match layer {
             None => (String::new(), String::new()),
@@ -215,7 +254,7 @@ impl TensorMap {
                 if place.joins_parts() { (1, all_parts) } else { (all_parts, 1) };
             for entry in 0..entries {
                 let module = place.module().replace("{}", &entry.to_string());
-                let (shape, placement) = place.within(weight, weights);
+                let (shape, placement) = place.within(weight, weights, head_dim);
                 let suffix = match place {
                     Place::Stacked(..) => String::new(),
                     _ => format!(".{}", weight.part),
@@ -252,6 +291,7 @@ impl Place {
             Self::Module(name)
             | Self::Transposed(name)
             | Self::Fused(name, _)
+            | Self::PerHead(name, ..)
             | Self::FusedTransposed(name, _)
             | Self::Interleaved(name, _)
             | Self::Stacked(name, _) => name,
@@ -264,7 +304,12 @@ impl Place {
     }
 
     /// The shape of the tensor, and where in it the weight is; `all` are the weights beside it.
-    fn within(self, weight: &WeightShape, all: &[WeightShape]) -> (Vec<usize>, Placement) {
+    fn within(
+        self,
+        weight: &WeightShape,
+        all: &[WeightShape],
+        head_dim: usize,
+    ) -> (Vec<usize>, Placement) {
         let (rows, columns) = (weight.rows, weight.columns);
         match (self, columns) {
             (Self::Module(_), Some(columns)) => (vec![rows, columns], Placement::Whole),
@@ -283,8 +328,13 @@ impl Place {
             }
             (Self::Fused(_, modules), columns) => {
                 let (start, total) = fused(weight, all, modules);
-                let shape = [total].into_iter().chain(columns).collect();
+                let shape = std::iter::once(total).chain(columns).collect();
                 (shape, Placement::Rows { start, run: rows, stride: rows })
+            }
+            (Self::PerHead(_, index, count), columns) => {
+                let shape = std::iter::once(count * rows).chain(columns).collect();
+                let start = index * head_dim;
+                (shape, Placement::Rows { start, run: head_dim, stride: count * head_dim })
             }
             (Self::FusedTransposed(_, modules), columns) => {
                 let (start, total) = fused(weight, all, modules);

@@ -21,6 +21,12 @@ pub(crate) struct WeightShape {
     pub(crate) columns: Option<usize>,
 }
 
+impl WeightShape {
+    /// No weight, to be told more about.
+    pub(crate) const EMPTY: Self =
+        Self { module: "", part: "", parts: None, rows: 0, columns: None };
+}
+
 /// Weights before the first block.
 pub(crate) fn embedding(spec: &ModelSpec) -> Vec<WeightShape> {
     let d = spec.hidden_size;
@@ -28,6 +34,12 @@ pub(crate) fn embedding(spec: &ModelSpec) -> Vec<WeightShape> {
     list.matrix("model.embed_tokens", spec.vocab_size, d);
     if spec.position == Position::Learned {
         list.matrix("model.embed_positions", spec.max_position_embeddings, d);
+    }
+    if let Some(rows) = spec.embedding.type_vocab_size {
+        list.matrix("model.embed_token_types", rows, d);
+    }
+    if spec.embedding.norm {
+        list.norm(spec, "model.embed_norm", d);
     }
     list.0
 }
@@ -37,7 +49,8 @@ pub(crate) fn block(spec: &ModelSpec, layer_idx: usize) -> Vec<WeightShape> {
     let mut list = List::default();
     let norms = block_norms(spec.block);
     let (before, after) = norms.split_at(norms.len() / 2);
-    for name in before {
+    let first = spec.block == BlockForm::PreNorm && !spec.has_attention_norm(layer_idx);
+    for name in before.iter().skip(usize::from(first)) {
         list.norm(spec, name, spec.hidden_size);
     }
     match &spec.attention.form {
@@ -74,8 +87,17 @@ pub(crate) fn head(spec: &ModelSpec) -> Vec<WeightShape> {
     if spec.block.final_norm() {
         list.norm(spec, "model.norm", spec.hidden_size);
     }
+    let Some(head) = spec.head else { return list.0 };
+    let d = spec.hidden_size;
+    if let Some(transform) = head.transform {
+        list.linear("head.dense", (d, d), transform.bias);
+        list.norm(spec, "head.norm", d);
+    }
     if !spec.tie_word_embeddings {
-        list.matrix("lm_head", spec.vocab_size, spec.hidden_size);
+        list.matrix("lm_head", spec.vocab_size, d);
+    }
+    if head.bias {
+        list.vector("lm_head", "bias", spec.vocab_size);
     }
     list.0
 }

@@ -118,11 +118,12 @@ impl Program {
                 let logits = usize::from(matches!(instr.op, Op::RouteGrad(_)));
                 20.0 * elements(logits)
             }
-            Op::TokenLogprob => 2.0 * elements(0) / row(0) * row(1),
-            Op::CrossEntropy | Op::TokenLogprobGrad => {
-                let first = usize::from(matches!(instr.op, Op::TokenLogprobGrad));
-                let products = 1 + instr.outputs.iter().flatten().count()
-                    - usize::from(matches!(instr.op, Op::CrossEntropy));
+            Op::TokenLogprob(_) => 2.0 * elements(0) / row(0) * row(1),
+            Op::CrossEntropy(_) | Op::TokenLogprobGrad(_) => {
+                let first = usize::from(matches!(instr.op, Op::TokenLogprobGrad(_)));
+                // Scores again, then dx and dw where they are wanted.
+                let from = usize::from(matches!(instr.op, Op::CrossEntropy(_)));
+                let products = 1 + instr.outputs.iter().skip(from).take(2).flatten().count();
                 let one = 2.0 * elements(first) / row(first) * row(first + 1);
                 one * products as f64
             }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::dim::{Dim, Shape};
-use crate::op::Op;
+use crate::op::{HeadAttrs, Op};
 use crate::program::{Builder, Instr, Program};
 use crate::value::{Class, ValueId, ValueType};
 use crate::verify::VerifyError;
@@ -148,8 +148,8 @@ impl<'a> Tape<'a> {
     fn replay_forward(&mut self, forward: &Program, loss: &Loss) -> Result<(), DifferentiateError> {
         for instr in &forward.instrs {
             let needed = instr.reads().any(|id| self.needs.contains(&id));
-            if *loss == Loss::CrossEntropy && instr.op == Op::TokenLogprob {
-                self.cross_entropy(instr, needed)?;
+            if let (Loss::CrossEntropy, Op::TokenLogprob(attrs)) = (loss, &instr.op) {
+                self.cross_entropy(instr, *attrs, needed)?;
                 continue;
             }
             if needed {
@@ -165,22 +165,29 @@ impl<'a> Tape<'a> {
         Ok(())
     }
 
-    fn cross_entropy(&mut self, instr: &Instr, needed: bool) -> Result<(), DifferentiateError> {
-        let [Some(x), Some(w), Some(targets)] = instr.inputs[..] else {
+    fn cross_entropy(
+        &mut self,
+        instr: &Instr,
+        attrs: HeadAttrs,
+        needed: bool,
+    ) -> Result<(), DifferentiateError> {
+        let [Some(x), Some(w), Some(targets), ref bias @ ..] = instr.inputs[..] else {
             unreachable!("a verified token_logprob has three operands")
         };
+        let bias = bias.first().copied().flatten();
         let lead = self.builder.program.value(targets).shape.0[0];
         let weights = match self.builder.find("loss_weights") {
             Some(id) => id,
             None => self.builder.input("loss_weights", ValueType::F32, &[lead]),
         };
         let dw = self.accumulator(w);
+        let db = bias.and_then(|bias| self.accumulator(bias));
         let dx = (needed && self.needs.contains(&x)).then(|| self.gradient_name(x));
         // The declared log-probability keeps its id, so the program's outputs stay valid.
-        let slots = vec![Some(x), Some(w), Some(targets), Some(weights), dw];
+        let slots = vec![Some(x), Some(w), Some(targets), Some(weights), dw, bias, db];
         self.builder.set_block(instr.block);
         let results =
-            self.builder.push_slots(Op::CrossEntropy, slots, &[None, dx.as_deref(), None])?;
+            self.builder.push_slots(Op::CrossEntropy(attrs), slots, &[None, dx.as_deref()])?;
         let index = self.builder.program.instrs.len() - 1;
         self.builder.program.instrs[index].outputs[0] = instr.outputs[0];
         match results[1] {
@@ -280,7 +287,7 @@ impl<'a> Tape<'a> {
 
     /// Emits the adjoint of one forward instruction, pruned to what is needed.
     fn adjoint(&mut self, instr: &Instr) -> Result<(), DifferentiateError> {
-        if matches!(instr.op, Op::CrossEntropy) {
+        if matches!(instr.op, Op::CrossEntropy(_)) {
             return Ok(());
         }
         let dy: Vec<Option<ValueId>> = instr
@@ -332,11 +339,13 @@ impl<'a> Tape<'a> {
                 self.emit(Op::AttentionGrad(attrs.clone()), inputs, &of)?;
             }
             Op::Concat(_) | Op::Split(..) => self.heads_adjoint(instr, &dy)?,
-            Op::TokenLogprob => {
+            Op::TokenLogprob(attrs) => {
                 let (x, w) = (slot(0).expect("verified"), slot(1).expect("verified"));
                 let dw = self.accumulator(w);
-                let inputs = vec![dy[0], Some(x), Some(w), slot(2), instr.outputs[1], dw];
-                self.emit(Op::TokenLogprobGrad, inputs, &[Some(x)])?;
+                let db = slot(3).and_then(|bias| self.accumulator(bias));
+                let lse = instr.outputs[1];
+                let inputs = vec![dy[0], Some(x), Some(w), slot(2), lse, dw, slot(3), db];
+                self.emit(Op::TokenLogprobGrad(*attrs), inputs, &[Some(x)])?;
             }
             op => return Err(DifferentiateError::NoAdjoint { op: op.name() }),
         }

@@ -19,6 +19,10 @@ use crate::program::Instr;
 use crate::session::{Feed, FeedData, Prepared, Run, RunError};
 use crate::value::{Class, Value, ValueType};
 
+/// The input that is zero for every token where a run does not feed it: to have several types of
+/// tokens is rare.
+pub const TOKEN_TYPES: &str = "token_types";
+
 /// Checks everything about a run that could make a kernel read or write where it must not.
 pub(crate) fn check_run(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Result<(), RunError> {
     let bounds = &prepared.arena.sizes;
@@ -33,8 +37,10 @@ pub(crate) fn check_run(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Re
     }
     check_sequences(prepared, run)?;
     for (_, input) in prepared.program.of_class(Class::Input) {
-        let feed = find_feed(run, &input.name)?;
-        check_feed(input, feed, sizes)?;
+        match find_feed(run, &input.name) {
+            Err(_) if input.name == TOKEN_TYPES => {}
+            feed => check_feed(input, feed?, sizes)?,
+        }
     }
     check_indices(prepared, run, sizes)
 }
@@ -103,7 +109,7 @@ fn check_indices(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Result<()
                 (1, program.value(instr.inputs[2].expect("verified")).matrix_rows())
             }
             Op::GatherRows => (1, sizes.tokens),
-            Op::TokenLogprob | Op::CrossEntropy => {
+            Op::TokenLogprob(_) | Op::CrossEntropy(_) => {
                 (2, program.value(instr.inputs[1].expect("verified")).matrix_rows())
             }
             Op::ExpertMatmul | Op::ExpertMatmulDx => {
@@ -119,7 +125,11 @@ fn check_indices(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Result<()
         if input.class != Class::Input {
             continue;
         }
-        let FeedData::U32(data) = find_feed(run, &input.name)?.data else { continue };
+        let data = match find_feed(run, &input.name) {
+            Err(_) if input.name == TOKEN_TYPES => continue,
+            feed => feed?.data,
+        };
+        let FeedData::U32(data) = data else { continue };
         if let Some(position) = data.iter().position(|&row| row as usize >= bound) {
             return Err(RunError::Range {
                 name: input.name.clone(),
@@ -142,8 +152,12 @@ pub(crate) fn execute(
 ) {
     let sizes = run.sizes();
     for (id, input) in prepared.program.of_class(Class::Input) {
-        let feed = find_feed(run, &input.name).expect("checked");
         let target = memory.write(prepared.span(id, &sizes));
+        let Ok(feed) = find_feed(run, &input.name) else {
+            // Checked: the one input that may be absent.
+            target.u8s().fill(0);
+            continue;
+        };
         match feed.data {
             FeedData::U32(data) => target.u32s().copy_from_slice(data),
             FeedData::F32(data) => target.f32s().copy_from_slice(data),
@@ -198,9 +212,9 @@ impl<'a> Step<'a> {
             Op::Dropout { p, site } => self.dropout(*p, *site),
             Op::Concat(_) => self.concat(),
             Op::Split(..) => self.split(),
-            Op::TokenLogprob => self.token_logprob(),
-            Op::CrossEntropy => self.cross_entropy(),
-            Op::TokenLogprobGrad => self.token_logprob_grad(),
+            Op::TokenLogprob(attrs) => self.token_logprob(*attrs),
+            Op::CrossEntropy(attrs) => self.cross_entropy(*attrs),
+            Op::TokenLogprobGrad(attrs) => self.token_logprob_grad(*attrs),
             Op::EmbedGrad => self.embed_grad(),
             Op::MatmulDx => self.matmul_dx(),
             Op::MatmulDw => self.matmul_dw(),

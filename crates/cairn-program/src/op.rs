@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::dim::{Dim, DimName};
 
 /// Version of the instruction set, written with every serialized program.
-pub const VIS_VERSION: u32 = 1;
+pub const VIS_VERSION: u32 = 2;
 
 /// Attributes of a normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +59,13 @@ pub struct AttentionAttrs {
     pub value_dim: usize,
 }
 
+/// Attributes of the head over the vocabulary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeadAttrs {
+    /// Logits become `cap · tanh(logit / cap)`, where set.
+    pub softcap: Option<f32>,
+}
+
 /// Attributes of AdamW (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>), in
 /// PyTorch's order of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,9 +88,9 @@ pub enum Op {
     Embed,
     /// `(x[t, d], positions[t], w[w, d]) → [t, d]`: adds rows of a position table.
     PositionEmbed,
-    /// `(x[.., d], w[d]) → [.., d]` (Zhang and Sennrich 2019).
+    /// `(x[.., d], w[d]) → [.., d]` (Zhang and Sennrich 2019); `d` may be several axes.
     RmsNorm(NormAttrs),
-    /// `(x[.., d], w[d], b[d]?) → [.., d]` (Ba et al. 2016).
+    /// `(x[.., d], w[d], b[d]?) → [.., d]` (Ba et al. 2016); `d` may be several axes.
     LayerNorm(NormAttrs),
     /// `(x[t, in..], w[out.., in..], bias[out..]?) → [t, out..]`.
     Matmul,
@@ -131,15 +138,16 @@ pub enum Op {
     ExpertSum,
     /// `(x[t, d], rows[o]) → [o, d]`.
     GatherRows,
-    /// `(x[o, d], w[v, d], targets[o]) → (logprob[o], lse[o])` over the whole vocabulary, in chunks:
-    /// the logits of all rows never exist.
-    TokenLogprob,
+    /// `(x[o, d], w[v, d], targets[o], bias[v]?) → (logprob[o], lse[o])` over the whole vocabulary,
+    /// in chunks: the logits of all rows never exist.
+    TokenLogprob(HeadAttrs),
 
-    /// `(x[o, d], w[v, d], targets[o], loss_weights[o], dw?) → (logprob[o], dx?, dw?)`: loss and
-    /// gradient in one pass; the loss is `−Σ loss_weight · logprob`.
-    CrossEntropy,
-    /// `(dlogprob[o], x, w, targets, lse, dw?) → (dx?, dw?)`: adjoint of `token_logprob`.
-    TokenLogprobGrad,
+    /// `(x[o, d], w[v, d], targets[o], loss_weights[o], dw?, bias[v]?, db?) → (logprob[o], dx?, dw?,
+    /// db?)`: loss and gradient in one pass; the loss is `−Σ loss_weight · logprob`.
+    CrossEntropy(HeadAttrs),
+    /// `(dlogprob[o], x, w, targets, lse, dw?, bias[v]?, db?) → (dx?, dw?, db?)`: adjoint of
+    /// `token_logprob`.
+    TokenLogprobGrad(HeadAttrs),
     /// `(dy[t, d], ids[t], dw) → dw`.
     EmbedGrad,
     /// `(dy, w, sum?) → dx`: input gradient of `matmul`, added to `sum` if there is one.
@@ -221,9 +229,9 @@ impl Op {
             Self::ExpertMatmul => "expert_matmul",
             Self::ExpertSum => "expert_sum",
             Self::GatherRows => "gather_rows",
-            Self::TokenLogprob => "token_logprob",
-            Self::CrossEntropy => "cross_entropy",
-            Self::TokenLogprobGrad => "token_logprob_grad",
+            Self::TokenLogprob(_) => "token_logprob",
+            Self::CrossEntropy(_) => "cross_entropy",
+            Self::TokenLogprobGrad(_) => "token_logprob_grad",
             Self::EmbedGrad => "embed_grad",
             Self::MatmulDx => "matmul_dx",
             Self::MatmulDw => "matmul_dw",
@@ -280,6 +288,12 @@ impl fmt::Display for Op {
             | Self::ActivationGrad(act) => write!(f, " {act:?}"),
             Self::Scale(factor) => write!(f, " {factor}"),
             Self::Softcap(cap) | Self::SoftcapGrad(cap) => write!(f, " cap={cap}"),
+            Self::TokenLogprob(a) | Self::CrossEntropy(a) | Self::TokenLogprobGrad(a) => {
+                match a.softcap {
+                    Some(cap) => write!(f, " softcap={cap}"),
+                    None => Ok(()),
+                }
+            }
             Self::Dropout { p, site } => write!(f, " p={p} site={site}"),
             Self::Clip { max_norm } => write!(f, " max_norm={max_norm}"),
             Self::AdamW(a) => write!(f, " weight_decay={}", a.weight_decay),

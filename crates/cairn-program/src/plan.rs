@@ -234,8 +234,8 @@ fn scratch_bytes(program: &Program, instr: &Instr, sizes: &Sizes) -> usize {
         return 4 * cairn_kernels::expert_scratch_len(rows, experts);
     }
     let weight = match instr.op {
-        Op::TokenLogprob | Op::CrossEntropy => instr.inputs[1],
-        Op::TokenLogprobGrad => instr.inputs[2],
+        Op::TokenLogprob(_) | Op::CrossEntropy(_) => instr.inputs[1],
+        Op::TokenLogprobGrad(_) => instr.inputs[2],
         _ => None,
     };
     weight.map_or(0, |id| {

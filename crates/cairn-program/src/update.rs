@@ -126,7 +126,7 @@ fn update_weight(
 fn matrix_operand(instr: &Instr) -> Option<ValueId> {
     let slot = match instr.op {
         Op::Embed | Op::Matmul | Op::HeadMatmul | Op::HeadMatmulDx => 1,
-        Op::ExpertMatmul | Op::TokenLogprob | Op::CrossEntropy => 1,
+        Op::ExpertMatmul | Op::TokenLogprob(_) | Op::CrossEntropy(_) => 1,
         Op::PositionEmbed => 2,
         _ => return None,
     };

@@ -308,7 +308,7 @@ pub(crate) fn infer(program: &Program, instr: &Instr) -> Results {
         Op::KvWrite { .. } => infer_kv_write(&operands),
         Op::Attention(attrs) => infer_attention(&operands, attrs),
         Op::AttentionGrad(attrs) => infer_attention_grad(&operands, attrs),
-        Op::TokenLogprob | Op::CrossEntropy | Op::TokenLogprobGrad => {
+        Op::TokenLogprob(_) | Op::CrossEntropy(_) | Op::TokenLogprobGrad(_) => {
             infer_head(&operands, &instr.op)
         }
         Op::GlobalNorm | Op::Clip { .. } | Op::AdamW(_) | Op::Ema { .. } => {
@@ -413,24 +413,30 @@ fn infer_head_product(x: &Operands<'_>, op: &Op, lead: Dim, width: &[Dim]) -> Re
 
 fn infer_norm(x: &Operands<'_>, op: &Op) -> Results {
     let shape = x.f32(0)?;
-    let Some(&width) = shape.0.last().filter(|dim| dim.size.is_some()) else {
+    let forward = matches!(op, Op::RmsNorm(_) | Op::LayerNorm(_));
+    // The weight says how many of the last axes are one row: a head's, or those of all heads.
+    let slot = if forward { 1 } else { 2 };
+    let axes = x.f32(slot)?.0.len();
+    let Some(width) = shape.0.len().checked_sub(axes.max(1)).map(|first| &shape.0[first..]) else {
         return Err(x.fault(0, "f32[.., d]"));
     };
+    if width.iter().any(|dim| dim.size.is_none()) {
+        return Err(x.fault(0, "f32[.., d]"));
+    }
+    x.exactly(slot, ValueType::F32, width)?;
     match op {
         Op::RmsNorm(_) | Op::LayerNorm(_) => {
-            x.exactly(1, ValueType::F32, &[width])?;
             if matches!(op, Op::LayerNorm(_)) {
-                x.maybe(2, ValueType::F32, &[width])?;
+                x.maybe(2, ValueType::F32, width)?;
             }
             Ok(vec![same(shape)])
         }
         _ => {
             x.exactly(1, ValueType::F32, &shape.0)?;
-            x.exactly(2, ValueType::F32, &[width])?;
             x.maybe(3, ValueType::F32, &shape.0)?;
-            let mut results = vec![same(shape), x.accumulator(4, &[width])?];
+            let mut results = vec![same(shape), x.accumulator(4, width)?];
             if matches!(op, Op::LayerNormGrad(_)) {
-                results.push(x.accumulator(5, &[width])?);
+                results.push(x.accumulator(5, width)?);
             }
             Ok(results)
         }
@@ -573,7 +579,7 @@ fn infer_attention_grad(x: &Operands<'_>, attrs: &AttentionAttrs) -> Results {
 
 fn infer_head(x: &Operands<'_>, op: &Op) -> Results {
     // `token_logprob_grad` has the seed gradient in front.
-    let first = usize::from(matches!(op, Op::TokenLogprobGrad));
+    let first = usize::from(matches!(op, Op::TokenLogprobGrad(_)));
     let (lead, width) = x.rows(first)?;
     let outputs = x.matrix(first + 1, width)?;
     if !matches!(outputs, [Dim { name: DimName::Vocab, .. }]) {
@@ -584,15 +590,20 @@ fn infer_head(x: &Operands<'_>, op: &Op) -> Results {
     let dx = || Inferred::New(ValueType::F32, Shape::with_lead(lead, width));
     let head: Vec<Dim> = outputs.iter().chain(width).copied().collect();
     match op {
-        Op::TokenLogprob => Ok(vec![per_row(), per_row()]),
-        Op::CrossEntropy => {
+        Op::TokenLogprob(_) => {
+            x.maybe(3, ValueType::F32, outputs)?;
+            Ok(vec![per_row(), per_row()])
+        }
+        Op::CrossEntropy(_) => {
             x.exactly(3, ValueType::F32, &[lead])?;
-            Ok(vec![per_row(), dx(), x.accumulator(4, &head)?])
+            x.maybe(5, ValueType::F32, outputs)?;
+            Ok(vec![per_row(), dx(), x.accumulator(4, &head)?, x.accumulator(6, outputs)?])
         }
         _ => {
             x.exactly(0, ValueType::F32, &[lead])?;
             x.exactly(4, ValueType::F32, &[lead])?;
-            Ok(vec![dx(), x.accumulator(5, &head)?])
+            x.maybe(6, ValueType::F32, outputs)?;
+            Ok(vec![dx(), x.accumulator(5, &head)?, x.accumulator(7, outputs)?])
         }
     }
 }

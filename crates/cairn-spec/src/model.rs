@@ -24,9 +24,9 @@ pub use attention::{
 };
 pub use count::ParameterCount;
 pub use error::SpecError;
-pub use family::Family;
+pub use family::{Family, RegistryEntry, registry};
 pub use moe::Moe;
-pub use rope::{Llama3Scaling, Rope, RopeScaling, YarnScaling};
+pub use rope::{Llama3Scaling, LongropeScaling, Rope, RopeScaling, YarnScaling};
 use serde::{Deserialize, Serialize};
 use std::ops::Deref;
 
@@ -115,14 +115,19 @@ pub struct ModelFields {
     pub norm: Norm,
     /// Where normalisations and additions sit in a block.
     pub block: BlockForm,
+    /// Whether the first block normalizes what its attention reads; ModernBERT's does not, the
+    /// embedding's norm having just done so.
+    #[serde(default = "yes")]
+    pub first_attention_norm: bool,
     /// The attention of every block.
     pub attention: Attention,
     /// How positions enter.
     pub position: Position,
     /// The feed-forward part of every block.
     pub mlp: Mlp,
-    /// What turns the last hidden state into logits.
-    pub head: Head,
+    /// What turns the last hidden state into logits; `None` in a file that holds the body alone,
+    /// which ends in hidden states.
+    pub head: Option<Head>,
     /// Whether the head's weight is the embedding.
     pub tie_word_embeddings: bool,
     /// Standard deviation of freshly initialised weights.
@@ -135,7 +140,25 @@ pub struct ModelFields {
     pub dtype: DType,
 }
 
+/// What a spec says that was written before the field existed.
+const fn yes() -> bool {
+    true
+}
+
 impl ModelFields {
+    /// Whether the block of layer `layer_idx` normalizes what its attention reads.
+    pub const fn has_attention_norm(&self, layer_idx: usize) -> bool {
+        layer_idx != 0 || self.first_attention_norm
+    }
+
+    /// Longest text, in tokens, whose keys stay the same as it grows: `max_position_embeddings`, or
+    /// less where longer texts are rotated by other frequencies (dynamic, longrope).
+    pub fn context_limit(&self) -> usize {
+        let ropes = (0..self.num_hidden_layers).filter_map(|layer| self.rope(layer));
+        let limits = ropes.filter_map(Rope::text_limit);
+        limits.fold(self.max_position_embeddings, usize::min)
+    }
+
     /// The rotation of layer `layer_idx`; `None` where positions are learned vectors.
     pub fn rope(&self, layer_idx: usize) -> Option<&Rope> {
         let windowed = self.attention.sliding_window.as_ref();
@@ -275,11 +298,21 @@ impl Mlp {
 #[serde(deny_unknown_fields)]
 pub struct Head {
     /// A layer `norm(activation(W x + b))` before the head, `[d, d]` (BERT's masked-LM head).
-    pub transform: Option<Activation>,
+    pub transform: Option<HeadTransform>,
     /// Whether a bias is added to the logits.
     pub bias: bool,
     /// Logits become `softcap · tanh(logits / softcap)` (Gemma 2).
     pub softcap: Option<f64>,
+}
+
+/// The layer before a masked-LM head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadTransform {
+    /// After the product.
+    pub activation: Activation,
+    /// Whether the product has a bias.
+    pub bias: bool,
 }
 
 /// Probabilities with which values are zeroed while training.

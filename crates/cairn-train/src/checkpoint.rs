@@ -13,7 +13,7 @@ use cairn_artifacts::safetensors::{OutTensor, SafetensorsFile, WeightsError};
 use cairn_artifacts::{Checkpoint, CheckpointError, Hash};
 use cairn_data::loader::LoaderState;
 use cairn_data::tokenizer::Tokenizer;
-use cairn_model::{LoadError, load_weights};
+use cairn_model::{LoadError, load_weights, out_tensors};
 use cairn_program::{Class, Session, Shape};
 use cairn_spec::{Hint, ModelSpec, SpecError};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,6 @@ use serde_json::Value;
 
 use crate::learner::Learner;
 use crate::progress::Progress;
-use crate::tensors::out_tensors;
 
 /// What of a run's state is not a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

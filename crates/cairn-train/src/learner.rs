@@ -10,13 +10,13 @@ use cairn_artifacts::Hash;
 use cairn_artifacts::hash::Hasher;
 use cairn_eval::{ScoreLimits, SessionScorer};
 use cairn_kernels::{Cpu, Encoding};
+use cairn_model::widened_bf16;
 use cairn_program::{
     Class, Feed, GRAD_NORM_SQUARED, MemoryPlan, Run, RunError, Session, SessionError, ValueType,
 };
 
 use crate::batch::MicroBatch;
 use crate::programs::{NORM, SCORE, SCORE_AVERAGE, TRAIN, UPDATE};
-use crate::tensors::widened;
 
 /// Keys the randomness of one micro-batch and says where it stands in its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl Learner {
         if let Some(values) = self.session.stored_f32(name) {
             return values.to_vec();
         }
-        widened(bytes)
+        widened_bf16(bytes)
     }
 
     /// Runs forward and backward over a micro-batch and adds `loss_weight` times the gradient of

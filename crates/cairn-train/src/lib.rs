@@ -10,7 +10,7 @@
 //! | `batch`, `learner` | the steps that change a model |
 //! | `validation`, `progress` | how well it does, and when to give up |
 //! | `trainer` | the loop: opening, stepping, saving, concluding |
-//! | `checkpoint`, `tensors`, `resume`, `initial` | its state in files, and back |
+//! | `checkpoint`, `resume`, `initial` | its state in files, and back |
 //! | `metrics`, `tensorboard`, `summary`, `report` | what people see of it |
 //! | `host`, `observer` | what lies outside, and who listens |
 //!
@@ -36,7 +36,6 @@ mod schedule;
 mod step_bench;
 mod summary;
 mod tensorboard;
-mod tensors;
 mod trainer;
 mod validation;
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::metrics::Metric;
 use crate::programs::{ProgramOptions, Programs, ProgramsError};
-use crate::tensors::gather_bytes_max;
+use cairn_model::gather_bytes_max;
 
 /// Buffers of open files, the report and other small things that come and go.
 const SMALL_BYTES: u64 = 4 << 20;

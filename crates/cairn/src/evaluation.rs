@@ -46,7 +46,7 @@ pub(crate) fn measure(
     (context, stop): (&Context, &StopFlag),
 ) -> anyhow::Result<Comparison> {
     let tokenizer = corpus.load_tokenizer()?;
-    let positions = model.spec.max_position_embeddings;
+    let positions = model.spec.context_limit();
     let length = how.context.unwrap_or(positions);
     if !(1..=positions).contains(&length) {
         return Err(UserError::new(format!("--context is {length}"))

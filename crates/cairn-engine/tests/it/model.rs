@@ -11,9 +11,26 @@ use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
 use cairn_spec::ModelSpec;
+use cairn_spec::model::MaskKind;
 
 /// Longest context of the engines here; GPT-2's golden has 128 positions.
 pub(crate) const CONTEXT: usize = 128;
+
+/// The longest context that suits a model, up to [`CONTEXT`].
+pub(crate) fn context(name: &str) -> usize {
+    spec(name).context_limit().min(CONTEXT)
+}
+
+/// Every golden folder with a model that generates.
+pub(crate) fn causal_folders() -> Vec<String> {
+    let entries = std::fs::read_dir(folder(".")).unwrap().map(Result::unwrap);
+    let folders = entries.filter(|entry| entry.path().join("config.json").exists());
+    let mut names: Vec<String> =
+        folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names.retain(|name| spec(name).attention.mask == MaskKind::Causal);
+    names
+}
 
 pub(crate) fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name)
@@ -37,7 +54,7 @@ pub(crate) fn engine_with(name: &str, options: EngineOptions) -> Engine {
 }
 
 pub(crate) fn engine(name: &str, max_num_seqs: usize) -> Engine {
-    engine_with(name, EngineOptions::new(max_num_seqs, CONTEXT))
+    engine_with(name, EngineOptions::new(max_num_seqs, context(name)))
 }
 
 pub(crate) fn greedy(prompt: &[u32], max_new_tokens: usize) -> Request {

@@ -57,7 +57,7 @@ fn token_logprob_case(shape: &Shape, encoding: Encoding) -> Case {
     case(pass_flops(sizes), o * d + table.bytes / 4, move |cpu| {
         let args = TokenLogprob {
             x_od: &x,
-            head: Head { weight: table.weight(), softcap: None },
+            head: Head { weight: table.weight(), bias_v: None, softcap: None },
             targets_o: &targets,
             scratch: &mut scratch,
             logprob_o: &mut logprob,
@@ -78,7 +78,7 @@ fn token_logprob_grad_case(shape: &Shape, encoding: Encoding) -> Case {
     case(flops, 2 * o * d + 2 * v * d + table.bytes / 4, move |cpu| {
         let args = TokenLogprobGrad {
             x_od: &x,
-            head: Head { weight: table.weight(), softcap: None },
+            head: Head { weight: table.weight(), bias_v: None, softcap: None },
             targets_o: &targets,
             dlogprob_o: &dlogprob,
             dlse_o: None,
@@ -87,6 +87,7 @@ fn token_logprob_grad_case(shape: &Shape, encoding: Encoding) -> Case {
             grads: HeadGrads {
                 dx_od: &mut dx,
                 dw_vd: Some(&mut dw),
+                db_v: None,
                 accumulate_dw: false,
                 row_tokens: TOKEN_BLOCK,
             },
@@ -105,7 +106,7 @@ fn cross_entropy_case(shape: &Shape, encoding: Encoding) -> Case {
     case(flops, 2 * o * d + 2 * v * d + table.bytes / 4, move |cpu| {
         let args = CrossEntropy {
             x_od: &x,
-            head: Head { weight: table.weight(), softcap: None },
+            head: Head { weight: table.weight(), bias_v: None, softcap: None },
             targets_o: &targets,
             weights_o: &weights,
             scratch: &mut scratch,
@@ -113,6 +114,7 @@ fn cross_entropy_case(shape: &Shape, encoding: Encoding) -> Case {
             grads: HeadGrads {
                 dx_od: &mut dx,
                 dw_vd: Some(&mut dw),
+                db_v: None,
                 accumulate_dw: false,
                 row_tokens: TOKEN_BLOCK,
             },

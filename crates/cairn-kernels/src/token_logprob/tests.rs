@@ -13,6 +13,7 @@ struct Case<'a> {
     /// Gradients of log-probability, log-sum-exp and entropy; the first are minus the loss weights.
     grads: [&'a [f32]; 3],
     softcap: Option<f32>,
+    bias: Option<&'a [f32]>,
     d: usize,
     row_tokens: usize,
 }
@@ -20,14 +21,15 @@ struct Case<'a> {
 /// Log-probability, log-sum-exp, entropy; dx and dw of all three and of cross entropy; its
 /// log-probabilities.
 fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
-    let Case { x, targets, grads, d, row_tokens, .. } = case;
+    let Case { x, targets, grads, bias, d, row_tokens, .. } = case;
     let (o, v) = (targets.len(), case.weight.len() / d);
-    let head = Head { weight: Weight::f32(v, d, case.weight), softcap: case.softcap };
+    let weight = Weight::f32(v, d, case.weight);
+    let head = Head { weight, bias_v: bias, softcap: case.softcap };
     let mut scratch = vec![f32::NAN; head_scratch_len(o, v)];
     let mut out: Vec<Vec<f32>> =
-        [o, o, o, o * d, v * d, o * d, v * d, o].map(|n| vec![0.5; n]).into();
-    let [logprob_o, lse_o, entropy, dx, dw, dx_ce, dw_ce, logprob_ce] =
-        out.get_disjoint_mut([0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+        [o, o, o, o * d, v * d, o * d, v * d, o, v, v].map(|n| vec![0.5; n]).into();
+    let [logprob_o, lse_o, entropy, dx, dw, dx_ce, dw_ce, logprob_ce, db, db_ce] =
+        out.get_disjoint_mut([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap();
     let args = TokenLogprob {
         x_od: x,
         head,
@@ -49,7 +51,13 @@ fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
         dlse_o: Some(grads[1]),
         dentropy_o: Some(grads[2]),
         scratch: &mut scratch,
-        grads: HeadGrads { dx_od: dx, dw_vd: Some(dw), accumulate_dw: true, row_tokens },
+        grads: HeadGrads {
+            dx_od: dx,
+            dw_vd: Some(dw),
+            db_v: bias.map(|_| &mut db[..]),
+            accumulate_dw: true,
+            row_tokens,
+        },
     };
     match cpu {
         Some(cpu) => token_logprob_grad(cpu, args),
@@ -65,7 +73,13 @@ fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
         weights_o: &weights,
         scratch: &mut scratch,
         logprob_o: logprob_ce,
-        grads: HeadGrads { dx_od: dx_ce, dw_vd: Some(dw_ce), accumulate_dw: false, row_tokens },
+        grads: HeadGrads {
+            dx_od: dx_ce,
+            dw_vd: Some(dw_ce),
+            db_v: bias.map(|_| &mut db_ce[..]),
+            accumulate_dw: false,
+            row_tokens,
+        },
     };
     match cpu {
         Some(cpu) => cross_entropy(cpu, args),
@@ -80,7 +94,7 @@ proptest! {
     #[test]
     fn kernels_equal_references(
         o in 0..600_usize, v in 1..80_usize, d in 1..8_usize, row_tokens in 1..600_usize,
-        capped: bool, seed: u64,
+        capped: bool, biased: bool, seed: u64,
     ) {
         let mut numbers = Numbers::new(seed);
         let (x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 4.0));
@@ -89,7 +103,10 @@ proptest! {
         grads[0].iter_mut().step_by(3).for_each(|grad| *grad = 0.0);
         let grads = grads.each_ref().map(|grads| &grads[..]);
         let softcap = capped.then_some(5.0);
-        let case = Case { x: &x, weight: &weight, targets: &targets, grads, softcap, d, row_tokens };
+        let bias = numbers.floats(v, 1.0);
+        let bias = biased.then_some(&bias[..]);
+        let case =
+            Case { x: &x, weight: &weight, targets: &targets, grads, softcap, bias, d, row_tokens };
         check_bits("head", |cpu| run(cpu, case));
     }
 }
@@ -103,7 +120,7 @@ fn a_row_of_logits_has_the_head_s_log_sum_exp() {
         let mut scratch = vec![0.0; head_scratch_len(1, v)];
         token_logprob_reference(TokenLogprob {
             x_od: &[1.0],
-            head: Head { weight: Weight::f32(v, 1, &logits), softcap: None },
+            head: Head { weight: Weight::f32(v, 1, &logits), bias_v: None, softcap: None },
             targets_o: &[0],
             scratch: &mut scratch,
             logprob_o: &mut [0.0],
@@ -125,6 +142,7 @@ fn gradients_are_slopes() {
     let targets = numbers.indices(o, v);
     let zeros = vec![0.0; o];
     let some = numbers.floats(o, 1.0);
+    let bias = numbers.floats(v, 1.0);
     for softcap in [None, Some(3.0)] {
         for which in 0..3 {
             let mut grads = [&zeros[..]; 3];
@@ -135,14 +153,19 @@ fn gradients_are_slopes() {
                 targets: &targets,
                 grads,
                 softcap,
+                bias: Some(&bias),
                 d,
                 row_tokens: o,
             };
             let out = run(None, case);
             let loss = |case: Case<'_>| functional(&run(None, case)[which], &some);
             let dw: Vec<f32> = out[4].iter().map(|dw| dw - 0.5).collect();
+            let db: Vec<f32> = out[8].iter().map(|db| db - 0.5).collect();
             check_slope("dx", &x, &out[3], 4e-3, 6e-3, |x| loss(Case { x, ..case }));
             check_slope("dw", &weight, &dw, 4e-3, 6e-3, |weight| loss(Case { weight, ..case }));
+            check_slope("db", &bias, &db, 4e-3, 6e-3, |bias| {
+                loss(Case { bias: Some(bias), ..case })
+            });
         }
     }
 }
@@ -163,6 +186,7 @@ fn cross_entropy_is_the_gradient_of_weighted_log_probabilities() {
         targets: &targets,
         grads,
         softcap: None,
+        bias: None,
         d,
         row_tokens: 100,
     };
@@ -188,6 +212,7 @@ fn log_probabilities_are_close_to_f64() {
         targets: &targets,
         grads: [&zeros; 3],
         softcap: None,
+        bias: None,
         d,
         row_tokens: 4,
     };

@@ -163,7 +163,7 @@ impl Lowering<'_> {
     fn rotated(&mut self, axes: &Axes, name: &str, x: ValueId) -> Result<ValueId, VerifyError> {
         let Some(rope) = self.spec.rope(axes.layer) else { return Ok(x) };
         let attrs = RopeAttrs {
-            inv_freq: rope.inv_freq(),
+            inv_freq: rope.inv_freq_for(self.options.text_len.unwrap_or(0)),
             attention_scaling: rope.attention_scaling(),
             interleaved: rope.interleaved,
         };

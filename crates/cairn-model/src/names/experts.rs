@@ -18,8 +18,10 @@ pub(super) const MIXTRAL: Names = Names {
         ("mlp.experts.up_proj", Place::Module("block_sparse_moe.experts.{}.w3")),
         ("mlp.experts.down_proj", Place::Module("block_sparse_moe.experts.{}.w2")),
     ],
-    wrapper: None,
+    // The body's own files.
+    wrapper: Some("model."),
     ignorable: ROTARY,
+    older: &[],
 };
 
 /// Qwen3-MoE and DeepSeek.
@@ -32,8 +34,10 @@ pub(super) const SEPARATE: Names = Names {
         ("self_attn.k_b_proj", KV_B),
         ("self_attn.v_b_proj", KV_B),
     ],
-    wrapper: None,
+    // The body's own files.
+    wrapper: Some("model."),
     ignorable: ROTARY,
+    older: &[],
 };
 
 /// All of them, as transformers 5 holds them in memory.
@@ -46,8 +50,10 @@ pub(super) const STACKED: Names = Names {
         ("self_attn.k_b_proj", KV_B),
         ("self_attn.v_b_proj", KV_B),
     ],
-    wrapper: None,
+    // The body's own files.
+    wrapper: Some("model."),
     ignorable: ROTARY,
+    older: &[],
 };
 
 const DOWN: &[&str] = &["mlp.experts.down_proj"];

@@ -29,7 +29,8 @@ const PLACES: &[(&str, Place)] = &[
     ("mlp.down_proj", Place::Module("ffn_down")),
 ];
 
-const DECODER: Names = Names { block: "blk.{}.", places: PLACES, wrapper: None, ignorable: &[] };
+const DECODER: Names =
+    Names { block: "blk.{}.", places: PLACES, wrapper: None, ignorable: &[], older: &[] };
 
 const GPT2: Names = Names {
     block: "blk.{}.",
@@ -49,6 +50,7 @@ const GPT2: Names = Names {
     ],
     wrapper: None,
     ignorable: &[],
+    older: &[],
 };
 
 /// The families that are read from GGUF files.

@@ -26,4 +26,5 @@ pub(super) const NAMES: Names = Names {
     wrapper: Some("transformer."),
     // Masks that older versions saved with the model.
     ignorable: &[".attn.bias", ".attn.masked_bias"],
+    older: &[],
 };

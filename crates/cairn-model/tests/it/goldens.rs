@@ -9,6 +9,7 @@ use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
 use cairn_spec::ModelSpec;
+use cairn_spec::model::Family;
 
 /// Against transformers in f32, per element: 1e-4 · max(1, max|reference|).
 const TOLERANCE: f32 = 1e-4;
@@ -51,7 +52,11 @@ pub(crate) fn check_logits(name: &str) {
     let golden = SafetensorsFile::open(&folder(name).join("golden.safetensors")).unwrap();
     let (shape, ids) = tokens(&golden, "input_ids");
     let (rows, length) = (shape[0], shape[1]);
-    let options = BuildOptions { keep_hidden: true, ..BuildOptions::new(Head::Logits) };
+    let options = BuildOptions {
+        keep_hidden: true,
+        text_len: Some(length),
+        ..BuildOptions::new(Head::Logits)
+    };
     let program = build_program(&spec, &options).unwrap();
     let sizes = Sizes::dense(rows * length, rows);
     let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
@@ -72,34 +77,26 @@ pub(crate) fn check_logits(name: &str) {
     assert_close(&format!("{name} logits"), session.output(id, "logits"), &expected);
 }
 
-#[test]
-fn llama_matches_transformers() {
-    check_logits("llama");
+/// Every golden folder: one for each family, and variants of rotation and window.
+pub(crate) fn folders() -> Vec<String> {
+    let entries = std::fs::read_dir(folder(".")).unwrap().map(Result::unwrap);
+    let folders = entries.filter(|entry| entry.path().join("config.json").exists());
+    let mut names: Vec<String> =
+        folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 #[test]
-fn sharded_llama_matches_transformers() {
-    check_logits("llama_sharded");
-}
-
-#[test]
-fn gpt2_matches_transformers() {
-    check_logits("gpt2");
-}
-
-#[test]
-fn mistral_matches_transformers() {
-    check_logits("mistral");
-}
-
-#[test]
-fn qwen2_matches_transformers() {
-    check_logits("qwen2");
-}
-
-#[test]
-fn qwen3_matches_transformers() {
-    check_logits("qwen3");
+fn logits_and_hidden_states_are_those_of_transformers() {
+    let folders = folders();
+    for family in Family::ALL {
+        let has_golden = folders.iter().any(|name| spec(name).family == family);
+        assert!(has_golden, "no golden folder of family {family}");
+    }
+    for name in folders {
+        check_logits(&name);
+    }
 }
 
 #[test]

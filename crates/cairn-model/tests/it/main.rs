@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod adapters;
+mod detect;
 mod experts;
+mod families;
 mod gguf;
 mod goldens;
 mod training;

@@ -3,23 +3,28 @@
 use cairn_kernels::{self as kernels, Act, Span};
 
 use super::Step;
-use crate::op::{AttentionAttrs, NormAttrs};
+use crate::op::{AttentionAttrs, HeadAttrs, NormAttrs};
 
 impl Step<'_> {
-    pub(super) fn cross_entropy(&mut self) {
+    pub(super) fn cross_entropy(&mut self, attrs: HeadAttrs) {
         let (weight, row_tokens, accumulate_dw) =
             (self.weight(1, self.width(0)), self.row_tokens(), self.adds());
-        let trains = self.has_input(4);
+        let (trains, biased, trains_bias) =
+            (self.has_input(4), self.has_input(5), self.has_input(6));
         let scratch = self.prepared.scratch(self.index);
-        let reads = [self.input(0), self.input(1), self.input(2), self.input(3)];
-        let writes = [scratch, self.output(0), self.output(1), self.output(2)];
-        let ([x, w, targets, weights], [scratch, logprob, dx, dw]) =
-            self.memory.split(reads, writes);
+        let reads = [0, 1, 2, 3, 5].map(|slot| self.input(slot));
+        let [logprob, dx, dw, db] = [0, 1, 2, 3].map(|slot| self.output(slot));
+        let ([x, w, targets, weights, bias], [scratch, logprob, dx, dw, db]) =
+            self.memory.split(reads, [scratch, logprob, dx, dw, db]);
         kernels::cross_entropy(
             self.cpu,
             kernels::CrossEntropy {
                 x_od: x.f32s(),
-                head: kernels::Head { weight: weight.of(w), softcap: None },
+                head: kernels::Head {
+                    weight: weight.of(w),
+                    bias_v: biased.then(|| bias.f32s()),
+                    softcap: attrs.softcap,
+                },
                 targets_o: targets.u32s(),
                 weights_o: weights.f32s(),
                 scratch: scratch.f32s(),
@@ -27,6 +32,7 @@ impl Step<'_> {
                 grads: kernels::HeadGrads {
                     dx_od: dx.f32s(),
                     dw_vd: trains.then(|| dw.f32s()),
+                    db_v: trains_bias.then(|| db.f32s()),
                     accumulate_dw,
                     row_tokens,
                 },
@@ -34,19 +40,25 @@ impl Step<'_> {
         );
     }
 
-    pub(super) fn token_logprob_grad(&mut self) {
+    pub(super) fn token_logprob_grad(&mut self, attrs: HeadAttrs) {
         let (weight, row_tokens, accumulate_dw) =
             (self.weight(2, self.width(1)), self.row_tokens(), self.adds());
-        let trains = self.has_input(5);
+        let (trains, biased, trains_bias) =
+            (self.has_input(5), self.has_input(6), self.has_input(7));
         let scratch = self.prepared.scratch(self.index);
-        let reads = [self.input(0), self.input(1), self.input(2), self.input(3)];
-        let ([dlogprob, x, w, targets], [scratch, dx, dw]) =
-            self.memory.split(reads, [scratch, self.output(0), self.output(1)]);
+        let reads = [0, 1, 2, 3, 6].map(|slot| self.input(slot));
+        let [dx, dw, db] = [0, 1, 2].map(|slot| self.output(slot));
+        let ([dlogprob, x, w, targets, bias], [scratch, dx, dw, db]) =
+            self.memory.split(reads, [scratch, dx, dw, db]);
         kernels::token_logprob_grad(
             self.cpu,
             kernels::TokenLogprobGrad {
                 x_od: x.f32s(),
-                head: kernels::Head { weight: weight.of(w), softcap: None },
+                head: kernels::Head {
+                    weight: weight.of(w),
+                    bias_v: biased.then(|| bias.f32s()),
+                    softcap: attrs.softcap,
+                },
                 targets_o: targets.u32s(),
                 dlogprob_o: dlogprob.f32s(),
                 dlse_o: None,
@@ -55,6 +67,7 @@ impl Step<'_> {
                 grads: kernels::HeadGrads {
                     dx_od: dx.f32s(),
                     dw_vd: trains.then(|| dw.f32s()),
+                    db_v: trains_bias.then(|| db.f32s()),
                     accumulate_dw,
                     row_tokens,
                 },
@@ -167,8 +180,7 @@ impl Step<'_> {
 
     /// Rows of a norm per token: 1 for the residual stream, the heads for a head norm.
     fn rows_per_token(&self) -> usize {
-        let shape = &self.value(0).shape;
-        shape.row_elements() / shape.last()
+        self.width(0) / self.width(2)
     }
 
     pub(super) fn rms_norm_grad(&mut self, attrs: NormAttrs) {

@@ -3,7 +3,7 @@
 use cairn_kernels::{self as kernels, Act, Keys, RopePairing};
 
 use super::Step;
-use crate::op::{AttentionAttrs, NormAttrs, RopeAttrs};
+use crate::op::{AttentionAttrs, HeadAttrs, NormAttrs, RopeAttrs};
 
 /// `Some` if a result or operand is present.
 fn present<T: ?Sized>(exists: bool, value: &mut T) -> Option<&mut T> {
@@ -234,17 +234,22 @@ impl Step<'_> {
         kernels::split(self.cpu, args);
     }
 
-    pub(super) fn token_logprob(&mut self) {
+    pub(super) fn token_logprob(&mut self, attrs: HeadAttrs) {
+        let biased = self.has_input(3);
         let weight = self.weight(1, self.width(0));
         let scratch = self.prepared.scratch(self.index);
-        let reads = [self.input(0), self.input(1), self.input(2)];
+        let reads = [0, 1, 2, 3].map(|slot| self.input(slot));
         let writes = [scratch, self.output(0), self.output(1)];
-        let ([x, w, targets], [scratch, logprob, lse]) = self.memory.split(reads, writes);
+        let ([x, w, targets, bias], [scratch, logprob, lse]) = self.memory.split(reads, writes);
         kernels::token_logprob(
             self.cpu,
             kernels::TokenLogprob {
                 x_od: x.f32s(),
-                head: kernels::Head { weight: weight.of(w), softcap: None },
+                head: kernels::Head {
+                    weight: weight.of(w),
+                    bias_v: biased.then(|| bias.f32s()),
+                    softcap: attrs.softcap,
+                },
                 targets_o: targets.u32s(),
                 scratch: scratch.f32s(),
                 logprob_o: logprob.f32s(),

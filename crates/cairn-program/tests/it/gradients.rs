@@ -5,8 +5,8 @@
 
 use cairn_kernels::{Act, Encoding, ExpertGroups, GroupScore, Layout, Mask, Routing, Scoring};
 use cairn_program::{
-    AttentionAttrs, Builder, Dim, DimName, Feed, KvPlacement, Loss, NormAttrs, Op, ProgramId,
-    RopeAttrs, ValueId, ValueType, differentiate,
+    AttentionAttrs, Builder, Dim, DimName, Feed, HeadAttrs, KvPlacement, Loss, NormAttrs, Op,
+    ProgramId, RopeAttrs, ValueId, ValueType, differentiate,
 };
 
 use crate::harness::{
@@ -277,7 +277,41 @@ fn token_logprob_with_a_seed() {
         let targets = b.input("targets", ValueType::U32, &[Dim::TOKENS]);
         let names = [Some("y"), Some("lse")];
         let inputs = vec![Some(x), Some(w), Some(targets)];
-        b.push_slots(Op::TokenLogprob, inputs, &names).unwrap()[0].unwrap()
+        b.push_slots(Op::TokenLogprob(HeadAttrs::default()), inputs, &names).unwrap()[0].unwrap()
+    });
+}
+
+#[test]
+fn token_logprob_with_a_bias_and_a_softcap() {
+    let targets: Vec<u32> = IDS.iter().map(|id| (id + 2) % 5).collect();
+    check_with(&[Feed::u32("targets", &targets)], |b, x| {
+        let w = matrix(b, "w", &[dim(DimName::Vocab, 5)], &[hidden()]);
+        let bias = b.weight("bias", &[dim(DimName::Vocab, 5)]);
+        let targets = b.input("targets", ValueType::U32, &[Dim::TOKENS]);
+        let names = [Some("y"), Some("lse")];
+        let inputs = vec![Some(x), Some(w), Some(targets), Some(bias)];
+        let op = Op::TokenLogprob(HeadAttrs { softcap: Some(1.5) });
+        b.push_slots(op, inputs, &names).unwrap()[0].unwrap()
+    });
+}
+
+#[test]
+fn norms_over_all_heads() {
+    let heads = [dim(DimName::Heads, 2), dim(DimName::HeadDim, 6)];
+    for attrs in [false, true].map(|plus_one| NormAttrs { eps: 1e-5, plus_one }) {
+        check(|b, x| {
+            let w = matrix(b, "w", &heads, &[hidden()]);
+            let q = b.push("q", Op::Matmul, &[x, w]).unwrap();
+            let scale = b.weight("q_norm", &heads);
+            b.push("y", Op::RmsNorm(attrs), &[q, scale]).unwrap()
+        });
+    }
+    check(|b, x| {
+        let w = matrix(b, "w", &heads, &[hidden()]);
+        let q = b.push("q", Op::Matmul, &[x, w]).unwrap();
+        let (scale, shift) = (b.weight("q_norm", &heads), b.weight("shift", &heads));
+        let attrs = NormAttrs { eps: 1e-5, plus_one: false };
+        b.push("y", Op::LayerNorm(attrs), &[q, scale, shift]).unwrap()
     });
 }
 
@@ -290,8 +324,12 @@ fn cross_entropy_is_the_seeded_logprob() {
         let w = matrix(&mut b, "w", &[dim(DimName::Vocab, 5)], &[hidden()]);
         let targets = b.input("targets", ValueType::U32, &[Dim::TOKENS]);
         let names = [Some("y"), Some("lse")];
-        let inputs = vec![Some(x), Some(w), Some(targets)];
-        let y = b.push_slots(Op::TokenLogprob, inputs, &names).unwrap()[0].unwrap();
+        let bias = b.weight("bias", &[dim(DimName::Vocab, 5)]);
+        let inputs = vec![Some(x), Some(w), Some(targets), Some(bias)];
+        let y = b
+            .push_slots(Op::TokenLogprob(HeadAttrs { softcap: Some(2.0) }), inputs, &names)
+            .unwrap()[0]
+            .unwrap();
         b.output(y);
         b.finish().unwrap()
     };

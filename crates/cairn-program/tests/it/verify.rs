@@ -104,7 +104,7 @@ fn program_text_reads_like_this() {
     b.output(y);
     let text = b.finish().unwrap().to_string();
     insta::assert_snapshot!(text, @r"
-    program vis/1
+    program vis/2
       input ids : u32[t]
       input positions : u32[t]
       weight table : f32[v=7, d=12]

@@ -157,7 +157,7 @@ pub enum MaskKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlidingWindow {
-    /// Tokens that a token sees, itself included.
+    /// Tokens that a token sees on one side, itself included.
     pub size: usize,
     /// The layers with the window.
     pub layers: WindowedLayers,

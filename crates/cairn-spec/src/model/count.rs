@@ -42,9 +42,13 @@ impl ModelFields {
         }
         embedding += self.embedding.type_vocab_size.map_or(0, |rows| wide(rows) * d);
         embedding += if self.embedding.norm { norm } else { 0 };
-        let mut head = if self.tie_word_embeddings { 0 } else { v * d };
-        head += if self.head.bias { v } else { 0 };
-        head += if self.head.transform.is_some() { d * d + d + norm } else { 0 };
+        let head = self.head.map_or(0, |head| {
+            let transform = head
+                .transform
+                .map_or(0, |transform| d * d + if transform.bias { d } else { 0 } + norm);
+            let weight = if self.tie_word_embeddings { 0 } else { v * d };
+            weight + if head.bias { v } else { 0 } + transform
+        });
         let blocks = (0..self.num_hidden_layers).map(|layer| self.block_parameters(layer));
         ParameterCount {
             embedding,
@@ -65,7 +69,8 @@ impl ModelFields {
             Mlp::Moe(moe) if !moe.has_experts(layer_idx) => 3 * d * wide(moe.intermediate_size),
             mlp => feed_forward(mlp, d),
         };
-        let norms = wide(self.block.norms_per_block()) * self.norm_parameters();
+        let missing = if self.has_attention_norm(layer_idx) { 0 } else { 1 };
+        let norms = wide(self.block.norms_per_block() - missing) * self.norm_parameters();
         self.attention_parameters() + mlp + norms
     }
 

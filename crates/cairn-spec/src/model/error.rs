@@ -98,6 +98,16 @@ pub enum SpecError {
         /// Groups of a token.
         topk_group: usize,
     },
+    /// A list with one entry per rotated pair of dimensions has another length.
+    #[error("'{field}' has {actual} entries for {pairs} pairs of dimensions")]
+    FactorCount {
+        /// Its name.
+        field: &'static str,
+        /// Entries found.
+        actual: usize,
+        /// Pairs of dimensions that are rotated.
+        pairs: usize,
+    },
     /// An activation that Cairn does not have.
     #[error("activation '{name}' is not supported")]
     UnknownActivation {

@@ -26,11 +26,26 @@ pub enum Family {
     DeepseekV2,
     /// DeepSeek V3 and what is built like it.
     DeepseekV3,
+    /// GPT-NeoX and Pythia.
+    GptNeox,
+    /// Phi-3, Phi-3.5 and Phi-4.
+    Phi3,
+    /// OLMo 2.
+    Olmo2,
+    /// Gemma 2.
+    Gemma2,
+    /// The text part of Gemma 3.
+    Gemma3Text,
+    /// BERT.
+    Bert,
+    /// ModernBERT.
+    #[serde(rename = "modernbert")]
+    ModernBert,
 }
 
 impl Family {
     /// Every family that a spec can be mapped from and to.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 16] = [
         Self::Llama,
         Self::Gpt2,
         Self::Mistral,
@@ -40,6 +55,13 @@ impl Family {
         Self::Qwen3Moe,
         Self::DeepseekV2,
         Self::DeepseekV3,
+        Self::GptNeox,
+        Self::Phi3,
+        Self::Olmo2,
+        Self::Gemma2,
+        Self::Gemma3Text,
+        Self::Bert,
+        Self::ModernBert,
     ];
 
     /// The `model_type` in `config.json`.
@@ -52,10 +74,44 @@ impl Family {
         hf::mapping(self).architecture
     }
 
+    /// The class in `architectures` of a file that holds the body alone.
+    pub const fn body_architecture(self) -> &'static str {
+        hf::mapping(self).body
+    }
+
     /// Returns the family with this `model_type`, or `None`.
     pub fn from_model_type(model_type: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|family| family.model_type() == model_type)
     }
+}
+
+/// One line of the registry of families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegistryEntry {
+    /// The family.
+    pub family: Family,
+    /// Its `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// Its class in `architectures`.
+    pub architecture: &'static str,
+    /// The class of its body alone.
+    pub body_architecture: &'static str,
+}
+
+/// The registry: every family whose models are loaded, computed, trained and saved.
+///
+/// ```
+/// use cairn_spec::model::{Family, registry};
+/// let qwen3 = registry().find(|entry| entry.model_type == "qwen3").unwrap();
+/// assert_eq!((qwen3.family, qwen3.architecture), (Family::Qwen3, "Qwen3ForCausalLM"));
+/// ```
+pub fn registry() -> impl Iterator<Item = RegistryEntry> {
+    Family::ALL.into_iter().map(|family| RegistryEntry {
+        family,
+        model_type: family.model_type(),
+        architecture: family.architecture(),
+        body_architecture: family.body_architecture(),
+    })
 }
 
 impl fmt::Display for Family {

@@ -9,16 +9,23 @@
 //! Checked against transformers 5.23: the `configuration_*.py` of each family and
 //! `modeling_rope_utils.py`.
 
+mod bert;
 mod decoder;
 mod deepseek;
 mod experts;
 mod fields;
 mod foreign;
+mod gemma2;
+mod gemma3_text;
 mod gpt2;
+mod gpt_neox;
 mod harmless;
 mod llama;
 mod mistral;
 mod mixtral;
+mod modernbert;
+mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
@@ -38,6 +45,10 @@ pub(super) struct Mapping {
     pub(super) model_type: &'static str,
     /// The class in `architectures`.
     pub(super) architecture: &'static str,
+    /// The class of a file that holds the body alone.
+    pub(super) body: &'static str,
+    /// Other classes whose head over the vocabulary is the same.
+    also: &'static [&'static str],
     /// Fields that are refused in files of other families and mean something here.
     pub(super) honors: &'static [&'static str],
     read: fn(&Fields<'_>) -> Result<ModelFields, SpecError>,
@@ -55,6 +66,13 @@ pub(super) const fn mapping(family: Family) -> &'static Mapping {
         Family::Qwen3Moe => &qwen3_moe::MAPPING,
         Family::DeepseekV2 => &deepseek::V2,
         Family::DeepseekV3 => &deepseek::V3,
+        Family::GptNeox => &gpt_neox::MAPPING,
+        Family::Phi3 => &phi3::MAPPING,
+        Family::Olmo2 => &olmo2::MAPPING,
+        Family::Gemma2 => &gemma2::MAPPING,
+        Family::Gemma3Text => &gemma3_text::MAPPING,
+        Family::Bert => &bert::MAPPING,
+        Family::ModernBert => &modernbert::MAPPING,
     }
 }
 
@@ -87,9 +105,12 @@ impl HfConfig {
         let model_type = config.required_text("model_type")?;
         let family = Family::from_model_type(&model_type)
             .ok_or(SpecError::UnsupportedFamily { model_type })?;
-        refuse_other_architecture(&config, family)?;
-        foreign::refuse(&config, family, mapping(family).honors)?;
-        let spec = ModelSpec::new((mapping(family).read)(&config)?)?;
+        let mapping = mapping(family);
+        let has_head = reads_head(&config, family)?;
+        foreign::refuse(&config, family, mapping.honors)?;
+        let mut fields = (mapping.read)(&config)?;
+        fields.head = fields.head.filter(|_| has_head);
+        let spec = ModelSpec::new(fields)?;
         let ignored = config.unread().into_iter().filter(|name| !harmless::is_harmless(name));
         Ok(Self { spec, ignored: ignored.collect() })
     }
@@ -147,11 +168,17 @@ impl ModelSpec {
     }
 }
 
-/// A model with another head or another body computes something else from the same fields.
-fn refuse_other_architecture(config: &Fields<'_>, family: Family) -> Result<(), SpecError> {
+/// Whether the file has the family's head over the vocabulary, or the body alone. A model with
+/// another head or another body computes something else from the same fields.
+fn reads_head(config: &Fields<'_>, family: Family) -> Result<bool, SpecError> {
+    let mapping = mapping(family);
     let names = config.texts("architectures")?;
-    if names.is_empty() || names.iter().any(|name| name == family.architecture()) {
-        return Ok(());
+    let with_head = |name: &String| name == mapping.architecture || mapping.also.contains(&&**name);
+    if names.is_empty() || names.iter().any(with_head) {
+        return Ok(true);
+    }
+    if names.iter().any(|name| name == mapping.body) {
+        return Ok(false);
     }
     Err(SpecError::Unsupported {
         field: "architectures".to_owned(),
@@ -193,7 +220,11 @@ fn read_tokens(config: &Fields<'_>, defaults: &SpecialTokens) -> Result<SpecialT
 
 fn write_shared(spec: &ModelSpec, map: &mut Map<String, Value>) {
     map.insert("model_type".to_owned(), spec.family.model_type().into());
-    map.insert("architectures".to_owned(), vec![spec.family.architecture()].into());
+    let class = match spec.head {
+        Some(_) => spec.family.architecture(),
+        None => spec.family.body_architecture(),
+    };
+    map.insert("architectures".to_owned(), vec![class].into());
     map.insert("vocab_size".to_owned(), spec.vocab_size.into());
     map.insert("tie_word_embeddings".to_owned(), spec.tie_word_embeddings.into());
     map.insert("initializer_range".to_owned(), spec.initializer_range.into());

@@ -46,7 +46,11 @@ pub enum RopeScaling {
     Dynamic {
         /// At least 1.
         factor: f64,
+        /// Tokens the model was made for.
+        original_max_position_embeddings: usize,
     },
+    /// Frequencies divided by a factor each: one list for short texts, another for long ones.
+    Longrope(LongropeScaling),
     /// Low frequencies interpolated, high ones kept, attention sharpened.
     Yarn(YarnScaling),
     /// Low frequencies interpolated, high ones kept, a smooth step between.
@@ -75,6 +79,22 @@ pub struct YarnScaling {
     pub truncate: bool,
 }
 
+/// Parameters of `LongRoPE` (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongropeScaling {
+    /// A divisor for each pair of dimensions, for texts of at most the original length.
+    pub short_factor: Vec<f64>,
+    /// The same for longer texts.
+    pub long_factor: Vec<f64>,
+    /// How many times longer than the original the texts may be.
+    pub factor: f64,
+    /// Factor on cosine and sine, if the file fixes it.
+    pub attention_factor: Option<f64>,
+    /// Tokens the model was first trained on.
+    pub original_max_position_embeddings: usize,
+}
+
 /// Parameters of the `llama3` rule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,16 +115,41 @@ impl Rope {
         Self { theta, rotary_dim: head_dim, interleaved: false, scaling: RopeScaling::Default }
     }
 
-    /// Angle per position of each pair of dimensions, in radians; `rotary_dim / 2` of them.
-    ///
-    /// For [`RopeScaling::Dynamic`] these hold up to `max_position_embeddings`; beyond it the
-    /// frequencies depend on the length of the text.
+    /// Angle per position of each pair of dimensions, in radians; `rotary_dim / 2` of them. Where
+    /// they depend on the length of the text, these are for [the short ones](Self::text_limit).
     pub fn inv_freq(&self) -> Vec<f32> {
+        self.inv_freq_for(0)
+    }
+
+    /// Longest text, in tokens, with the frequencies of short texts; `None` if there is no other
+    /// kind. A key that was rotated for a shorter text is wrong in a longer one.
+    pub const fn text_limit(&self) -> Option<usize> {
+        match &self.scaling {
+            RopeScaling::Default
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Yarn(_)
+            | RopeScaling::Llama3(_) => None,
+            RopeScaling::Dynamic { original_max_position_embeddings, .. } => {
+                Some(*original_max_position_embeddings)
+            }
+            RopeScaling::Longrope(scaling) => Some(scaling.original_max_position_embeddings),
+        }
+    }
+
+    /// [`inv_freq`](Self::inv_freq) for a text of `text_len` tokens.
+    pub fn inv_freq_for(&self, text_len: usize) -> Vec<f32> {
+        let theta = self.theta_for(text_len);
         let pos_freqs: Vec<f32> =
-            (0..self.rotary_dim).step_by(2).map(|i| self.pos_freq(i)).collect();
+            (0..self.rotary_dim).step_by(2).map(|i| self.pos_freq(theta, i)).collect();
         let inv_freq = pos_freqs.iter().map(|freq| 1.0 / freq);
         match &self.scaling {
             RopeScaling::Default | RopeScaling::Dynamic { .. } => inv_freq.collect(),
+            RopeScaling::Longrope(scaling) => {
+                let long = text_len > scaling.original_max_position_embeddings;
+                let factors = if long { &scaling.long_factor } else { &scaling.short_factor };
+                let scaled = pos_freqs.iter().zip(factors);
+                scaled.map(|(freq, factor)| 1.0 / (*factor as f32 * freq)).collect()
+            }
             RopeScaling::Linear { factor } => inv_freq.map(|freq| freq / *factor as f32).collect(),
             RopeScaling::Llama3(scaling) => inv_freq.map(|freq| scaling.scale(freq)).collect(),
             RopeScaling::Yarn(scaling) => {
@@ -119,6 +164,7 @@ impl Rope {
     pub fn attention_scaling(&self) -> f32 {
         match &self.scaling {
             RopeScaling::Yarn(scaling) => scaling.attention_factor() as f32,
+            RopeScaling::Longrope(scaling) => scaling.attention_factor() as f32,
             RopeScaling::Default
             | RopeScaling::Linear { .. }
             | RopeScaling::Dynamic { .. }
@@ -126,11 +172,38 @@ impl Rope {
         }
     }
 
+    /// The base for a text of `text_len` tokens.
+    fn theta_for(&self, text_len: usize) -> f64 {
+        let RopeScaling::Dynamic { factor, original_max_position_embeddings: original } =
+            self.scaling
+        else {
+            return self.theta;
+        };
+        if text_len <= original || self.rotary_dim <= 2 {
+            return self.theta;
+        }
+        let dim = self.rotary_dim as f64;
+        let stretch = factor * text_len as f64 / original as f64 - (factor - 1.0);
+        self.theta * stretch.powf(dim / (dim - 2.0))
+    }
+
     /// `theta^(i / rotary_dim)`; the exponent is rounded to f32 first, as in PyTorch.
-    fn pos_freq(&self, i: usize) -> f32 {
+    fn pos_freq(&self, theta: f64, i: usize) -> f32 {
         let exponent = i as f32 / self.rotary_dim as f32;
         // PyTorch takes a Python number raised to an f32 tensor in f32.
-        f64::from(self.theta as f32).powf(f64::from(exponent)) as f32
+        f64::from(theta as f32).powf(f64::from(exponent)) as f32
+    }
+}
+
+impl LongropeScaling {
+    fn attention_factor(&self) -> f64 {
+        self.attention_factor.unwrap_or_else(|| {
+            if self.factor <= 1.0 {
+                return 1.0;
+            }
+            let original = self.original_max_position_embeddings as f64;
+            (1.0 + self.factor.ln() / original.ln()).sqrt()
+        })
     }
 }
 

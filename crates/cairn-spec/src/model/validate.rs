@@ -1,5 +1,6 @@
 //! The checks behind [`ModelSpec::new`](super::ModelSpec::new).
 
+use super::rope::LongropeScaling;
 use super::{
     Attention, AttentionForm, Gqa, HEAD_DIM_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX,
     MAX_POSITION_EMBEDDINGS_MAX, Mla, Mlp, ModelFields, NUM_ATTENTION_HEADS_MAX, NUM_EXPERTS_MAX,
@@ -21,7 +22,8 @@ pub(super) fn validate(fields: &ModelFields) -> Result<(), SpecError> {
         size("type_vocab_size", rows, VOCAB_SIZE_MAX)?;
     }
     optional_real("embedding scale", fields.embedding.scale, REAL_MAX)?;
-    optional_real("final_logit_softcapping", fields.head.softcap, REAL_MAX)?;
+    let softcap = fields.head.and_then(|head| head.softcap);
+    optional_real("final_logit_softcapping", softcap, REAL_MAX)?;
     real("norm eps", fields.norm.eps, 0.0, 1.0)?;
     real("initializer_range", fields.initializer_range, 0.0, 1.0)?;
     for (name, rate) in [
@@ -141,9 +143,12 @@ fn rotation(rope: &Rope, key_dim: usize) -> Result<(), SpecError> {
     }
     match &rope.scaling {
         RopeScaling::Default => Ok(()),
-        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor } => {
+        RopeScaling::Linear { factor } => real("rope factor", *factor, 1.0, REAL_MAX),
+        RopeScaling::Dynamic { factor, original_max_position_embeddings: original } => {
+            size("original_max_position_embeddings", *original, MAX_POSITION_EMBEDDINGS_MAX)?;
             real("rope factor", *factor, 1.0, REAL_MAX)
         }
+        RopeScaling::Longrope(longrope) => long_rotation(longrope, rope.rotary_dim),
         RopeScaling::Llama3(llama3) => {
             let original = llama3.original_max_position_embeddings;
             size("original_max_position_embeddings", original, MAX_POSITION_EMBEDDINGS_MAX)?;
@@ -163,6 +168,32 @@ fn rotation(rope: &Rope, key_dim: usize) -> Result<(), SpecError> {
             optional_nonnegative("mscale_all_dim", yarn.mscale_all_dim)
         }
     }
+}
+
+fn long_rotation(longrope: &LongropeScaling, rotary_dim: usize) -> Result<(), SpecError> {
+    let original = longrope.original_max_position_embeddings;
+    // The logarithm of the length divides.
+    let range = (original.to_string(), MAX_POSITION_EMBEDDINGS_MAX);
+    if !(2..=range.1).contains(&original) {
+        return Err(SpecError::OutOfRange {
+            field: "original_max_position_embeddings".to_owned(),
+            actual: range.0,
+            min: "2".to_owned(),
+            max: range.1.to_string(),
+        });
+    }
+    real("rope factor", longrope.factor, 1e-6, REAL_MAX)?;
+    optional_real("attention_factor", longrope.attention_factor, 1e6)?;
+    for (field, factors) in
+        [("short_factor", &longrope.short_factor), ("long_factor", &longrope.long_factor)]
+    {
+        if factors.len() != rotary_dim / 2 {
+            let (actual, pairs) = (factors.len(), rotary_dim / 2);
+            return Err(SpecError::FactorCount { field, actual, pairs });
+        }
+        factors.iter().try_for_each(|factor| real(field, *factor, 1e-6, REAL_MAX))?;
+    }
+    Ok(())
 }
 
 fn size(field: &str, value: usize, max: usize) -> Result<(), SpecError> {

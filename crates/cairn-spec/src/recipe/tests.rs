@@ -261,7 +261,8 @@ fn wrong_types_are_named_with_section_and_key() {
         (
             "model.family=mamba",
             "'model.family' is wrong: unknown variant `mamba`, expected one of `llama`, `gpt2`, \
-             `mistral`, `qwen2`, `qwen3`, `mixtral`, `qwen3_moe`, `deepseek_v2`, `deepseek_v3`",
+             `mistral`, `qwen2`, `qwen3`, `mixtral`, `qwen3_moe`, `deepseek_v2`, `deepseek_v3`, \
+             `gpt_neox`, `phi3`, `olmo2`, `gemma2`, `gemma3_text`, `bert`, `modernbert`",
         ),
         (
             "schedule.kind=linear",

@@ -232,7 +232,7 @@ pub(crate) fn show_off(
 ) -> anyhow::Result<()> {
     let tokenizer = model.tokenizer()?.context("the model has no tokenizer")?;
     let ids = tokenizer.encode(text)?;
-    let room = model.spec.max_position_embeddings.saturating_sub(ids.len()).max(1);
+    let room = model.spec.context_limit().saturating_sub(ids.len()).max(1);
     let max_new_tokens = max_new_tokens.min(room);
     let options = EngineOptions::new(1, ids.len() + max_new_tokens);
     let plan = EnginePlan::new(&model.spec, options)?;
@@ -256,7 +256,7 @@ struct Form<'a> {
 impl GenerateArgs {
     /// New tokens that are asked for and that the model has room for.
     fn room(&self, model: &ModelFolder, prompt_tokens: usize) -> anyhow::Result<usize> {
-        let positions = model.spec.max_position_embeddings;
+        let positions = model.spec.context_limit();
         let room = positions.saturating_sub(prompt_tokens);
         let too_long = |what: String| {
             Err(UserError::new(format!("{what}, but the model has {positions} positions"))

@@ -102,7 +102,11 @@ fn compute(
     cpu: Cpu,
 ) -> anyhow::Result<Vec<(String, usize, Vec<f32>)>> {
     const PROGRAM: ProgramId = ProgramId(0);
-    let options = BuildOptions { keep_hidden: true, ..BuildOptions::new(Head::Logits) };
+    let options = BuildOptions {
+        keep_hidden: true,
+        text_len: Some(input.row_tokens),
+        ..BuildOptions::new(Head::Logits)
+    };
     let program = build_program(&model.spec, &options)?;
     let sizes = Sizes::dense(input.row_tokens, 1);
     let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };

@@ -10,6 +10,9 @@ use crate::model::{
 };
 use serde_json::{Map, Value};
 
+/// Gemma's name of the tanh form of GELU.
+pub(super) const GELU_TANH: &str = "gelu_pytorch_tanh";
+
 /// What transformers assumes where a file of the family does not say.
 #[derive(Clone, Copy)]
 pub(super) struct Defaults {
@@ -52,6 +55,7 @@ pub(super) fn read(config: &Fields<'_>, defaults: &Defaults) -> Result<ModelFiel
         family,
         head_dim: gqa.head_dim,
         max_position_embeddings,
+        original_max_position_embeddings: config.size("original_max_position_embeddings")?,
         keys: defaults.rope,
     };
     Ok(ModelFields {
@@ -68,6 +72,7 @@ pub(super) fn read(config: &Fields<'_>, defaults: &Defaults) -> Result<ModelFiel
             bias: false,
         },
         block: BlockForm::PreNorm,
+        first_attention_norm: true,
         attention: Attention::causal(gqa),
         position: Position::Rope(rope_fields::read(config, around)?),
         mlp: Mlp::Glu {
@@ -75,7 +80,7 @@ pub(super) fn read(config: &Fields<'_>, defaults: &Defaults) -> Result<ModelFiel
             intermediate_size: config.required_size("intermediate_size")?,
             bias: config.flag("mlp_bias", false)?,
         },
-        head: Head::default(),
+        head: Some(Head::default()),
         tie_word_embeddings: config.flag("tie_word_embeddings", defaults.tie_word_embeddings)?,
         initializer_range: config.real("initializer_range")?.unwrap_or(0.02),
         dropout: Dropout {
@@ -143,14 +148,20 @@ pub(super) fn write(spec: &ModelSpec, defaults: &Defaults) -> Map<String, Value>
     set("intermediate_size", spec.mlp.intermediate_size().into());
     set("rms_norm_eps", spec.norm.eps.into());
     set("attention_dropout", spec.dropout.attn.into());
-    set(defaults.activation.0, spec.mlp.activation().hf_name().into());
+    let activation = match spec.mlp.activation() {
+        // Gemma's name for it.
+        Activation::GeluTanh if defaults.activation.1 == GELU_TANH => GELU_TANH,
+        activation => activation.hf_name(),
+    };
+    set(defaults.activation.0, activation.into());
     if let AttentionForm::Gqa(gqa) = &spec.attention.form {
         set("num_attention_heads", gqa.num_attention_heads.into());
         set("num_key_value_heads", gqa.num_key_value_heads.into());
         set("head_dim", gqa.head_dim.into());
     }
     if let Position::Rope(rope) = &spec.position {
-        rope_fields::write(rope, &mut map);
+        let head_dim = spec.attention.form.key_dim();
+        rope_fields::write(rope, defaults.rope, head_dim, &mut map);
     }
     map
 }

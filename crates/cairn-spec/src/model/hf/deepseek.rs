@@ -20,6 +20,8 @@ const HONORS: &[&str] = &["kv_lora_rank", "n_routed_experts", "num_experts_per_t
 pub(super) const V2: Mapping = Mapping {
     model_type: "deepseek_v2",
     architecture: "DeepseekV2ForCausalLM",
+    body: "DeepseekV2Model",
+    also: &[],
     honors: HONORS,
     read: |config| read(config, Family::DeepseekV2),
     write,
@@ -28,6 +30,8 @@ pub(super) const V2: Mapping = Mapping {
 pub(super) const V3: Mapping = Mapping {
     model_type: "deepseek_v3",
     architecture: "DeepseekV3ForCausalLM",
+    body: "DeepseekV3Model",
+    also: &[],
     honors: HONORS,
     read: |config| read(config, Family::DeepseekV3),
     write,

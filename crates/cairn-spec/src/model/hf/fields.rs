@@ -8,6 +8,9 @@ use std::collections::BTreeSet;
 /// Longest text quoted in an error, in characters.
 const QUOTE_CHARS_MAX: usize = 60;
 
+/// Longest list of numbers: more than any head has dimensions.
+const REALS_MAX: usize = 1 << 13;
+
 /// One object of a `config.json`.
 pub(super) struct Fields<'a> {
     map: &'a Map<String, Value>,
@@ -55,6 +58,8 @@ impl<'a> Fields<'a> {
     pub(super) fn object(&self, field: &'static str) -> Result<Option<Self>, SpecError> {
         let prefix = match field {
             "rope_parameters" => "rope_parameters.",
+            "full_attention" => "rope_parameters.full_attention.",
+            "sliding_attention" => "rope_parameters.sliding_attention.",
             _ => "rope_scaling.",
         };
         match self.value(field) {
@@ -81,6 +86,16 @@ impl<'a> Fields<'a> {
 
     pub(super) fn required_real(&self, field: &str) -> Result<f64, SpecError> {
         self.real(field)?.ok_or_else(|| self.missing(field))
+    }
+
+    /// A list of numbers.
+    pub(super) fn reals(&self, field: &str) -> Result<Option<Vec<f64>>, SpecError> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        let reals = value
+            .as_array()
+            .filter(|items| items.len() <= REALS_MAX)
+            .and_then(|items| items.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
+        reals.map(Some).ok_or_else(|| self.wrong_type(field, "a list of numbers", value))
     }
 
     pub(super) fn flag(&self, field: &str, default: bool) -> Result<bool, SpecError> {

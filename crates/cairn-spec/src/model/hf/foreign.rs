@@ -23,7 +23,7 @@ enum Neutral {
     Empty,
 }
 
-const FOREIGN: [(&str, Neutral); 37] = [
+const FOREIGN: [(&str, Neutral); 40] = [
     ("alibi", Neutral::False),
     ("add_cross_attention", Neutral::False),
     ("attention_chunk_size", Neutral::Absent),
@@ -51,12 +51,15 @@ const FOREIGN: [(&str, Neutral); 37] = [
     ("quantization_config", Neutral::Absent),
     ("query_pre_attn_scalar", Neutral::Absent),
     ("residual_multiplier", Neutral::One),
+    ("rope_local_base_freq", Neutral::Absent),
     ("rotary_pct", Neutral::One),
     ("scale_depth", Neutral::Absent),
     ("scale_emb", Neutral::One),
     ("sliding_window", Neutral::Absent),
+    ("sliding_window_pattern", Neutral::Absent),
     ("tie_encoder_decoder", Neutral::False),
     ("use_alibi", Neutral::False),
+    ("use_bidirectional_attention", Neutral::False),
     ("use_parallel_residual", Neutral::False),
     ("use_qk_norm", Neutral::False),
     ("use_sliding_window", Neutral::False),

@@ -9,8 +9,15 @@ use crate::model::{
 };
 use serde_json::{Map, Value};
 
-pub(super) const MAPPING: Mapping =
-    Mapping { model_type: "gpt2", architecture: "GPT2LMHeadModel", honors: &[], read, write };
+pub(super) const MAPPING: Mapping = Mapping {
+    model_type: "gpt2",
+    architecture: "GPT2LMHeadModel",
+    body: "GPT2Model",
+    also: &[],
+    honors: &[],
+    read,
+    write,
+};
 
 fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     let hidden_size = required(config, "n_embd", "hidden_size")?;
@@ -33,6 +40,7 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
             bias: true,
         },
         block: BlockForm::PreNorm,
+        first_attention_norm: true,
         attention: Attention {
             form: AttentionForm::Gqa(Gqa {
                 num_attention_heads,
@@ -54,7 +62,7 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
             intermediate_size: config.size("n_inner")?.unwrap_or(hidden_size.saturating_mul(4)),
             bias: true,
         },
-        head: Head::default(),
+        head: Some(Head::default()),
         tie_word_embeddings: config.flag("tie_word_embeddings", true)?,
         initializer_range: config.real("initializer_range")?.unwrap_or(0.02),
         dropout: Dropout {

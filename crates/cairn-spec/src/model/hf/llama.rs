@@ -6,8 +6,15 @@ use super::fields::Fields;
 use crate::model::{AttentionForm, Family, Mlp, ModelFields, ModelSpec, SpecError};
 use serde_json::{Map, Value};
 
-pub(super) const MAPPING: Mapping =
-    Mapping { model_type: "llama", architecture: "LlamaForCausalLM", honors: &[], read, write };
+pub(super) const MAPPING: Mapping = Mapping {
+    model_type: "llama",
+    architecture: "LlamaForCausalLM",
+    body: "LlamaModel",
+    also: &[],
+    honors: &[],
+    read,
+    write,
+};
 
 const DEFAULTS: Defaults = Defaults::llama(Family::Llama);
 

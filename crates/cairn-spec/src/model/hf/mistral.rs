@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 pub(super) const MAPPING: Mapping = Mapping {
     model_type: "mistral",
     architecture: "MistralForCausalLM",
+    body: "MistralModel",
+    also: &[],
     honors: &["sliding_window"],
     read,
     write,

@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 pub(super) const MAPPING: Mapping = Mapping {
     model_type: "mixtral",
     architecture: "MixtralForCausalLM",
+    body: "MixtralModel",
+    also: &[],
     honors: &["sliding_window", "num_local_experts", "num_experts", "num_experts_per_tok"],
     read,
     write,

@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 pub(super) const MAPPING: Mapping = Mapping {
     model_type: "qwen2",
     architecture: "Qwen2ForCausalLM",
+    body: "Qwen2Model",
+    also: &[],
     honors: &["sliding_window", "use_sliding_window", "layer_types"],
     read,
     write,

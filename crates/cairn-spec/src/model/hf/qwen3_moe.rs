@@ -14,6 +14,8 @@ use serde_json::{Map, Value};
 pub(super) const MAPPING: Mapping = Mapping {
     model_type: "qwen3_moe",
     architecture: "Qwen3MoeForCausalLM",
+    body: "Qwen3MoeModel",
+    also: &[],
     honors: &[
         "sliding_window",
         "use_sliding_window",

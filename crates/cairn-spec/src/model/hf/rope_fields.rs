@@ -3,8 +3,9 @@
 
 use super::fields::Fields;
 use super::foreign::unsupported;
+use super::windows::{FULL, SLIDING};
 use crate::model::{
-    Family, HEAD_DIM_MAX, Llama3Scaling, Rope, RopeScaling, SpecError, YarnScaling,
+    Family, HEAD_DIM_MAX, Llama3Scaling, LongropeScaling, Rope, RopeScaling, SpecError, YarnScaling,
 };
 use serde_json::{Map, Value, json};
 
@@ -18,17 +19,29 @@ pub(super) struct Keys {
     /// Name of the rotated share of a head outside `rope_parameters`, and that share where the
     /// file does not say; `None` for a family that always rotates whole heads.
     pub(super) partial: Option<(&'static str, f64)>,
+    /// The kind of layer under whose name `rope_parameters` has this rotation, for a family that
+    /// has one for each kind.
+    pub(super) layer_type: Option<&'static str>,
+    /// Whether `rope_scaling` is about this rotation.
+    pub(super) scaled: bool,
 }
 
 impl Keys {
     /// LLaMA's.
-    pub(super) const WHOLE_HEAD: Self =
-        Self { theta: "rope_theta", default_theta: 10_000.0, partial: None };
+    pub(super) const WHOLE_HEAD: Self = Self {
+        theta: "rope_theta",
+        default_theta: 10_000.0,
+        partial: None,
+        layer_type: None,
+        scaled: true,
+    };
 }
 
 /// Names that a rotation object may hold. A rule reads those it knows and, like transformers,
 /// leaves the others alone.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 15] = [
+    "short_factor",
+    "long_factor",
     "rope_type",
     "type",
     "rope_theta",
@@ -44,19 +57,24 @@ const KNOWN: [&str; 13] = [
     "high_freq_factor",
 ];
 
+/// The kinds of layers that may have a rotation each.
+const LAYER_TYPES: [&str; 2] = [FULL, SLIDING];
+
 /// What a rotation needs to know about the rest of the file.
 #[derive(Clone, Copy)]
 pub(super) struct Around {
     pub(super) family: Family,
     pub(super) head_dim: usize,
     pub(super) max_position_embeddings: usize,
+    /// Outside the rotation's own object, where the file has it (Phi-3).
+    pub(super) original_max_position_embeddings: Option<usize>,
     pub(super) keys: Keys,
 }
 
 /// Reads the rotation of a family that pairs the halves of what it rotates.
 pub(super) fn read(config: &Fields<'_>, around: Around) -> Result<Rope, SpecError> {
-    let newer = config.object("rope_parameters")?;
-    let older = config.object("rope_scaling")?;
+    let newer = newer_object(config, around)?;
+    let older = config.object("rope_scaling")?.filter(|_| around.keys.scaled);
     let newer = newer.map(|object| read_object(config, &object, around)).transpose()?;
     let older = older.map(|object| read_object(config, &object, around)).transpose()?;
     match (newer, older) {
@@ -72,6 +90,19 @@ pub(super) fn read(config: &Fields<'_>, around: Around) -> Result<Rope, SpecErro
             Ok(Rope::new(theta, rotary_dim(config, None, around)?))
         }
     }
+}
+
+fn newer_object<'a>(config: &Fields<'a>, around: Around) -> Result<Option<Fields<'a>>, SpecError> {
+    let (Some(all), Some(layer_type)) = (config.object("rope_parameters")?, around.keys.layer_type)
+    else {
+        return config.object("rope_parameters");
+    };
+    for key in all.keys() {
+        if let (Some(value), false) = (all.value(key), LAYER_TYPES.contains(&key.as_str())) {
+            return Err(unsupported(&all, key, value, around.family));
+        }
+    }
+    all.object(layer_type)
 }
 
 fn read_object(
@@ -172,9 +203,14 @@ fn read_scaling(object: &Fields<'_>, around: Around) -> Result<RopeScaling, Spec
             high_freq_factor: object.required_real("high_freq_factor")?,
             original_max_position_embeddings: original_length(object, around)?,
         })),
+        // Phi-3 files once called its own rule by these names.
+        "su" | "yarn" if around.family == Family::Phi3 => read_longrope(object, around),
         "yarn" => read_yarn(object, around),
-        // "dynamic" too: its frequencies depend on the length of the text, so cached keys would
-        // be rotated by other angles than fresh ones.
+        "longrope" => read_longrope(object, around),
+        "dynamic" => Ok(RopeScaling::Dynamic {
+            factor: object.required_real("factor")?,
+            original_max_position_embeddings: around.max_position_embeddings,
+        }),
         _ => Err(unsupported(object, "rope_type", &rope_type.into(), around.family)),
     }
 }
@@ -198,31 +234,85 @@ fn read_yarn(object: &Fields<'_>, around: Around) -> Result<RopeScaling, SpecErr
     }))
 }
 
+fn read_longrope(object: &Fields<'_>, around: Around) -> Result<RopeScaling, SpecError> {
+    let original = original_length(object, around)?;
+    #[expect(clippy::cast_precision_loss, reason = "lengths above 2^24 are refused later")]
+    let ratio = around.max_position_embeddings as f64 / original as f64;
+    let factors = |field: &str| object.reals(field)?.ok_or_else(|| object.missing(field));
+    Ok(RopeScaling::Longrope(LongropeScaling {
+        short_factor: factors("short_factor")?,
+        long_factor: factors("long_factor")?,
+        factor: object.real("factor")?.unwrap_or(ratio),
+        attention_factor: object.real("attention_factor")?,
+        original_max_position_embeddings: original,
+    }))
+}
+
+/// The file's own length outside the object counts before the one inside, as in transformers.
 fn original_length(object: &Fields<'_>, around: Around) -> Result<usize, SpecError> {
-    let original = object.size("original_max_position_embeddings")?;
+    let inside = object.size("original_max_position_embeddings")?;
+    let original = around.original_max_position_embeddings.or(inside);
     Ok(original.unwrap_or(around.max_position_embeddings))
 }
 
 /// Writes the rotation in both styles.
-pub(super) fn write(rope: &Rope, map: &mut Map<String, Value>) {
+pub(super) fn write(rope: &Rope, keys: Keys, head_dim: usize, map: &mut Map<String, Value>) {
+    let share = keys.partial.map(|(name, _)| (name, share(rope.rotary_dim, head_dim)));
+    let mut parameters = parameters(rope);
+    if let Some((name, share)) = share {
+        parameters.insert("partial_rotary_factor".to_owned(), share.into());
+        map.insert(name.to_owned(), share.into());
+    }
+    map.insert("rope_parameters".to_owned(), Value::Object(parameters));
+    map.insert("rope_scaling".to_owned(), older(rope));
+    map.insert(keys.theta.to_owned(), rope.theta.into());
+}
+
+/// Writes the rotations of a family that has one for each kind of layer, in both styles.
+pub(super) fn write_both(full: (&Rope, Keys), local: (&Rope, Keys), map: &mut Map<String, Value>) {
+    let mut both = Map::new();
+    for ((rope, keys), layer_type) in [(full, FULL), (local, SLIDING)] {
+        both.insert(layer_type.to_owned(), Value::Object(parameters(rope)));
+        map.insert(keys.theta.to_owned(), rope.theta.into());
+    }
+    map.insert("rope_parameters".to_owned(), Value::Object(both));
+    // One object for both kinds cannot say two things.
+    let sayable = !local.1.scaled || full.0.scaling == local.0.scaling;
+    let scaling = if sayable { older(full.0) } else { Value::Null };
+    map.insert("rope_scaling".to_owned(), scaling);
+}
+
+/// The newer style's object.
+fn parameters(rope: &Rope) -> Map<String, Value> {
     let (rope_type, scaling) = match &rope.scaling {
         RopeScaling::Default => ("default", Map::new()),
         RopeScaling::Linear { factor } => ("linear", object(json!({ "factor": factor }))),
-        RopeScaling::Dynamic { factor } => ("dynamic", object(json!({ "factor": factor }))),
+        RopeScaling::Dynamic { factor, .. } => ("dynamic", object(json!({ "factor": factor }))),
         RopeScaling::Llama3(llama3) => ("llama3", object(json!(llama3))),
         RopeScaling::Yarn(yarn) => ("yarn", object(json!(yarn))),
+        RopeScaling::Longrope(longrope) => ("longrope", object(json!(longrope))),
     };
     let mut parameters: Map<String, Value> =
         scaling.into_iter().filter(|(_, value)| !value.is_null()).collect();
     parameters.insert("rope_type".to_owned(), rope_type.into());
-    let older = match rope.scaling {
-        RopeScaling::Default => Value::Null,
-        _ => Value::Object(parameters.clone()),
-    };
     parameters.insert("rope_theta".to_owned(), rope.theta.into());
-    map.insert("rope_parameters".to_owned(), Value::Object(parameters));
-    map.insert("rope_scaling".to_owned(), older);
-    map.insert("rope_theta".to_owned(), rope.theta.into());
+    parameters
+}
+
+/// The older style's object.
+fn older(rope: &Rope) -> Value {
+    let mut parameters = parameters(rope);
+    parameters.remove("rope_theta");
+    if rope.scaling == RopeScaling::Default { Value::Null } else { Value::Object(parameters) }
+}
+
+/// The share of a head that is rotated, such that cutting it to whole dimensions gives them back.
+fn share(rotary_dim: usize, head_dim: usize) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "heads are below 2^12")]
+    let (dims, head) = (rotary_dim as f64, head_dim as f64);
+    let exact = dims / head;
+    // The quotient may have been rounded down past the whole number.
+    if exact * head < dims { exact.next_up() } else { exact }
 }
 
 fn object(value: Value) -> Map<String, Value> {

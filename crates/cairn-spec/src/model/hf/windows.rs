@@ -6,8 +6,8 @@ use super::foreign::unsupported;
 use crate::model::{Family, ModelSpec, SlidingWindow, SpecError, WindowedLayers};
 use serde_json::{Map, Value};
 
-const FULL: &str = "full_attention";
-const SLIDING: &str = "sliding_attention";
+pub(super) const FULL: &str = "full_attention";
+pub(super) const SLIDING: &str = "sliding_attention";
 
 /// Which layers have a window: as `layer_types` lists them, or else as `default` says.
 pub(super) fn windowed_layers(

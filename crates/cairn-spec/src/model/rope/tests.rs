@@ -64,8 +64,14 @@ fn plain_frequencies_are_the_nearest_f32_of_the_formula() {
         let exact = 10_000f64.powf(-2.0 * i as f64 / 16.0);
         assert!((f64::from(*freq) - exact).abs() <= TOLERANCE * exact, "{i}: {freq} {exact}");
     }
-    let dynamic = Rope { scaling: RopeScaling::Dynamic { factor: 2.0 }, ..Rope::new(10_000.0, 16) };
+    let scaling = RopeScaling::Dynamic { factor: 2.0, original_max_position_embeddings: 64 };
+    let dynamic = Rope { scaling, ..Rope::new(10_000.0, 16) };
     assert_eq!(dynamic.inv_freq(), inv_freq);
+    assert_eq!(dynamic.inv_freq_for(64), inv_freq);
+    // A base of 10000 · (2 · 65 / 64 − 1)^(16 / 14).
+    let longer = Rope::new(10_000.0 * (130.0 / 64.0 - 1.0f64).powf(16.0 / 14.0), 16);
+    assert_eq!(dynamic.inv_freq_for(65), longer.inv_freq());
+    assert_ne!(dynamic.inv_freq_for(65), inv_freq);
     assert_eq!(dynamic.attention_scaling().to_bits(), 1f32.to_bits());
 }
 

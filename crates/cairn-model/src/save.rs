@@ -1,12 +1,14 @@
-//! Tensors between a session and files in Hugging Face's layout.
+//! The weights of a session → tensors in a family's layout, to be written to files.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
 use cairn_artifacts::safetensors::OutTensor;
-use cairn_model::{Placement, TensorMap, TensorSlice, tensor_f32};
 use cairn_program::Session;
 use cairn_spec::{DType, ModelSpec};
+
+use crate::load::tensor_f32;
+use crate::names::{Placement, TensorMap, TensorSlice};
 
 /// Elements turned to bytes at a time.
 const CHUNK_ELEMENTS: usize = 1 << 14;
@@ -16,7 +18,11 @@ const CHUNK_ELEMENTS: usize = 1 << 14;
 ///
 /// Weights that a family stores as they are go out without a copy; others are gathered one tensor
 /// at a time while the file is written.
-pub(crate) fn out_tensors<'a>(
+///
+/// # Panics
+///
+/// Panics if the session lacks a weight of the model, or stores one as neither f32 nor bf16.
+pub fn out_tensors<'a>(
     session: &'a Session,
     spec: &ModelSpec,
     prefix: &'a str,
@@ -64,7 +70,7 @@ impl Stored<'_> {
     fn widened(&self) -> Cow<'_, [f32]> {
         match self {
             Stored::F32(values) => Cow::Borrowed(values),
-            Stored::Bf16(bytes) => Cow::Owned(widened(bytes)),
+            Stored::Bf16(bytes) => Cow::Owned(widened_bf16(bytes)),
         }
     }
 }
@@ -78,7 +84,11 @@ fn stored<'a>(session: &'a Session, prefix: &str, weight: &str) -> Stored<'a> {
 }
 
 /// Little-endian bf16 as f32.
-pub(crate) fn widened(bytes: &[u8]) -> Vec<f32> {
+///
+/// # Panics
+///
+/// Panics if there is half a number.
+pub fn widened_bf16(bytes: &[u8]) -> Vec<f32> {
     let (pairs, rest) = bytes.as_chunks::<2>();
     assert!(rest.is_empty(), "bf16 takes two bytes");
     pairs.iter().map(|&pair| f32::from_bits(u32::from(u16::from_le_bytes(pair)) << 16)).collect()
@@ -86,7 +96,7 @@ pub(crate) fn widened(bytes: &[u8]) -> Vec<f32> {
 
 /// Most bytes that writing a tensor of a model takes beside the session: those that are rearranged
 /// exist a second time, widened, while they are written.
-pub(crate) fn gather_bytes_max(spec: &ModelSpec) -> usize {
+pub fn gather_bytes_max(spec: &ModelSpec) -> usize {
     let map = TensorMap::new(spec);
     let rearranged = map.slices.iter().filter(|slice| slice.placement != Placement::Whole);
     rearranged.map(|slice| 8 * slice.shape.iter().product::<usize>()).max().unwrap_or(0)

@@ -1,0 +1,46 @@
+"""Loads folders that Cairn saved with real transformers and compares the logits with the goldens.
+
+    cargo test --release -p cairn-model --test it -- --ignored saves_every_folder_for_transformers
+    python transformers_loads_ours.py FOLDER
+
+FOLDER holds one folder for each golden, as the ignored test above writes it (it prints where). Nothing is changed in
+a folder before it is loaded. Fails if transformers misses a tensor, finds one too many, or computes other logits.
+"""
+
+import json
+import pathlib
+import sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+GOLDENS = pathlib.Path(__file__).resolve().parent.parent / "goldens"
+
+
+@torch.no_grad()
+def check(folder: pathlib.Path) -> float:
+    config = json.loads((folder / "config.json").read_text())
+    masked = config["architectures"][0].endswith("ForMaskedLM")
+    loader = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    model, report = loader.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
+    problems = {key: value for key, value in report.items() if value}
+    assert not problems, f"{folder.name}: {problems}"
+    golden = load_file(GOLDENS / folder.name / "golden.safetensors")
+    logits = model.float().eval()(golden["input_ids"], use_cache=False).logits if not masked else model.float().eval()(
+        golden["input_ids"]).logits
+    worst = (logits - golden["logits"]).abs().max().item()
+    assert worst <= 1e-5 * max(1.0, golden["logits"].abs().max().item()), f"{folder.name}: off by {worst}"
+    return worst
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folders = sorted(path.parent for path in pathlib.Path(sys.argv[1]).glob("*/config.json"))
+    assert folders, "no folders"
+    for folder in folders:
+        print(f"{folder.name}: loaded, logits within {check(folder):.1e}")
+
+
+if __name__ == "__main__":
+    main()
