@@ -28,7 +28,7 @@ pub enum FolderError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: SpecError,
+        source: Box<SpecError>,
     },
     /// The weights cannot be opened.
     #[error("the weights cannot be opened")]
@@ -77,8 +77,8 @@ pub fn load_model_from_safetensors(
 ) -> Result<Engine, FolderError> {
     let path = folder.join(CONFIG_FILE);
     let text = std::fs::read_to_string(&path).map_err(FileError::on("read", &path))?;
-    let spec =
-        ModelSpec::from_hf_json(&text).map_err(|source| FolderError::Spec { path, source })?;
+    let spec = ModelSpec::from_hf_json(&text)
+        .map_err(|error| FolderError::Spec { path, source: Box::new(error) })?;
     let weights = WeightFolder::open(folder).map_err(Box::new)?;
     let plan = EnginePlan::new(&spec, options(&spec))?;
     Ok(Engine::load(plan, cpu, &weights)?)

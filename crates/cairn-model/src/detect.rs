@@ -264,8 +264,7 @@ fn families_named(names: &BTreeSet<String>) -> Vec<Family> {
     }
     let is_there = |ending: &&str| names.iter().any(|name| ends(name, ending));
     let fits = |print: &&Fingerprint| {
-        print.present.iter().all(|ending| is_there(ending))
-            && !print.absent.iter().any(|ending| is_there(ending))
+        print.present.iter().all(&is_there) && !print.absent.iter().any(&is_there)
     };
     FINGERPRINTS.iter().filter(fits).map(|print| print.family).collect()
 }

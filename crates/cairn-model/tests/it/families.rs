@@ -196,7 +196,9 @@ fn every_weight_learns_and_its_gradient_is_a_slope() {
             for (weight, direction) in weights.iter().zip(&directions) {
                 let values = session.stored_f32_mut(weight).unwrap();
                 for (value, d) in values.iter_mut().zip(direction) {
-                    *value = (f64::from(*value) + step * d) as f32;
+                    #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
+                    let moved = (f64::from(*value) + step * d) as f32;
+                    *value = moved;
                 }
             }
             loss(&mut session, &ids)

@@ -1,4 +1,4 @@
-//! `model_type` gemma3_text: `Gemma3TextConfig` of transformers.
+//! `model_type` `gemma3_text`: `Gemma3TextConfig` of transformers.
 
 use super::Mapping;
 use super::decoder::{self, Defaults};

@@ -1,4 +1,4 @@
-//! `model_type` gpt_neox: `GPTNeoXConfig` of transformers.
+//! `model_type` `gpt_neox`: `GPTNeoXConfig` of transformers.
 
 use super::decoder::{read_activation, share};
 use super::fields::Fields;
