@@ -8,8 +8,8 @@ use clap::builder::styling::{AnsiColor, Effects};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::command::{
-    adapter, bench, chat, completions, corpus, doctor, eval, generate, inspect, logits, plan,
-    quickstart, tokenizer, train,
+    adapter, bench, chat, completions, corpus, doctor, embed, eval, fill_mask, generate, inspect,
+    logits, plan, quickstart, tokenizer, train,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
+    Embed(embed::EmbedArgs),
+    FillMask(fill_mask::FillMaskArgs),
     Inspect(inspect::InspectArgs),
     Adapter(adapter::AdapterArgs),
     Logits(logits::LogitsArgs),

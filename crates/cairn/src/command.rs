@@ -6,7 +6,9 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod corpus;
 pub(crate) mod doctor;
+pub(crate) mod embed;
 pub(crate) mod eval;
+pub(crate) mod fill_mask;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
@@ -31,6 +33,8 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
         Command::Chat(args) => chat::run(&args, context),
+        Command::Embed(args) => embed::run(&args, context),
+        Command::FillMask(args) => fill_mask::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Logits(args) => logits::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),

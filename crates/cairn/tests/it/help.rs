@@ -20,6 +20,8 @@ const COMMANDS: &[&str] = &[
     "eval",
     "generate",
     "chat",
+    "embed",
+    "fill-mask",
     "inspect",
     "logits",
     "bench",
@@ -44,6 +46,8 @@ fn help_lists_every_command() {
       eval         Measure a model on held-out text, beside gzip, xz and zstd
       generate     Continue a prompt
       chat         Talk with a model
+      embed        Turn texts into vectors, one each
+      fill-mask    Guess the masked tokens of texts
       inspect      Show what is in a model, a run or a tensor file
       adapter      Add a low-rank adapter to a model's weights, or take it out
       logits       Write the logits and hidden states of token ids

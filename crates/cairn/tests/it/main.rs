@@ -15,6 +15,8 @@ mod contracts;
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]
+mod encoders;
+#[cfg(test)]
 mod errors;
 #[cfg(test)]
 mod full_disk;
