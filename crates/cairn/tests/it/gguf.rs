@@ -63,7 +63,7 @@ fn a_gguf_file_is_described() {
     assert_eq!(object["metadata"]["tokenizer.ggml.pre"], "qwen2");
     assert!(object["spec"].is_null());
     let text = succeed(cairn(["inspect", "--program"]).arg(golden("gguf").join("llama.gguf")));
-    assert!(text.starts_with("program vis/1\n"), "{text}");
+    assert!(text.starts_with("program vis/"), "{text}");
 }
 
 #[test]
