@@ -1,8 +1,8 @@
 //! Dropout whose mask is a function of where an element is, not of when it is drawn.
 //!
-//! An element's 32 [random bits](crate::random) hash (seed, step, site) and its (token, column): the
-//! same mask comes out on every ISA and thread, in any batch, again in the backward pass and in a
-//! recomputed one, and nothing is stored.
+//! An element's 32 random bits hash (seed, step, site) and its (token, column): the same mask comes
+//! out on every ISA and thread, in any batch, again in the backward pass and in a recomputed one,
+//! and nothing is stored.
 
 #![expect(clippy::cast_possible_truncation, reason = "columns below 2³²")]
 

@@ -112,7 +112,7 @@ fn saving_gives_the_file_back_and_any_sharding_the_same_logits() {
 /// Rounding changes a weight by at most 2⁻⁹ of itself. Errors of different weights are unrelated,
 /// so a product's relative error stays near 2⁻⁹ and that of a few layers near a few times as much;
 /// what amplifies it is a norm over a small sum, a softmax over close scores, and the width of the
-/// logits against the residual stream. Each bound is about twice what was measured.
+/// logits against the residual stream.
 const BF16_BOUNDS: [(Family, f32); 16] = [
     (Family::Llama, 0.02),
     (Family::Gpt2, 0.02),
