@@ -175,7 +175,10 @@ fn is_plain_name(name: &str) -> bool {
 pub enum Verify {
     /// Sizes and hashes of all files: reads every byte once. For resuming.
     Hashes,
-    /// Sizes only: for a model that should answer at once.
+    /// Sizes and hashes of what the model is made of; the optimizer need not be there. For a model
+    /// that is used.
+    Model,
+    /// Sizes only, to list what is there.
     Sizes,
 }
 
@@ -269,8 +272,24 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest, CheckpointError> {
     }
 }
 
+/// Checks the model in a checkpoint against the hashes it was saved with. A folder without a manifest
+/// is nobody's checkpoint and passes.
+///
+/// # Errors
+///
+/// [`CheckpointError`] naming the file that is missing, cut short or altered.
+pub fn verify_model(folder: &Path) -> Result<(), CheckpointError> {
+    if !folder.join(MANIFEST_FILE).exists() {
+        return Ok(());
+    }
+    check_files(folder, &read_manifest(folder)?, Verify::Model)
+}
+
 fn check_files(folder: &Path, manifest: &Manifest, verify: Verify) -> Result<(), CheckpointError> {
     for (name, expected) in &manifest.files {
+        if verify == Verify::Model && name == OPTIMIZER_FILE {
+            continue;
+        }
         let path = folder.join(name);
         let metadata = fs::metadata(&path).map_err(FileError::on("read the size of", &path))?;
         if metadata.len() != expected.bytes {
@@ -280,7 +299,7 @@ fn check_files(folder: &Path, manifest: &Manifest, verify: Verify) -> Result<(),
                 actual: metadata.len(),
             });
         }
-        if verify == Verify::Hashes {
+        if verify != Verify::Sizes {
             let actual = Hash::of_file(&path)?;
             if actual != expected.hash {
                 return Err(CheckpointError::Altered { path, expected: expected.hash, actual });

@@ -1,6 +1,14 @@
 //! What the tests of the operators share: numbers from a seed, every instruction set, equal bits.
 
+use crate::memory::ALIGNMENT;
 use crate::{Cpu, Isa};
+
+/// Bytes that start where a weight's must.
+pub(crate) fn aligned(len: usize, bytes: &mut Vec<u8>) -> &mut [u8] {
+    bytes.resize(len + ALIGNMENT, 0);
+    let skip = bytes.as_ptr().align_offset(ALIGNMENT);
+    &mut bytes[skip..skip + len]
+}
 
 /// Numbers that look random and are the same in every run.
 pub(crate) struct Numbers {

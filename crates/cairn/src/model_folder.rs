@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use cairn_artifacts::FileError;
-use cairn_artifacts::checkpoint::TOKENIZER_FILE;
+use cairn_artifacts::checkpoint::{MANIFEST_FILE, TOKENIZER_FILE, verify_model};
 use cairn_artifacts::gguf::GgufFile;
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_data::tokenizer::Tokenizer;
@@ -89,6 +89,12 @@ impl ModelFolder {
             return Ok(Self { path: path.to_owned(), spec, weights });
         }
         let spec = read_spec(path, terminal)?;
+        verify_model(path).with_context(|| {
+            format!(
+                "{} is not as it was saved; without {MANIFEST_FILE} it is taken as it is",
+                path.display()
+            )
+        })?;
         let weights = ModelWeights::Folder(WeightFolder::open(path)?);
         Ok(Self { path: path.to_owned(), spec, weights })
     }

@@ -56,11 +56,16 @@ pub(crate) fn model_folder(path: Option<&Path>) -> anyhow::Result<PathBuf> {
 }
 
 fn checkpoint_of(run: &RunFolder) -> anyhow::Result<PathBuf> {
-    let none = || {
-        UserError::new(format!("{} has no complete checkpoint", run.root().display()))
-            .hint("let it train to its first checkpoint")
-    };
-    Ok(checkpoint(run)?.ok_or_else(none)?.folder)
+    if let Some(saved) = checkpoint(run)? {
+        return Ok(saved.folder);
+    }
+    let root = run.root().display();
+    if let Some(problem) = run.checkpoints().problem()? {
+        return Err(problem).with_context(|| format!("no checkpoint of {root} can be used"));
+    }
+    Err(UserError::new(format!("{root} has no complete checkpoint"))
+        .hint("let it train to its first checkpoint")
+        .into())
 }
 
 /// The best checkpoint of a run, or the latest if none was validated.

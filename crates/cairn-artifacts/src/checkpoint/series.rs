@@ -66,6 +66,19 @@ impl CheckpointSeries {
         Ok(self.list()?.pop())
     }
 
+    /// Why the newest checkpoint folder is left out of [`list`](Self::list); `None` if it is not, or
+    /// if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As from [`list`](Self::list).
+    pub fn problem(&self) -> Result<Option<CheckpointError>, CheckpointError> {
+        let Some(folder) = self.step_folders()?.into_iter().max() else { return Ok(None) };
+        let checked = read_manifest(&folder)
+            .and_then(|manifest| check_files(&folder, &manifest, Verify::Sizes));
+        Ok(checked.err())
+    }
+
     /// The complete checkpoint of the lowest validation loss; of equal ones, the earliest.
     ///
     /// # Errors

@@ -4,15 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::encoding::encode;
-use crate::memory::ALIGNMENT;
-use crate::testing::{Numbers, check_bits};
-
-/// Bytes that start where a weight's must.
-fn aligned(len: usize, bytes: &mut Vec<u8>) -> &mut [u8] {
-    bytes.resize(len + ALIGNMENT, 0);
-    let skip = bytes.as_ptr().align_offset(ALIGNMENT);
-    &mut bytes[skip..skip + len]
-}
+use crate::testing::{Numbers, aligned, check_bits};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Numbers, assert_bits, check_bits, check_slope, functional};
+use crate::encoding::{Encoding, Layout, encode};
+use crate::testing::{Numbers, aligned, assert_bits, check_bits, check_slope, functional};
 
 #[derive(Clone, Copy)]
 struct Case<'a> {
@@ -16,14 +17,22 @@ struct Case<'a> {
     bias: Option<&'a [f32]>,
     d: usize,
     row_tokens: usize,
+    /// How the head is stored.
+    form: (Encoding, Layout),
 }
+
+const PLAIN: (Encoding, Layout) = (Encoding::F32, Layout::RowMajor);
 
 /// Log-probability, log-sum-exp, entropy; dx and dw of all three and of cross entropy; its
 /// log-probabilities.
 fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
     let Case { x, targets, grads, bias, d, row_tokens, .. } = case;
     let (o, v) = (targets.len(), case.weight.len() / d);
-    let weight = Weight::f32(v, d, case.weight);
+    let (encoding, layout) = case.form;
+    let mut bytes = Vec::new();
+    let bytes = aligned(Weight::stored_bytes(encoding, layout, v, d), &mut bytes);
+    encode(case.form, (v, d), case.weight, bytes);
+    let weight = Weight { encoding, layout, n: v, k: d, bytes };
     let head = Head { weight, bias_v: bias, softcap: case.softcap };
     let mut scratch = vec![f32::NAN; head_scratch_len(o, v)];
     let mut out: Vec<Vec<f32>> =
@@ -105,9 +114,11 @@ proptest! {
         let softcap = capped.then_some(5.0);
         let bias = numbers.floats(v, 1.0);
         let bias = biased.then_some(&bias[..]);
-        let case =
-            Case { x: &x, weight: &weight, targets: &targets, grads, softcap, bias, d, row_tokens };
-        check_bits("head", |cpu| run(cpu, case));
+        for form in Encoding::ALL.into_iter().flat_map(|e| Layout::ALL.map(|layout| (e, layout))) {
+            let (x, weight, targets) = (&x, &weight, &targets);
+            let case = Case { x, weight, targets, grads, softcap, bias, d, row_tokens, form };
+            check_bits(&format!("head {form:?}"), |cpu| run(cpu, case));
+        }
     }
 }
 
@@ -156,6 +167,7 @@ fn gradients_are_slopes() {
                 bias: Some(&bias),
                 d,
                 row_tokens: o,
+                form: PLAIN,
             };
             let out = run(None, case);
             let loss = |case: Case<'_>| functional(&run(None, case)[which], &some);
@@ -189,6 +201,7 @@ fn cross_entropy_is_the_gradient_of_weighted_log_probabilities() {
         bias: None,
         d,
         row_tokens: 100,
+        form: PLAIN,
     };
     let out = run(None, case);
     assert_bits(&out[5], &out[3], "dx");
@@ -215,6 +228,7 @@ fn log_probabilities_are_close_to_f64() {
         bias: None,
         d,
         row_tokens: 4,
+        form: PLAIN,
     };
     let out = run(None, case);
     for row in 0..o {

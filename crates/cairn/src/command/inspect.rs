@@ -40,6 +40,9 @@ pub(crate) struct InspectArgs {
     /// Folder of a model or a run, or a safetensors or GGUF file [default: the last run]
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
+    /// The same as PATH, as other commands take it
+    #[arg(long, value_name = "DIR", conflicts_with = "path")]
+    model: Option<PathBuf>,
     #[command(flatten)]
     parts: Parts,
     /// Tokens of the sequence that FLOPs and bytes are counted for [default: 1024, or what the
@@ -70,7 +73,8 @@ struct Parts {
 
 /// Looks and prints.
 pub(crate) fn run(args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
-    if let Some(path) = args.path.as_deref().filter(|path| path.is_file()) {
+    let path = args.path.as_deref().or(args.model.as_deref());
+    if let Some(path) = path.filter(|path| path.is_file()) {
         return match path.parent() {
             Some(folder) if path.ends_with(CONFIG_FILE) => inspect_model(folder, args, context),
             _ if path.extension().is_some_and(|extension| extension == "gguf") => {
@@ -79,7 +83,7 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
             _ => inspect_file(path, args, context),
         };
     }
-    let folder = runs::model_folder(args.path.as_deref())?;
+    let folder = runs::model_folder(path)?;
     if !args.json
         && !args.parts.program
         && let Some(run) = run_of(&folder)

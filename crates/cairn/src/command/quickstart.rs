@@ -73,6 +73,8 @@ const COMPRESSED_BYTES_PER_S: f64 = 100e3;
 const VALIDATION_FRACTION: f64 = 0.08;
 /// Least steps of a run that is worth it.
 const STEPS_MIN: u64 = 20;
+/// Minutes for everything, if not asked otherwise.
+const MINUTES: f64 = 5.0;
 /// Tokens written at the end.
 const SHOWN_TOKENS: usize = 160;
 /// A prompt for a model that has read Rust.
@@ -84,9 +86,9 @@ const PROMPT_CHARS: usize = 60;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct QuickstartArgs {
-    /// Minutes for everything; more make a better model
-    #[arg(long, value_name = "N", default_value_t = 5.0)]
-    minutes: f64,
+    /// Minutes for everything; more make a better model [default: 5]
+    #[arg(long, value_name = "N")]
+    minutes: Option<f64>,
     /// Name of the run in runs/ and of the corpus in data/
     #[arg(long, value_name = "NAME", default_value = "quickstart")]
     name: String,
@@ -106,11 +108,23 @@ struct Rung {
     learning_rate: f64,
 }
 
+impl QuickstartArgs {
+    fn minutes(&self) -> f64 {
+        self.minutes.unwrap_or(MINUTES)
+    }
+}
+
 /// Builds, trains, measures and writes.
 pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> anyhow::Result<()> {
-    if !(args.minutes > 0.0 && args.minutes <= 100_000.0) {
-        return Err(UserError::new(format!("--minutes is {}", args.minutes))
+    let minutes = args.minutes();
+    if !(minutes > 0.0 && minutes <= 100_000.0) {
+        return Err(UserError::new(format!("--minutes is {minutes}"))
             .hint("give at least a few: --minutes 5")
+            .into());
+    }
+    if args.prompt.as_deref() == Some("") {
+        return Err(UserError::new("--prompt is empty")
+            .hint("give it a text to go on with")
             .into());
     }
     let stop = StopFlag::listen()?;
@@ -118,7 +132,11 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> anyhow::Result<()
     let run = RunFolder::new(runs::folder_of(&args.name));
     let job = match run.checkpoints().latest()? {
         Some(_) => earlier(args, &run, context)?,
-        None => begin(args, &outside, &stop, context)?,
+        // Beginning anew would throw the history of a damaged run away.
+        None => match run.checkpoints().problem()? {
+            Some(problem) => return Err(problem.into()),
+            None => begin(args, &outside, &stop, context)?,
+        },
     };
     let plan = job.plan(None)?;
     let total_steps = plan.total_steps;
@@ -146,6 +164,12 @@ fn earlier(args: &QuickstartArgs, run: &RunFolder, context: &Context) -> anyhow:
         ))
         .hint("leave --input out to go on with it, or begin another with --name NAME")
         .into());
+    }
+    if args.minutes.is_some() {
+        let root = run.root().display();
+        context.terminal.warn(format_args!(
+            "{root} goes on as it was planned: --minutes is for runs that begin"
+        ));
     }
     Job::resolve(&recipe_of(run)?, context)
 }
@@ -196,7 +220,7 @@ fn choose(
         let plan = probe.plan(Some(pace))?;
         let step_seconds = plan.seconds.unwrap_or(f64::INFINITY);
         let closing = closing_seconds(probe.corpus.as_deref(), &plan, step_seconds);
-        let left = 60.0 * args.minutes - outside.monotonic_s() - closing;
+        let left = 60.0 * args.minutes() - outside.monotonic_s() - closing;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
         let steps = (TIME_SHARE * left / step_seconds).clamp(0.0, 1e9) as u64;
         let tokens = steps as f64 * plan.tokens_per_step as f64;
@@ -206,7 +230,7 @@ fn choose(
         }
         if steps < STEPS_MIN {
             let needed = (outside.monotonic_s() + closing) / 60.0 + 1.0;
-            return Err(UserError::new(format!("{} minutes are too few here", args.minutes))
+            return Err(UserError::new(format!("{} minutes are too few here", args.minutes()))
                 .hint(format!("give at least {:.0}: --minutes {:.0}", needed.ceil(), needed.ceil()))
                 .into());
         }
@@ -333,7 +357,7 @@ fn beginning(corpus: &Corpus) -> anyhow::Result<String> {
 
 fn say_next_steps(args: &QuickstartArgs, run: &RunFolder, context: &Context) {
     let folder = run.root().display();
-    let longer = (3.0 * args.minutes).ceil();
+    let longer = (3.0 * args.minutes()).ceil();
     context.terminal.say(format_args!(
         "\nThis model is in {folder}, its curves in {folder}/report.html. Next:\n\
          \x20 cairn generate --prompt 'fn main() {{' --temperature 0.5\n\

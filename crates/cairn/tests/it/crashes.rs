@@ -8,10 +8,10 @@ use serde_json::Value;
 use crate::workplace::Workplace;
 use crate::{cairn, shown, succeed};
 
-/// Starts a long run and waits until it has a checkpoint.
-fn start(workplace: &Workplace, arguments: &[&str]) -> Child {
+/// Starts a run and waits for its first checkpoint.
+fn start(workplace: &Workplace, arguments: &[&str], run: &str) -> Child {
     let child = spawn(workplace, arguments);
-    while workplace.checkpoints("tiny").is_empty() {
+    while workplace.checkpoints(run).is_empty() {
         std::thread::yield_now();
     }
     child
@@ -35,16 +35,20 @@ fn signal(child: &Child, name: &str) {
 fn an_interrupted_run_saves_and_goes_on_to_the_same_state() {
     let workplace = Workplace::with_corpus();
     succeed(workplace.train(&LONG).arg("run.name=straight"));
-    let child = start(&workplace, &LONG);
-    signal(&child, "INT");
-    let output = child.wait_with_output().unwrap();
-    let text = shown(&output, None);
-    assert!(text.starts_with("exit 0\n") && text.contains("Stopped after step"), "{text}");
-    let (step, _) = workplace.state("tiny");
-    assert!((100..400).contains(&step), "stopped at {step}");
-    let resumed = workplace.train(&LONG).arg("--resume").output().unwrap();
-    assert!(shown(&resumed, None).contains(&format!("Resuming at step {step} of 400")));
-    assert_eq!(workplace.state("tiny"), workplace.state("straight"));
+    for (name, run) in [("INT", "interrupted"), ("TERM", "terminated")] {
+        let named = format!("run.name={run}");
+        let settings = [&LONG[..], &[named.as_str()]].concat();
+        let child = start(&workplace, &settings, run);
+        signal(&child, name);
+        let output = child.wait_with_output().unwrap();
+        let text = shown(&output, None);
+        assert!(text.starts_with("exit 0\n") && text.contains("Stopped after step"), "{text}");
+        let (step, _) = workplace.state(run);
+        assert!((100..400).contains(&step), "stopped at {step}");
+        let resumed = workplace.train(&settings).arg("--resume").output().unwrap();
+        assert!(shown(&resumed, None).contains(&format!("Resuming at step {step} of 400")));
+        assert_eq!(workplace.state(run), workplace.state("straight"));
+    }
 }
 
 /// Many checkpoints and validations, so that there is much to be killed in.

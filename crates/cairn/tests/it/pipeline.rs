@@ -161,9 +161,11 @@ fn tokens_of_another_tokenizer_are_not_measured() {
     assert!(small.contains("hint: build one with the model's"), "{small}");
     let large = workplace.failure(&["eval", "--corpus", "data/large"]);
     assert!(large.contains("error: data/large has 30"), "{large}");
-    let tokenizer = workplace.path().join("runs/tiny/checkpoints/step-00000030/tokenizer.json");
-    std::fs::remove_file(tokenizer).unwrap();
+    // Somebody else's folder: no manifest says what belongs in it.
     let model = "runs/tiny/checkpoints/step-00000030";
+    for name in ["tokenizer.json", "cairn.json"] {
+        std::fs::remove_file(workplace.path().join(model).join(name)).unwrap();
+    }
     let text = workplace.failure(&["eval", "--model", model, "--corpus", "data/small"]);
     assert!(text.starts_with("exit 0\n"), "{text}");
     assert!(text.contains("has no tokenizer.json, so nothing says"), "{text}");
@@ -221,6 +223,30 @@ fn a_checkpoint_of_another_schema_is_refused_and_nothing_is_lost() {
     let text = workplace.failure(&["train", "tiny.toml", "budget.steps=40"]);
     assert!(text.starts_with("exit 1\n") && text.contains("checkpoint/9"), "{text}");
     assert_eq!(std::fs::read(run.join("metrics.jsonl")).unwrap(), history);
+    let text = workplace.failure(&["generate", "--prompt", "fn"]);
+    assert!(text.starts_with("exit 1\n") && text.contains("checkpoint/9"), "{text}");
+}
+
+#[test]
+fn a_model_that_was_altered_since_it_was_saved_is_not_used() {
+    let workplace = Workplace::with_corpus();
+    succeed(&mut workplace.train(&[]));
+    let checkpoint = "runs/tiny/checkpoints/step-00000030";
+    let use_it = ["generate", "--model", checkpoint, "--prompt", "fn", "--max-new-tokens", "2"];
+    // Nothing but the model is needed to use it.
+    std::fs::remove_file(workplace.path().join(checkpoint).join("optimizer.safetensors")).unwrap();
+    succeed(&mut workplace.cairn(&use_it));
+    for file in ["model.safetensors", "tokenizer.json"] {
+        let path = workplace.path().join(checkpoint).join(file);
+        let bytes = std::fs::read(&path).unwrap();
+        let mut altered = bytes.clone();
+        *altered.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, &altered).unwrap();
+        let text = workplace.failure(&use_it);
+        let expected = format!("{file} was altered");
+        assert!(text.starts_with("exit 1\n") && text.contains(&expected), "{text}");
+        std::fs::write(&path, &bytes).unwrap();
+    }
 }
 
 #[test]
