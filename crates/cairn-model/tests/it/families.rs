@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Range;
 use std::path::Path;
 
 use cairn_artifacts::safetensors::{self, SafetensorsFile, WeightFolder};
 use cairn_kernels::{Cpu, Encoding, Isa};
-use cairn_model::{BuildOptions, Head, LoadError, TensorSource, build_program, load_weights};
+use cairn_model::{BuildOptions, Head, LoadError, build_program, load_weights};
 use cairn_model::{TensorMap, out_tensors};
 use cairn_program::{
     Class, Feed, KvPlacement, Loss, MemoryPlan, Program, ProgramId, Run, Session, SessionProgram,
@@ -17,7 +16,7 @@ use cairn_program::{
 use cairn_spec::ModelSpec;
 use cairn_spec::model::{Family, Mlp};
 
-use crate::goldens::{folder, folders, positions, slots, spec, tokens};
+use crate::goldens::{Tensors, folder, folders, positions, slots, spec, tokens};
 
 const PROGRAM: ProgramId = ProgramId(0);
 
@@ -206,24 +205,6 @@ fn every_weight_learns_and_its_gradient_is_a_slope() {
         let difference = (losses[0] - losses[1]) / (2.0 * step);
         let error = (difference - slope).abs() / slope;
         assert!(error < 0.02, "{name}: slope {slope}, difference {difference}");
-    }
-}
-
-/// Tensors in memory, by name.
-struct Tensors(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
-
-impl TensorSource for Tensors {
-    fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.get(name).map(|(shape, _)| shape.clone())
-    }
-
-    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
-        out.copy_from_slice(&self.0[name].1[elements]);
-        Ok(())
     }
 }
 

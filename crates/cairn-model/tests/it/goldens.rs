@@ -1,10 +1,12 @@
 //! Logits and hidden states of the golden folders.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
 use cairn_kernels::{Cpu, Isa, SeqSlot};
-use cairn_model::{BuildOptions, Head, build_program, load_weights};
+use cairn_model::{BuildOptions, Head, TensorSource, build_program, load_weights};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
@@ -13,6 +15,24 @@ use cairn_spec::model::Family;
 
 /// Against transformers in f32, per element: 1e-4 · max(1, max|reference|).
 const TOLERANCE: f32 = 1e-4;
+
+/// Tensors in memory, by name.
+pub(crate) struct Tensors(pub(crate) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl TensorSource for Tensors {
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.get(name).map(|(shape, _)| shape.clone())
+    }
+
+    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+        out.copy_from_slice(&self.0[name].1[elements]);
+        Ok(())
+    }
+}
 
 pub(crate) fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(name)

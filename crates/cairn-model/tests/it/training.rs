@@ -1,4 +1,4 @@
-//! Ten AdamW steps against PyTorch, from the programs alone.
+//! AdamW steps against PyTorch, from the programs alone.
 
 use std::collections::BTreeSet;
 
@@ -20,6 +20,7 @@ const OPTIONS: UpdateOptions = UpdateOptions {
     max_grad_norm: Some(1.0),
     ema_decay: None,
 };
+const TEN_STEPS: &str = "train.safetensors";
 const TRAIN: ProgramId = ProgramId(0);
 const NORM: ProgramId = ProgramId(1);
 const UPDATE: ProgramId = ProgramId(2);
@@ -34,15 +35,15 @@ fn training_program(spec: &ModelSpec, policy: Recompute) -> Program {
     program
 }
 
-/// Runs the ten golden steps; calls `after_backward` at each with the loss and the gradient norm.
+/// Runs the steps of a golden file; calls `after_backward` at each with the gradient norm.
 fn train(
-    name: &str,
+    (name, file): (&str, &str),
     policy: Recompute,
     cpu: Cpu,
     after_backward: &mut dyn FnMut(usize, &Session, f64),
 ) -> (Session, Vec<f64>) {
     let spec = spec(name);
-    let golden = SafetensorsFile::open(&folder(name).join("train.safetensors")).unwrap();
+    let golden = SafetensorsFile::open(&folder(name).join(file)).unwrap();
     let (shape, all) = tokens(&golden, "tokens");
     let (steps, rows, length) = (shape[0], shape[1], shape[2] - 1);
     let training = training_program(&spec, policy);
@@ -118,19 +119,25 @@ fn check_tensors(name: &str, session: &Session, golden: &SafetensorsFile, prefix
     }
 }
 
-fn check_training(name: &str) {
-    let golden = SafetensorsFile::open(&folder(name).join("train.safetensors")).unwrap();
+/// Compares the tensors that one prefix marks in a golden file with the values that the other marks in
+/// a session.
+type CheckTensors = fn(&str, &Session, &SafetensorsFile, [&str; 2]);
+
+/// Trains as a golden file did: losses, gradient norms, the first gradients and the final weights.
+pub(crate) fn check_training((name, file): (&str, &str), check_tensors: CheckTensors) {
+    let golden = SafetensorsFile::open(&folder(name).join(file)).unwrap();
     let losses = golden.tensor("losses").unwrap().to_f32().unwrap();
     let norms = golden.tensor("grad_norms").unwrap().to_f32().unwrap();
     let cpu = Cpu::new(Isa::best(), 2);
-    let (session, actual) = train(name, Recompute::None, cpu, &mut |step, session, norm| {
-        if step == 0 {
-            // The update leaves the gradients as they were.
-            check_tensors(name, session, &golden, ["grad0.", "grad."]);
-        }
-        let expected = f64::from(norms[step]);
-        assert!((norm - expected).abs() < 1e-3 * expected, "{name} step {step}: norm {norm}");
-    });
+    let (session, actual) =
+        train((name, file), Recompute::None, cpu, &mut |step, session, norm| {
+            if step == 0 {
+                // The update leaves the gradients as they were.
+                check_tensors(name, session, &golden, ["grad0.", "grad."]);
+            }
+            let expected = f64::from(norms[step]);
+            assert!((norm - expected).abs() < 1e-3 * expected, "{name} step {step}: norm {norm}");
+        });
     for (step, (actual, expected)) in actual.iter().zip(&losses).enumerate() {
         let error = (actual - f64::from(*expected)).abs();
         assert!(error < 1e-4, "{name} step {step}: loss {actual}, expected {expected}");
@@ -140,18 +147,19 @@ fn check_training(name: &str) {
 
 #[test]
 fn llama_trains_as_pytorch_does() {
-    check_training("llama");
+    check_training(("llama", TEN_STEPS), check_tensors);
 }
 
 #[test]
 fn gpt2_trains_as_pytorch_does() {
-    check_training("gpt2");
+    check_training(("gpt2", TEN_STEPS), check_tensors);
 }
 
 #[test]
 fn recomputation_changes_no_bit() {
     for name in ["llama", "gpt2"] {
-        let run = |policy| train(name, policy, Cpu::new(Isa::best(), 2), &mut |_, _, _| {});
+        let run =
+            |policy| train((name, TEN_STEPS), policy, Cpu::new(Isa::best(), 2), &mut |_, _, _| {});
         let (session, losses) = run(Recompute::None);
         for policy in [Recompute::Cheap, Recompute::Blocks(1), Recompute::ALL_BLOCKS] {
             let (other, same) = run(policy);
