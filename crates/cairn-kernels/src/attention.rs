@@ -15,6 +15,11 @@
 //! The backward pass recomputes weights as `e^(score − lse)`; `dq` is one chain over the keys,
 //! `dk` and `dv` one chain over the group's query heads and, inside, the queries, ascending.
 //!
+//! **Dropout** of probabilities (Srivastava et al. 2014; Vaswani et al. 2017, section 5.4): a weight is
+//! zeroed or divided by 1 − p before it meets its value; sums and log-sum-exps stay those of all
+//! weights. The mask is made again wherever it is needed, sixteen keys a hash, from the (token, query
+//! head) and the key's position in its sequence.
+//!
 //! A key that is not a number reaches the queries that see it, and may reach others of its own
 //! sequence and tile; it never reaches another sequence.
 //!
@@ -37,6 +42,7 @@ pub use mask::Mask;
 pub use reference::{attention_grad_reference, attention_reference};
 
 use crate::cpu::Cpu;
+use crate::dropout::DropoutMask;
 
 /// Shapes and rules of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -145,6 +151,8 @@ pub struct Attention<'a> {
     pub batch: RaggedBatch<'a>,
     /// Shapes and rules.
     pub spec: AttentionSpec,
+    /// Which probabilities are dropped; only of dense keys.
+    pub dropout: Option<DropoutMask>,
 }
 
 /// The gradients of [`Attention`] with dense keys.
@@ -172,6 +180,8 @@ pub struct AttentionGrad<'a> {
     pub batch: RaggedBatch<'a>,
     /// Shapes and rules.
     pub spec: AttentionSpec,
+    /// The dropout of the forward call.
+    pub dropout: Option<DropoutMask>,
 }
 
 /// Attends.

@@ -46,11 +46,18 @@ impl<V: F32x16> RandomLanes<V> {
     #[inline(always)]
     pub(crate) fn new(key: u64, first: u32) -> Self {
         let (low, high) = (key as u32, (key >> 32) as u32);
-        let place = std::array::from_fn(|lane| {
-            let place = first.wrapping_add(lane as u32);
-            place.wrapping_mul(STEP).wrapping_add(low).cast_signed()
-        });
-        Self { place: V::Int::load(&place), high: V::Int::splat(high.cast_signed()) }
+        let lanes = const {
+            let mut lanes = [0; LANES];
+            let mut lane = 0;
+            while lane < LANES {
+                lanes[lane] = (lane as u32).wrapping_mul(STEP).cast_signed();
+                lane += 1;
+            }
+            lanes
+        };
+        let first = first.wrapping_mul(STEP).wrapping_add(low);
+        let place = V::Int::load(&lanes) + V::Int::splat(first.cast_signed());
+        Self { place, high: V::Int::splat(high.cast_signed()) }
     }
 
     /// The bits of the next sixteen places.

@@ -119,3 +119,14 @@ pub(crate) fn check_slope(
 pub(crate) fn functional(y: &[f32], weights: &[f32]) -> f64 {
     y.iter().zip(weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
 }
+
+/// Fails where f32 and f64 differ by more than `tolerance`, relative to the largest value (at least 1).
+#[track_caller]
+pub(crate) fn assert_close(what: &str, found: &[f32], exact: &[f64], tolerance: f64) {
+    let largest = exact.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
+    assert_eq!(found.len(), exact.len(), "{what}: lengths");
+    for (i, (found, exact)) in found.iter().zip(exact).enumerate() {
+        let error = (f64::from(*found) - exact).abs();
+        assert!(error <= tolerance * largest, "{what}[{i}]: {found} and {exact}");
+    }
+}

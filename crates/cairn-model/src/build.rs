@@ -23,8 +23,8 @@ mod latent;
 
 use cairn_kernels::{Act, Encoding, Layout};
 use cairn_program::{
-    Builder, Dim, DimName, HeadAttrs, NormAttrs, Op, Program, TOKEN_TYPES, ValueId, ValueType,
-    VerifyError,
+    Builder, Dim, DimName, DropoutAttrs, HeadAttrs, NormAttrs, Op, Program, TOKEN_TYPES, ValueId,
+    ValueType, VerifyError,
 };
 use cairn_spec::model::{Norm, NormKind, Position};
 use cairn_spec::{Activation, ModelSpec, model};
@@ -80,12 +80,6 @@ impl BuildOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The spec asks for something that is not built yet.
-    #[error("{feature} is not supported yet")]
-    Unsupported {
-        /// What the spec asks for.
-        feature: &'static str,
-    },
     /// The program asked for ends in a head, and the model is a body alone.
     #[error("the model has no head over the vocabulary: it ends in hidden states")]
     NoHead,
@@ -98,7 +92,7 @@ pub enum BuildError {
 ///
 /// # Errors
 ///
-/// [`BuildError::Unsupported`] names what the spec asks for and no instruction does yet.
+/// [`BuildError::NoHead`] if the program shall end in a head that the model does not have.
 pub fn build_program(spec: &ModelSpec, options: &BuildOptions) -> Result<Program, BuildError> {
     build_adapted_program(spec, options, &AdapterMap::default())
 }
@@ -113,7 +107,9 @@ pub fn build_adapted_program(
     options: &BuildOptions,
     adapters: &AdapterMap,
 ) -> Result<Program, BuildError> {
-    refuse_unsupported(spec, options)?;
+    if spec.head.is_none() && options.head != Head::Hidden {
+        return Err(BuildError::NoHead);
+    }
     let mut lowering = Lowering {
         spec,
         options,
@@ -132,18 +128,6 @@ pub fn build_adapted_program(
     lowering.builder.set_block(None);
     lowering.head(x)?;
     Ok(lowering.builder.finish()?)
-}
-
-fn refuse_unsupported(spec: &ModelSpec, options: &BuildOptions) -> Result<(), BuildError> {
-    let unsupported = [(
-        options.dropout && spec.dropout.attn > 0.0,
-        "dropout on attention probabilities (set it to 0)",
-    )];
-    match unsupported.into_iter().find(|(asked, _)| *asked) {
-        Some((_, feature)) => Err(BuildError::Unsupported { feature }),
-        None if spec.head.is_none() && options.head != Head::Hidden => Err(BuildError::NoHead),
-        None => Ok(()),
-    }
 }
 
 struct Lowering<'a> {
@@ -185,7 +169,8 @@ impl Lowering<'_> {
             let (op, operands) = self.norm_op(&self.spec.norm, "model.embed_norm", &[self.width]);
             steps.push((op, operands));
         }
-        steps.extend(self.dropout_op(self.spec.dropout.embd).map(|op| (op, vec![])));
+        steps
+            .extend(self.dropout(self.spec.dropout.embd).map(|attrs| (Op::Dropout(attrs), vec![])));
         // The last step is the first block's input, whichever it is.
         let last = steps.len() - 1;
         let mut x = None;
@@ -207,18 +192,19 @@ impl Lowering<'_> {
         self.builder.matrix(name, outputs, inputs, storage)
     }
 
-    fn dropout_op(&mut self, rate: f64) -> Option<Op> {
+    /// The next dropout of the program, if it has any of that rate.
+    fn dropout(&mut self, rate: f64) -> Option<DropoutAttrs> {
         if !self.options.dropout || rate <= 0.0 {
             return None;
         }
         let site = self.dropout_sites;
         self.dropout_sites += 1;
-        Some(Op::Dropout { p: to_f32(rate), site })
+        Some(DropoutAttrs { p: to_f32(rate), site })
     }
 
     fn drop(&mut self, x: ValueId, rate: f64, name: &str) -> Result<ValueId, VerifyError> {
-        match self.dropout_op(rate) {
-            Some(op) => self.builder.push(name, op, &[x]),
+        match self.dropout(rate) {
+            Some(attrs) => self.builder.push(name, Op::Dropout(attrs), &[x]),
             None => Ok(x),
         }
     }

@@ -127,10 +127,16 @@ impl Program {
                 let one = 2.0 * elements(first) / row(first) * row(first + 1);
                 one * products as f64
             }
-            Op::Attention(a) => 2.0 * pairs * heads(0) * (last(0) + a.value_dim as f64),
+            Op::Attention(a) => {
+                // Dropout multiplies each probability.
+                let dropout = f64::from(u8::from(a.dropout.is_some()));
+                pairs * heads(0) * (2.0 * (last(0) + a.value_dim as f64) + dropout)
+            }
             Op::AttentionGrad(a) => {
-                // Scores again, dP, dQ, dK and dV.
-                2.0 * pairs * heads(1) * (3.0 * last(1) + 2.0 * a.value_dim as f64)
+                // Scores again, dP, dQ, dK and dV; dropout multiplies P and dP.
+                let dropout = 2.0 * f64::from(u8::from(a.dropout.is_some()));
+                let products = 2.0 * (3.0 * last(1) + 2.0 * a.value_dim as f64);
+                pairs * heads(1) * (products + dropout)
             }
             Op::RmsNorm(_) | Op::LayerNorm(_) => 4.0 * elements(0),
             Op::RmsNormGrad(_) | Op::LayerNormGrad(_) => 8.0 * elements(0),

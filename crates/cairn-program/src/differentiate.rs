@@ -313,7 +313,7 @@ impl<'a> Tape<'a> {
                 self.pass(slot(0), dy[0])?;
                 self.pass(slot(1), dy.get(1).copied().flatten())?;
             }
-            Op::Scale(_) | Op::Dropout { .. } => {
+            Op::Scale(_) | Op::Dropout(_) => {
                 self.emit(instr.op.clone(), vec![dy[0]], &[slot(0)])?;
             }
             Op::Rope(attrs) => {

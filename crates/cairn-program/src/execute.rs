@@ -209,7 +209,7 @@ impl<'a> Step<'a> {
             Op::Add => self.add(),
             Op::Scale(factor) => self.scale(*factor),
             Op::Softcap(cap) => self.softcap(*cap),
-            Op::Dropout { p, site } => self.dropout(*p, *site),
+            Op::Dropout(attrs) => self.dropout(*attrs),
             Op::Concat(_) => self.concat(),
             Op::Split(..) => self.split(),
             Op::TokenLogprob(attrs) => self.token_logprob(*attrs),

@@ -41,7 +41,9 @@ pub use cut::cut;
 pub use differentiate::{DifferentiateError, GRADIENT_PREFIX, Loss, differentiate};
 pub use dim::{Dim, DimName, Shape, Sizes};
 pub use execute::TOKEN_TYPES;
-pub use op::{AdamWAttrs, AttentionAttrs, HeadAttrs, NormAttrs, Op, RopeAttrs, VIS_VERSION};
+pub use op::{
+    AdamWAttrs, AttentionAttrs, DropoutAttrs, HeadAttrs, NormAttrs, Op, RopeAttrs, VIS_VERSION,
+};
 pub use plan::{ALIGNMENT, ArenaPlan, KvPlacement, Slot};
 pub use program::{Builder, Instr, Program};
 pub use recompute::{Recompute, recompute};

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::dim::{Dim, DimName};
 
 /// Version of the instruction set, written with every serialized program.
-pub const VIS_VERSION: u32 = 2;
+pub const VIS_VERSION: u32 = 3;
 
 /// Attributes of a normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +57,18 @@ pub struct AttentionAttrs {
     pub values_in_keys: bool,
     /// Width of one head's value.
     pub value_dim: usize,
+    /// Dropout of probabilities, in training programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<DropoutAttrs>,
+}
+
+/// Attributes of a dropout.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DropoutAttrs {
+    /// Probability of zero.
+    pub p: f32,
+    /// Which dropout of the program.
+    pub site: u32,
 }
 
 /// Attributes of the head over the vocabulary.
@@ -104,7 +116,8 @@ pub enum Op {
         /// Which cache, counted over the program.
         site: u32,
     },
-    /// `(q[t, h, k], k'[t, g, k], v'[t, g, v]?) → (out[t, h, v], lse[t, h])`.
+    /// `(q[t, h, k], k'[t, g, k], v'[t, g, v]?) → (out[t, h, v], lse[t, h])`. Dropout of probabilities
+    /// is keyed by seed, step, site, token, head and the key's position in its sequence.
     Attention(AttentionAttrs),
     /// `(gate[t, f], up[t, f]) → [t, f]`: `act(gate) · up` (Shazeer 2020).
     Glu(Act),
@@ -118,12 +131,7 @@ pub enum Op {
     Softcap(f32),
     /// Zeroes elements with probability `p`, scales the rest by `1 / (1 − p)`. Randomness is keyed
     /// by seed, step, `site`, token and column; the adjoint is the same operation on the gradient.
-    Dropout {
-        /// Probability of zero.
-        p: f32,
-        /// Which dropout of the program.
-        site: u32,
-    },
+    Dropout(DropoutAttrs),
     /// `(a[t, h, x], b[t, h, y]) → [t, h, x + y]`, the last axis named as given.
     Concat(DimName),
     /// `(x[t, h, x + y]) → ([t, h, x], [t, h, y])`.
@@ -222,7 +230,7 @@ impl Op {
             Self::Add => "add",
             Self::Scale(_) => "scale",
             Self::Softcap(_) => "softcap",
-            Self::Dropout { .. } => "dropout",
+            Self::Dropout(_) => "dropout",
             Self::Concat(_) => "concat",
             Self::Split(..) => "split",
             Self::Route(_) => "route",
@@ -258,6 +266,17 @@ impl Op {
     }
 }
 
+impl Op {
+    /// Whether it zeroes elements at random.
+    pub fn drops(&self) -> bool {
+        match self {
+            Self::Dropout(_) => true,
+            Self::Attention(a) | Self::AttentionGrad(a) => a.dropout.is_some(),
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
@@ -277,8 +296,11 @@ impl fmt::Display for Op {
             Self::Route(routing) | Self::RouteGrad(routing) => write_routing(f, routing),
             Self::Attention(a) | Self::AttentionGrad(a) => {
                 write!(f, " mask={:?} scale={}", a.mask, a.scale)?;
-                match a.softcap {
-                    Some(cap) => write!(f, " softcap={cap}"),
+                if let Some(cap) = a.softcap {
+                    write!(f, " softcap={cap}")?;
+                }
+                match a.dropout {
+                    Some(DropoutAttrs { p, site }) => write!(f, " dropout={p} site={site}"),
                     None => Ok(()),
                 }
             }
@@ -294,7 +316,7 @@ impl fmt::Display for Op {
                     None => Ok(()),
                 }
             }
-            Self::Dropout { p, site } => write!(f, " p={p} site={site}"),
+            Self::Dropout(DropoutAttrs { p, site }) => write!(f, " p={p} site={site}"),
             Self::Clip { max_norm } => write!(f, " max_norm={max_norm}"),
             Self::AdamW(a) => write!(f, " weight_decay={}", a.weight_decay),
             Self::Ema { decay } => write!(f, " decay={decay}"),

@@ -86,7 +86,7 @@ impl ArenaPlan {
 /// Result slots that may take over the buffer of an operand slot: the kernel works in place.
 pub(crate) fn in_place(op: &Op) -> Option<(usize, usize)> {
     match op {
-        Op::Add | Op::Rope(_) | Op::RopeGrad(_) | Op::Scale(_) | Op::Dropout { .. } => Some((0, 0)),
+        Op::Add | Op::Rope(_) | Op::RopeGrad(_) | Op::Scale(_) | Op::Dropout(_) => Some((0, 0)),
         Op::MatmulDx => Some((2, 0)),
         Op::RmsNormGrad(_) | Op::LayerNormGrad(_) => Some((3, 0)),
         _ => None,

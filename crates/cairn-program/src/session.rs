@@ -64,6 +64,14 @@ pub enum SessionError {
     /// A program reads a paged cache, and the session has none.
     #[error("the program caches keys, but the session has no cache options")]
     NoCache,
+    /// A program that reads a paged cache generates, and drops nothing.
+    #[error("instruction {instr} ({op}) drops at random, which a program with a cache must not")]
+    Dropout {
+        /// Index of the instruction.
+        instr: usize,
+        /// Its operation.
+        op: &'static str,
+    },
     /// The operating system refused the memory.
     #[error("could not reserve the planned memory")]
     Memory(#[from] MemoryError),
@@ -303,7 +311,8 @@ impl MemoryPlan {
     /// # Errors
     ///
     /// [`SessionError::Disagreement`] when two programs declare one name differently,
-    /// [`SessionError::NoCache`] when a program wants a paged cache and `cache` is `None`.
+    /// [`SessionError::NoCache`] when a program wants a paged cache and `cache` is `None`,
+    /// [`SessionError::Dropout`] when such a program has dropout.
     pub fn new(
         programs: Vec<SessionProgram>,
         cache: Option<CacheOptions>,
@@ -393,6 +402,9 @@ impl MemoryPlan {
     ) -> Result<(), SessionError> {
         for index in 0..prepared.program.instrs.len() {
             let instr = &prepared.program.instrs[index];
+            if instr.op.drops() {
+                return Err(SessionError::Dropout { instr: index, op: instr.op.name() });
+            }
             let Op::KvWrite { site } = instr.op else { continue };
             let options = cache.ok_or(SessionError::NoCache)?;
             let spec = cache_spec(&prepared.program, index, options);

@@ -303,7 +303,7 @@ pub(crate) fn infer(program: &Program, instr: &Instr) -> Results {
         | Op::Scale(_)
         | Op::Softcap(_)
         | Op::SoftcapGrad(_)
-        | Op::Dropout { .. } => infer_elementwise(&operands, &instr.op),
+        | Op::Dropout(_) => infer_elementwise(&operands, &instr.op),
         Op::Concat(_) | Op::Split(..) => infer_heads(&operands, &instr.op),
         Op::KvWrite { .. } => infer_kv_write(&operands),
         Op::Attention(attrs) => infer_attention(&operands, attrs),
@@ -443,6 +443,15 @@ fn infer_norm(x: &Operands<'_>, op: &Op) -> Results {
     }
 }
 
+/// A dropout of everything leaves nothing to scale.
+fn check_probability(x: &Operands<'_>, slot: usize, p: f32) -> Result<(), Fault> {
+    if (0.0..1.0).contains(&p) {
+        return Ok(());
+    }
+    let fault = x.fault(slot, "dropout with a probability in [0, 1)");
+    Err(Fault { found: format!("p={p}"), ..fault })
+}
+
 fn infer_elementwise(x: &Operands<'_>, op: &Op) -> Results {
     let shape = x.f32(0)?;
     match op {
@@ -453,6 +462,7 @@ fn infer_elementwise(x: &Operands<'_>, op: &Op) -> Results {
             }
             x.exactly(1, ValueType::U32, &[shape.0[0]])?;
         }
+        Op::Dropout(dropout) => check_probability(x, 0, dropout.p)?,
         Op::Glu(_) | Op::Add | Op::ActivationGrad(_) | Op::SoftcapGrad(_) => {
             x.exactly(1, ValueType::F32, &shape.0)?;
         }
@@ -528,6 +538,9 @@ fn attention_shape(
     let [lead, heads, key] = x.f32(first)?.0[..] else {
         return Err(x.fault(first, "f32[t, h, k]"));
     };
+    if let Some(dropout) = attrs.dropout {
+        check_probability(x, first, dropout.p)?;
+    }
     let kv_heads = match x.f32(first + 1)?.0[..] {
         [l, g, k] if l == lead && k == key => g,
         _ => return Err(x.fault(first + 1, format!("f32[{lead}, g, {key}]"))),

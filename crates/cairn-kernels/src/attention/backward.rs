@@ -10,11 +10,12 @@ use std::ops::Range;
 use super::forward::{check, head_rows};
 use super::grid::within;
 use super::product::{Left, Mix, Operand, PANEL, Segments, mix, scores};
-use super::scoring::{RowSlope, Scoring};
+use super::scoring::{KeepAll, RowSlope, Scoring};
 use super::tiles::{HeadRows, PANELS, quarters};
 use super::{AttentionGrad, AttentionSpec, Keys, SeqSlot};
 use crate::KEY_TILE;
 use crate::cpu::{Cpu, SharedSlice};
+use crate::dropout::{DropLanes, DropoutMask};
 use crate::lanes::{self, at, put, vectors};
 use crate::pool::Scratch;
 use crate::simd::{F32x16, Kernel, LANES, dispatch};
@@ -33,6 +34,7 @@ struct Inputs<'a> {
     v_tgv: &'a [f32],
     out_thv: &'a [f32],
     lse_th: &'a [f32],
+    dropout: Option<DropoutMask>,
 }
 
 impl<'a> Inputs<'a> {
@@ -270,22 +272,31 @@ impl<'a> HeadJob<'a, '_> {
     /// Scores become weights, the weights' gradients the scores'.
     #[inline(always)]
     fn slopes<V: F32x16>(&mut self, pair: &Pair, seen: &[Range<usize>]) {
-        let Inputs { spec, lse_th, .. } = self.inputs;
+        let Inputs { spec, lse_th, dropout, .. } = self.inputs;
+        let drops = dropout.map(|mask| (mask, DropLanes::<V>::new(&mask)));
         let queries = self.query_rows(self.inputs.q_thk, pair.head, spec.key_dim);
         let in_group = pair.head - self.head * spec.group();
         let scoring = Scoring::<V>::new(&spec);
         for ((query, seen), first) in pair.queries.clone().zip(seen).zip((0..).step_by(KEY_TILE)) {
+            let token_head = (self.slot.start + query) * spec.heads + pair.head;
             let kept = self.buffers.deltas.get(in_group * self.slot.len + query).copied();
             let row = RowSlope {
                 delta: match kept {
                     Some(delta) => delta,
                     None => self.delta::<V>(pair.head, query),
                 },
-                lse: lse_th[(self.slot.start + query) * spec.heads + pair.head],
+                lse: lse_th[token_head],
                 seen: seen.clone(),
             };
             let Buffers { weights, slopes, .. } = &mut self.buffers;
-            scoring.slope(&mut weights[first..], &mut slopes[first..], &row);
+            let (weights, slopes) = (&mut weights[first..], &mut slopes[first..]);
+            match drops {
+                None => scoring.slope(weights, slopes, &row, KeepAll),
+                Some((mask, lanes)) => {
+                    let key = mask.query_key(token_head, spec.heads);
+                    scoring.slope(weights, slopes, &row, lanes.row(key, pair.tile * KEY_TILE));
+                }
+            }
             if pair.tile == 0 {
                 queries.ask::<V>(query + BLOCK_QUERIES);
             }
@@ -381,9 +392,10 @@ fn row_starts<'a>(rows: &HeadRows<'a>, begin: usize) -> Left<'a, impl Fn(usize) 
 /// The gradients of attention with dense keys.
 pub(super) fn attention_grad_blocks(cpu: &Cpu, args: AttentionGrad<'_>) {
     let AttentionGrad { dout_thv, q_thk, k_tgk, v_tgv, out_thv, lse_th, .. } = args;
-    let AttentionGrad { dq_thk, dk_tgk, dv_tgv, batch, spec, .. } = args;
+    let AttentionGrad { dq_thk, dk_tgk, dv_tgv, batch, spec, dropout, .. } = args;
+    let dropout = dropout.filter(|mask| mask.p > 0.0);
     check(&batch, &spec, &Keys::Dense { k_tgk, v_tgv });
-    let inputs = Inputs { spec, dout_thv, q_thk, k_tgk, v_tgv, out_thv, lse_th };
+    let inputs = Inputs { spec, dout_thv, q_thk, k_tgk, v_tgv, out_thv, lse_th, dropout };
     let grads = Grads {
         dq_thk: SharedSlice::new(dq_thk),
         dk_tgk: SharedSlice::new(dk_tgk),

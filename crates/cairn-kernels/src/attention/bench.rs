@@ -4,6 +4,7 @@ use super::{
     Attention, AttentionGrad, AttentionSpec, CacheSpec, CacheType, Keys, KvWrite, Mask,
     PAGE_TOKENS, RaggedBatch, SeqSlot, attention, attention_grad, kv_write,
 };
+use crate::DropoutMask;
 use crate::bench::inputs::{CACHED, EXP_FLOPS, F32_ONLY, case, filled, values, zeros};
 use crate::encoding::Encoding;
 use crate::memory::Anonymous;
@@ -18,6 +19,10 @@ const CONFIGURATION_A: [Dim; 4] = [("b", 16), ("s", 256), ("h", 6), ("k", 64)];
 const GPT2: [Dim; 4] = [("b", 4), ("s", 256), ("h", 12), ("k", 64)];
 const LONG: [Dim; 4] = [("b", 1), ("s", 2048), ("h", 6), ("k", 64)];
 
+/// GPT-2's dropout of probabilities.
+const DROPOUT: Option<DropoutMask> =
+    Some(DropoutMask { p: 0.1, seed: 1, step: 1, site: 0, first_token: 0 });
+
 /// Every operator of this folder.
 pub(crate) const OPERATORS: &[Operator] = &[
     Operator {
@@ -25,14 +30,28 @@ pub(crate) const OPERATORS: &[Operator] = &[
         description: "causal attention of a training batch",
         encodings: F32_ONLY,
         shapes: &[&CONFIGURATION_A, &GPT2, &LONG],
-        prepare: attention_case,
+        prepare: |shape, _| attention_with(shape, None),
     },
     Operator {
         name: "attention_grad",
         description: "the gradients of causal attention",
         encodings: F32_ONLY,
         shapes: &[&CONFIGURATION_A, &GPT2, &LONG],
-        prepare: attention_grad_case,
+        prepare: |shape, _| attention_grad_with(shape, None),
+    },
+    Operator {
+        name: "attention_dropout",
+        description: "causal attention that drops a tenth of the probabilities",
+        encodings: F32_ONLY,
+        shapes: &[&CONFIGURATION_A, &GPT2, &LONG],
+        prepare: |shape, _| attention_with(shape, DROPOUT),
+    },
+    Operator {
+        name: "attention_dropout_grad",
+        description: "the gradients of attention that drops a tenth of the probabilities",
+        encodings: F32_ONLY,
+        shapes: &[&CONFIGURATION_A, &GPT2, &LONG],
+        prepare: |shape, _| attention_grad_with(shape, DROPOUT),
     },
     Operator {
         name: "attention_decode",
@@ -74,7 +93,7 @@ fn batch(shape: &Shape) -> (AttentionSpec, Vec<SeqSlot<'static>>, f64) {
     (causal(heads, heads, dim), (0..b).map(slot).collect(), pairs)
 }
 
-fn attention_case(shape: &Shape, _encoding: Encoding) -> Case {
+fn attention_with(shape: &Shape, dropout: Option<DropoutMask>) -> Case {
     let (spec, slots, pairs) = batch(shape);
     let tokens = shape.size("b") * shape.size("s");
     let len = tokens * spec.heads * spec.key_dim;
@@ -88,12 +107,13 @@ fn attention_case(shape: &Shape, _encoding: Encoding) -> Case {
             lse_th: Some(&mut lse),
             batch: RaggedBatch { sequences: &slots },
             spec,
+            dropout,
         };
         attention(cpu, args);
     })
 }
 
-fn attention_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
+fn attention_grad_with(shape: &Shape, dropout: Option<DropoutMask>) -> Case {
     let (spec, slots, pairs) = batch(shape);
     let tokens = shape.size("b") * shape.size("s");
     let len = tokens * spec.heads * spec.key_dim;
@@ -114,6 +134,7 @@ fn attention_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
             dv_tgv,
             batch: RaggedBatch { sequences: &slots },
             spec,
+            dropout,
         };
         attention_grad(cpu, args);
     })
@@ -151,6 +172,7 @@ fn decode_case(shape: &Shape, encoding: Encoding) -> Case {
             lse_th: None,
             batch: RaggedBatch { sequences: &slots },
             spec,
+            dropout: None,
         };
         attention(cpu, args);
     })

@@ -13,12 +13,13 @@ use std::ops::Range;
 use super::cache::check_blocks;
 use super::grid::{BLOCK_ROWS, Block, Grid, NODE_FLOATS, SCRATCH_FLOATS, within};
 use super::product::{Element, Left, Mix, Operand, PANEL, Segments, mix, scores};
-use super::scoring::Scoring;
+use super::scoring::{KeepAll, Scoring};
 use super::tiles::{DenseTiles, HeadRows, PagedTiles, RepackedTiles, TileBuffers, Tiles};
 use super::tree::{Combine, NodeShape, Tree};
 use super::{Attention, AttentionSpec, CacheType, Keys, RaggedBatch, SeqSlot};
 use crate::cpu::{Cpu, SharedSlice};
 use crate::disjoint::{RowSlice, parallel_rows};
+use crate::dropout::DropLanes;
 use crate::isa::Simd;
 use crate::lanes::{at, put, vectors};
 use crate::memory::Bytes;
@@ -75,6 +76,8 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
         for (r, visible) in visible.iter_mut().enumerate().take(rows) {
             *visible = block.visible(r);
         }
+        let dropout = block.dropout.as_ref().map(DropLanes::<V>::new);
+        let row_keys = row_keys(block);
         let queries =
             Left { numbers: q_thk, start: |r| block.token_head(r) * spec.key_dim, step: 1 };
         for tile in tiles.clone() {
@@ -89,7 +92,12 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
             });
             let [max, sum, out] = tree.in_hand();
             for (r, row) in weights.chunks_exact_mut(KEY_TILE).enumerate().take(rows) {
-                (max[r], sum[r]) = scoring.weigh(row, &seen(r));
+                (max[r], sum[r]) = match dropout {
+                    None => scoring.weigh(row, &seen(r), KeepAll),
+                    Some(lanes) => {
+                        scoring.weigh(row, &seen(r), lanes.row(row_keys[r], tile * KEY_TILE))
+                    }
+                };
                 if tile == tiles.start {
                     asks.ask::<V>(r);
                 }
@@ -109,6 +117,18 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
         tree.fold::<V>();
         tree
     }
+}
+
+/// What the dropout masks of a block's rows are made of.
+#[inline(always)]
+fn row_keys(block: &Block<'_>) -> [u64; BLOCK_ROWS] {
+    let mut keys = [0; BLOCK_ROWS];
+    if let Some(mask) = &block.dropout {
+        for (r, key) in keys.iter_mut().enumerate().take(block.rows.len()) {
+            *key = mask.query_key(block.token_head(r), block.spec.heads);
+        }
+    }
+    keys
 }
 
 /// Packs all tiles of a dense sequence.
@@ -175,9 +195,12 @@ impl Kernel for Finish<'_, '_> {
 
 /// Attends with keys from wherever they are.
 pub(super) fn attention_blocks(cpu: &Cpu, args: Attention<'_>) {
-    let Attention { q_thk, keys, out_thv, lse_th, batch, spec } = args;
+    let Attention { q_thk, keys, out_thv, lse_th, batch, spec, dropout } = args;
     check(&batch, &spec, &keys);
-    let grid = Grid::new(spec, batch);
+    let dropout = dropout.filter(|mask| mask.p > 0.0);
+    let is_dense = matches!(keys, Keys::Dense { .. });
+    assert!(is_dense || dropout.is_none(), "cached keys are read as they are");
+    let grid = Grid::new(spec, dropout, batch);
     let outputs =
         Outputs { out_thv: SharedSlice::new(out_thv), lse_th: lse_th.map(SharedSlice::new) };
     let run = Run { cpu, grid, q_thk, outputs };

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::tree::{NodeShape, Tree};
 use super::{AttentionSpec, RaggedBatch, SeqSlot};
 use crate::KEY_TILE;
+use crate::dropout::DropoutMask;
 use crate::pool::SCRATCH_BYTES;
 use crate::simd::LANES;
 
@@ -21,6 +22,7 @@ const CHUNK_TILES_MIN: usize = 4;
 #[derive(Clone)]
 pub(super) struct Block<'a> {
     pub(super) spec: AttentionSpec,
+    pub(super) dropout: Option<DropoutMask>,
     pub(super) slot: SeqSlot<'a>,
     pub(super) head: usize,
     /// Row r is query r / group, query head r % group of the group.
@@ -63,6 +65,7 @@ pub(super) fn within(visible: &Range<usize>, tile: usize) -> Range<usize> {
 #[derive(Clone, Copy)]
 pub(super) struct Grid<'a> {
     pub(super) spec: AttentionSpec,
+    pub(super) dropout: Option<DropoutMask>,
     pub(super) batch: RaggedBatch<'a>,
     /// Rows of a block.
     pub(super) block_rows: usize,
@@ -71,13 +74,17 @@ pub(super) struct Grid<'a> {
 }
 
 impl<'a> Grid<'a> {
-    pub(super) fn new(spec: AttentionSpec, batch: RaggedBatch<'a>) -> Self {
+    pub(super) fn new(
+        spec: AttentionSpec,
+        dropout: Option<DropoutMask>,
+        batch: RaggedBatch<'a>,
+    ) -> Self {
         let keys = batch.sequences.iter().map(SeqSlot::keys).max().unwrap_or(0);
         let nodes = Tree::nodes(keys.div_ceil(KEY_TILE));
         let columns = spec.value_dim.next_multiple_of(LANES);
         let fitting = (NODE_FLOATS / nodes).saturating_sub(2 * BLOCK_ROWS) / columns;
         assert!(fitting > 0, "values of {columns} floats do not fit in scratch memory");
-        Self { spec, batch, block_rows: fitting.min(BLOCK_ROWS), task_blocks: 1 }
+        Self { spec, dropout, batch, block_rows: fitting.min(BLOCK_ROWS), task_blocks: 1 }
     }
 
     pub(super) fn blocks_of_head(&self, slot: &SeqSlot<'_>) -> usize {
@@ -112,7 +119,7 @@ impl<'a> Grid<'a> {
         blocks.map(move |block| {
             let first = block * grid.block_rows;
             let rows = first..rows.min(first + grid.block_rows);
-            Block { spec: grid.spec, slot, head, rows }
+            Block { spec: grid.spec, dropout: grid.dropout, slot, head, rows }
         })
     }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Attention, AttentionGrad, AttentionSpec, Keys, PAGE_TOKENS, SeqSlot};
+use crate::dropout::DropoutMask;
 use crate::{KEY_TILE, lanes, math};
 
 /// What a range of tiles contributes: the greatest score, the sum of `e^(score − max)` and the
@@ -19,6 +20,31 @@ struct HeadKeys<'a> {
     slot: SeqSlot<'a>,
     spec: AttentionSpec,
     head: usize,
+}
+
+/// One query of one head.
+struct Query<'a> {
+    q_k: &'a [f32],
+    /// Positions of the keys it sees.
+    visible: Range<usize>,
+    dropped: Dropped,
+}
+
+/// What dropout makes of a query's probabilities.
+struct Dropped {
+    mask: Option<DropoutMask>,
+    key: u64,
+}
+
+impl Dropped {
+    /// The query in row `row` of `[t, h]`.
+    fn new(mask: Option<DropoutMask>, row: usize, heads: usize) -> Self {
+        Self { mask, key: mask.map_or(0, |mask| mask.query_key(row, heads)) }
+    }
+
+    fn apply(&self, position: usize, x: f32) -> f32 {
+        self.mask.map_or(x, |mask| mask.apply(self.key, position, x))
+    }
 }
 
 impl HeadKeys<'_> {
@@ -68,34 +94,35 @@ impl HeadKeys<'_> {
     }
 
     /// One tile of a query's visible keys; `None` if it has none.
-    fn tile(&self, q_k: &[f32], visible: &Range<usize>, tile: usize) -> Option<Node> {
-        let first = tile * KEY_TILE;
+    fn tile(&self, query: &Query<'_>, tile: usize) -> Option<Node> {
+        let (first, visible) = (tile * KEY_TILE, &query.visible);
         let seen = visible.start.max(first)..visible.end.min(first + KEY_TILE);
         if seen.is_empty() {
             return None;
         }
         let mut scores = [f32::NEG_INFINITY; KEY_TILE];
         for position in seen.clone() {
-            scores[position - first] = self.score(q_k, position).0;
+            scores[position - first] = self.score(query.q_k, position).0;
         }
         let max = lanes::max(scores);
         let weights = scores.map(|score| math::exp(score - max));
         let mut out_v = vec![0.0_f32; self.spec.value_dim];
         for position in seen {
+            let weight = query.dropped.apply(position, weights[position - first]);
             for (column, out) in out_v.iter_mut().enumerate() {
-                *out = weights[position - first].mul_add(self.value(position, column), *out);
+                *out = weight.mul_add(self.value(position, column), *out);
             }
         }
         Some(Node { max, sum: lanes::sum(weights), out_v })
     }
 
     /// The subtree of `size` tiles (a power of two) from tile `first`.
-    fn tree(&self, q_k: &[f32], visible: &Range<usize>, first: usize, size: usize) -> Option<Node> {
+    fn tree(&self, query: &Query<'_>, first: usize, size: usize) -> Option<Node> {
         if size == 1 {
-            return self.tile(q_k, visible, first);
+            return self.tile(query, first);
         }
-        let left = self.tree(q_k, visible, first, size / 2);
-        let right = self.tree(q_k, visible, first + size / 2, size / 2);
+        let left = self.tree(query, first, size / 2);
+        let right = self.tree(query, first + size / 2, size / 2);
         match (left, right) {
             (Some(left), Some(right)) => Some(merge(left, &right)),
             (left, right) => left.or(right),
@@ -116,15 +143,18 @@ fn merge(left: Node, right: &Node) -> Node {
 
 /// [`attention`](super::attention) in plain loops.
 pub fn attention_reference(args: Attention<'_>) {
-    let Attention { q_thk, keys, out_thv, mut lse_th, batch, spec } = args;
+    let Attention { q_thk, keys, out_thv, mut lse_th, batch, spec, dropout } = args;
     for slot in batch.sequences {
         let tiles = slot.keys().div_ceil(KEY_TILE).next_power_of_two();
         for (i, h) in (0..slot.len).flat_map(|i| (0..spec.heads).map(move |h| (i, h))) {
             let head = HeadKeys { keys, slot: *slot, spec, head: h / spec.group() };
             let row = (slot.start + i) * spec.heads + h;
-            let q_k = &q_thk[row * spec.key_dim..][..spec.key_dim];
-            let visible = spec.mask.range(slot.cached + i, slot.keys());
-            let root = head.tree(q_k, &visible, 0, tiles);
+            let query = Query {
+                q_k: &q_thk[row * spec.key_dim..][..spec.key_dim],
+                visible: spec.mask.range(slot.cached + i, slot.keys()),
+                dropped: Dropped::new(dropout, row, spec.heads),
+            };
+            let root = head.tree(&query, 0, tiles);
             let out_v = &mut out_thv[row * spec.value_dim..][..spec.value_dim];
             let lse = match root {
                 Some(root) => {
@@ -151,7 +181,7 @@ pub fn attention_reference(args: Attention<'_>) {
 /// [`attention_grad`](super::attention_grad) in plain loops.
 pub fn attention_grad_reference(args: AttentionGrad<'_>) {
     let AttentionGrad { dout_thv, q_thk, k_tgk, v_tgv, out_thv, lse_th, .. } = args;
-    let AttentionGrad { dq_thk, dk_tgk, dv_tgv, batch, spec, .. } = args;
+    let AttentionGrad { dq_thk, dk_tgk, dv_tgv, batch, spec, dropout, .. } = args;
     let (dk, dv) = (spec.key_dim, spec.value_dim);
     for slot in batch.sequences {
         assert_eq!(slot.cached, 0, "attention_grad: gradients do not reach cached keys");
@@ -171,13 +201,15 @@ pub fn attention_grad_reference(args: AttentionGrad<'_>) {
                 let out_v = &out_thv[row * dv..][..dv];
                 let (score, t) = head.score(q_k, s);
                 let p = math::exp(score - lse_th[row]);
+                let dropped = Dropped::new(dropout, row, spec.heads);
+                let kept = dropped.apply(s, p);
                 let delta = lanes::dot(dout_v.iter().copied().zip(out_v.iter().copied()));
                 let mut dp = 0.0_f32;
                 for (column, &dout) in dout_v.iter().enumerate() {
                     dp = dout.mul_add(head.value(s, column), dp);
-                    dv_v[column] = p.mul_add(dout, dv_v[column]);
+                    dv_v[column] = kept.mul_add(dout, dv_v[column]);
                 }
-                let ds = p * (dp - delta);
+                let ds = p * (dropped.apply(s, dp) - delta);
                 let ds = if spec.softcap.is_some() { ds * (-t).mul_add(t, 1.0) } else { ds };
                 let ds = ds * spec.scale;
                 for column in 0..dk {

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::AttentionSpec;
+use crate::dropout::DropLanes;
 use crate::simd::{F32x16, LANES, Mask16};
 use crate::{KEY_TILE, math};
 
@@ -29,6 +30,46 @@ pub(super) struct RowSlope {
     pub(super) seen: Range<usize>,
 }
 
+/// Which probabilities of a row stay, sixteen keys at a time from the first of the tile on.
+pub(super) trait Keep<V: F32x16>: Copy {
+    /// What is known of sixteen keys.
+    type Lanes: Copy;
+    /// The next sixteen keys.
+    fn next(&mut self) -> Self::Lanes;
+    /// What becomes of their weights, or of the gradients of these.
+    fn apply(&self, lanes: Self::Lanes, x: V) -> V;
+}
+
+/// All of them, as they are.
+#[derive(Clone, Copy)]
+pub(super) struct KeepAll;
+
+impl<V: F32x16> Keep<V> for KeepAll {
+    type Lanes = ();
+
+    #[inline(always)]
+    fn next(&mut self) {}
+
+    #[inline(always)]
+    fn apply(&self, (): (), x: V) -> V {
+        x
+    }
+}
+
+impl<V: F32x16> Keep<V> for DropLanes<V> {
+    type Lanes = V::Mask;
+
+    #[inline(always)]
+    fn next(&mut self) -> V::Mask {
+        DropLanes::next(self)
+    }
+
+    #[inline(always)]
+    fn apply(&self, dropped: V::Mask, x: V) -> V {
+        DropLanes::apply(self, dropped, x)
+    }
+}
+
 impl<V: F32x16> Scoring<V> {
     #[inline(always)]
     pub(super) fn new(spec: &AttentionSpec) -> Self {
@@ -50,28 +91,34 @@ impl<V: F32x16> Scoring<V> {
     }
 
     /// Turns the visible chains of a row into weights, hidden ones into 0, and gives the scores'
-    /// maximum and the weights' sum.
+    /// maximum and the sum of the weights, dropped ones included.
     #[inline(always)]
-    pub(super) fn weigh(&self, row: &mut [f32], seen: &Range<usize>) -> (f32, f32) {
+    pub(super) fn weigh(
+        &self,
+        row: &mut [f32],
+        seen: &Range<usize>,
+        keep: impl Keep<V>,
+    ) -> (f32, f32) {
         let row = of_row(row);
         match seen.end.div_ceil(LANES) {
             _ if seen.is_empty() => {
                 row.as_flattened_mut().fill(0.0);
                 (f32::NEG_INFINITY, 0.0)
             }
-            1 => self.weigh_first::<1>(row, seen),
-            2 => self.weigh_first::<2>(row, seen),
-            3 => self.weigh_first::<3>(row, seen),
-            _ => self.weigh_first::<VECTORS>(row, seen),
+            1 => self.weigh_first::<1, _>(row, seen, keep),
+            2 => self.weigh_first::<2, _>(row, seen, keep),
+            3 => self.weigh_first::<3, _>(row, seen, keep),
+            _ => self.weigh_first::<VECTORS, _>(row, seen, keep),
         }
     }
 
     /// [`weigh`](Self::weigh) for a row that sees nothing past its first `N` vectors.
     #[inline(always)]
-    fn weigh_first<const N: usize>(
+    fn weigh_first<const N: usize, K: Keep<V>>(
         &self,
         row: &mut [[f32; LANES]; VECTORS],
         seen: &Range<usize>,
+        mut keep: K,
     ) -> (f32, f32) {
         let hidden = V::splat(f32::NEG_INFINITY);
         let mut scores = [hidden; N];
@@ -88,7 +135,8 @@ impl<V: F32x16> Scoring<V> {
         for (score, to) in scores.into_iter().zip(&mut *row) {
             let weight = math::exp(score - V::splat(max));
             sum = sum + weight;
-            weight.store(to);
+            let lanes = keep.next();
+            keep.apply(lanes, weight).store(to);
         }
         row[N..].as_flattened_mut().fill(0.0);
         (max, sum.sum())
@@ -97,34 +145,43 @@ impl<V: F32x16> Scoring<V> {
     /// Turns the visible chains of a row into weights and the gradients of the weights into those of
     /// the chains, hidden ones into 0.
     #[inline(always)]
-    pub(super) fn slope(&self, weights: &mut [f32], slopes: &mut [f32], row: &RowSlope) {
+    pub(super) fn slope(
+        &self,
+        weights: &mut [f32],
+        slopes: &mut [f32],
+        row: &RowSlope,
+        keep: impl Keep<V>,
+    ) {
         let (weights, slopes) = (of_row(weights), of_row(slopes));
         match row.seen.end.div_ceil(LANES) {
             _ if row.seen.is_empty() => {
                 weights.as_flattened_mut().fill(0.0);
                 slopes.as_flattened_mut().fill(0.0);
             }
-            1 => self.slope_first::<1>(weights, slopes, row),
-            2 => self.slope_first::<2>(weights, slopes, row),
-            3 => self.slope_first::<3>(weights, slopes, row),
-            _ => self.slope_first::<VECTORS>(weights, slopes, row),
+            1 => self.slope_first::<1, _>(weights, slopes, row, keep),
+            2 => self.slope_first::<2, _>(weights, slopes, row, keep),
+            3 => self.slope_first::<3, _>(weights, slopes, row, keep),
+            _ => self.slope_first::<VECTORS, _>(weights, slopes, row, keep),
         }
     }
 
     /// [`slope`](Self::slope) for a row that sees nothing past its first `N` vectors.
     #[inline(always)]
-    fn slope_first<const N: usize>(
+    fn slope_first<const N: usize, K: Keep<V>>(
         &self,
         weights: &mut [[f32; LANES]; VECTORS],
         slopes: &mut [[f32; LANES]; VECTORS],
         row: &RowSlope,
+        mut keep: K,
     ) {
         let is_whole = row.seen == (0..N * LANES);
         let (lse, delta) = (V::splat(row.lse), V::splat(row.delta));
         for (j, (to_weight, to_slope)) in weights.iter_mut().zip(&mut *slopes).take(N).enumerate() {
             let (score, tanh) = self.score(V::load(to_weight));
+            let lanes = keep.next();
             let mut weight = math::exp(score - lse);
-            let mut slope = weight * (V::load(to_slope) - delta);
+            let mut slope = weight * (keep.apply(lanes, V::load(to_slope)) - delta);
+            weight = keep.apply(lanes, weight);
             if self.cap.is_some() {
                 slope = slope * (-tanh).mul_add(tanh, V::splat(1.0));
             }

@@ -1,5 +1,8 @@
 //! Kernels against references, where keys lie and how sequences are cut, and slopes.
 
+mod dropout;
+mod exact;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -7,8 +10,10 @@ use crate::memory::{bytes_of, bytes_of_mut};
 use crate::testing::{Numbers, assert_bits, check_bits, check_slope, every_cpu, functional};
 
 /// A layer and the sequences of one run, dense.
+#[derive(Clone)]
 struct Layer {
     spec: AttentionSpec,
+    dropout: Option<DropoutMask>,
     lens: Vec<usize>,
     q: Vec<f32>,
     k: Vec<f32>,
@@ -22,11 +27,16 @@ impl Layer {
         let values = if spec.values_in_keys { 0 } else { t * spec.kv_heads * spec.value_dim };
         Self {
             spec,
+            dropout: None,
             lens: lens.to_vec(),
             q: numbers.floats(t * spec.heads * spec.key_dim, 2.0),
             k: numbers.floats(t * spec.kv_heads * spec.key_dim, 2.0),
             v: numbers.floats(values, 1.0),
         }
+    }
+
+    fn dropping(self, dropout: Option<DropoutMask>) -> Self {
+        Self { dropout, ..self }
     }
 
     fn tokens(&self) -> usize {
@@ -46,7 +56,7 @@ impl Layer {
     fn dense(&self, cpu: Option<&Cpu>) -> Vec<Vec<f32>> {
         let Self { spec, q, k, v, .. } = self;
         let keys = Keys::Dense { k_tgk: k, v_tgv: v };
-        run(cpu, *spec, q, keys, &self.slots(), self.tokens())
+        run(cpu, (*spec, self.dropout), q, keys, &self.slots(), self.tokens())
     }
 
     /// The same through pages of `dtype`, each sequence in runs of at most `chunk` tokens.
@@ -79,7 +89,7 @@ impl Layer {
                 None => kv_write_reference(write),
             }
             let keys = Keys::Paged { pages, cache };
-            let found = run(cpu, spec, &q, keys, &slots, part.rows.len());
+            let found = run(cpu, (spec, None), &q, keys, &slots, part.rows.len());
             for (i, &row) in part.rows.iter().enumerate() {
                 for (out, found) in out.iter_mut().zip(&found) {
                     let width = found.len() / part.rows.len();
@@ -108,6 +118,7 @@ impl Layer {
             dv_tgv,
             batch: RaggedBatch { sequences: &self.slots() },
             spec: *spec,
+            dropout: self.dropout,
         };
         match cpu {
             Some(cpu) => attention_grad(cpu, args),
@@ -184,7 +195,7 @@ impl Blocks {
 
 fn run(
     cpu: Option<&Cpu>,
-    spec: AttentionSpec,
+    (spec, dropout): (AttentionSpec, Option<DropoutMask>),
     q: &[f32],
     keys: Keys<'_>,
     slots: &[SeqSlot<'_>],
@@ -193,7 +204,8 @@ fn run(
     let mut out = vec![0.0; tokens * spec.heads * spec.value_dim];
     let mut lse = vec![0.0; tokens * spec.heads];
     let batch = RaggedBatch { sequences: slots };
-    let args = Attention { q_thk: q, keys, out_thv: &mut out, lse_th: Some(&mut lse), batch, spec };
+    let lse_th = Some(&mut lse[..]);
+    let args = Attention { q_thk: q, keys, out_thv: &mut out, lse_th, batch, spec, dropout };
     match cpu {
         Some(cpu) => attention(cpu, args),
         None => attention_reference(args),
@@ -205,6 +217,13 @@ fn masks() -> impl Strategy<Value = Mask> {
     let option = |most: usize| proptest::option::weighted(0.4, 1..most);
     (any::<bool>(), option(100), option(60), option(20))
         .prop_map(|(causal, window, prefix, block)| Mask { causal, window, prefix, block })
+}
+
+fn dropouts() -> impl Strategy<Value = Option<DropoutMask>> {
+    let masks = (0.0..0.9_f32, any::<u64>(), 0..9_u64, 0..9_u32, any::<u64>()).prop_map(
+        |(p, seed, step, site, first_token)| DropoutMask { p, seed, step, site, first_token },
+    );
+    proptest::option::of(masks)
 }
 
 fn specs() -> impl Strategy<Value = AttentionSpec> {
@@ -228,17 +247,19 @@ proptest! {
 
     #[test]
     fn dense_kernels_equal_the_reference(
-        spec in specs(), lens in proptest::collection::vec(0..150_usize, 0..4), seed: u64,
+        spec in specs(), lens in proptest::collection::vec(0..150_usize, 0..4),
+        dropout in dropouts(), seed: u64,
     ) {
-        let layer = Layer::new(spec, &lens, seed);
+        let layer = Layer::new(spec, &lens, seed).dropping(dropout);
         check_bits("attention", |cpu| layer.dense(cpu));
     }
 
     #[test]
     fn gradient_kernels_equal_the_reference(
-        spec in specs(), lens in proptest::collection::vec(0..150_usize, 0..4), seed: u64,
+        spec in specs(), lens in proptest::collection::vec(0..150_usize, 0..4),
+        dropout in dropouts(), seed: u64,
     ) {
-        let layer = Layer::new(spec, &lens, seed);
+        let layer = Layer::new(spec, &lens, seed).dropping(dropout);
         let dout = Numbers::new(!seed).floats(layer.tokens() * spec.heads * spec.value_dim, 1.0);
         check_bits("attention_grad", |cpu| layer.grads(cpu, &dout));
     }
@@ -273,7 +294,7 @@ proptest! {
         every_cpu(|cpu| {
             let all = layer.dense(Some(cpu));
             let keys = Keys::Dense { k_tgk: &layer.k, v_tgv: &layer.v };
-            let alone = run(Some(cpu), spec, &layer.q, keys, &layer.slots()[..1], first);
+            let alone = run(Some(cpu), (spec, None), &layer.q, keys, &layer.slots()[..1], first);
             assert_bits(&alone[0], &all[0][..first * width], "alone");
         });
     }
@@ -318,13 +339,23 @@ fn decoding_in_chunks_equals_the_reference() {
         kv_write_reference(KvWrite { k_tgk: &layer.k, v_tgv: &layer.v, pages, cache, batch });
         let slots = [SeqSlot { start: 0, len: 1, cached: len - 1, blocks: &blocks.blocks[0] }];
         let q = &layer.q[(len - 1) * spec.heads * spec.key_dim..];
-        check_bits("decode", |cpu| run(cpu, spec, q, Keys::Paged { pages, cache }, &slots, 1));
+        check_bits("decode", |cpu| {
+            run(cpu, (spec, None), q, Keys::Paged { pages, cache }, &slots, 1)
+        });
     }
 }
 
 #[test]
 fn gradients_are_slopes() {
-    for (values_in_keys, softcap) in [(false, None), (false, Some(2.0)), (true, None)] {
+    let dropout = Some(DropoutMask { p: 0.3, seed: 1, step: 2, site: 3, first_token: 4 });
+    for (values_in_keys, softcap, dropout) in [
+        (false, None, None),
+        (false, Some(2.0), None),
+        (true, None, None),
+        (false, None, dropout),
+        (false, Some(2.0), dropout),
+        (true, None, dropout),
+    ] {
         let spec = AttentionSpec {
             key_dim: 5,
             value_dim: 4,
@@ -333,49 +364,17 @@ fn gradients_are_slopes() {
             mask: Mask { window: Some(7), ..Mask::CAUSAL },
             ..PLAIN
         };
-        let layer = Layer::new(spec, &[6, 9], 11);
+        let layer = Layer::new(spec, &[6, 9], 11).dropping(dropout);
         let dout = Numbers::new(12).floats(15 * spec.heads * spec.value_dim, 1.0);
         let grads = layer.grads(None, &dout);
         let loss = |q: &[f32], k: &[f32], v: &[f32]| {
             let (q, k, v) = (q.to_vec(), k.to_vec(), v.to_vec());
-            functional(&Layer { spec, lens: vec![6, 9], q, k, v }.dense(None)[0], &dout)
+            functional(&Layer { q, k, v, ..layer.clone() }.dense(None)[0], &dout)
         };
         let Layer { q, k, v, .. } = &layer;
         check_slope("dq", q, &grads[0], 4e-3, 3e-3, |q| loss(q, k, v));
         check_slope("dk", k, &grads[1], 4e-3, 3e-3, |k| loss(q, k, v));
         check_slope("dv", v, &grads[2], 4e-3, 3e-3, |v| loss(q, k, v));
-    }
-}
-
-#[test]
-fn outputs_are_close_to_f64() {
-    let spec = AttentionSpec { softcap: Some(5.0), ..PLAIN };
-    let layer = Layer::new(spec, &[200], 7);
-    let out = layer.dense(None);
-    for i in [0, 1, 63, 64, 130, 199] {
-        for h in 0..spec.heads {
-            let row = i * spec.heads + h;
-            let q = &layer.q[row * spec.key_dim..][..spec.key_dim];
-            let key =
-                |s: usize| &layer.k[(s * spec.kv_heads + h / 2) * spec.key_dim..][..spec.key_dim];
-            let scores: Vec<f64> = (0..=i)
-                .map(|s| {
-                    let dot: f64 =
-                        q.iter().zip(key(s)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                    5.0 * (dot * f64::from(spec.scale) / 5.0).tanh()
-                })
-                .collect();
-            let sum: f64 = scores.iter().map(|s| s.exp()).sum();
-            assert!((f64::from(out[1][row]) - sum.ln()).abs() < 1e-5);
-            for column in 0..spec.value_dim {
-                let value = |s: usize| {
-                    f64::from(layer.v[(s * spec.kv_heads + h / 2) * spec.value_dim + column])
-                };
-                let exact: f64 = (0..=i).map(|s| scores[s].exp() / sum * value(s)).sum();
-                let found = f64::from(out[0][row * spec.value_dim + column]);
-                assert!((found - exact).abs() < 1e-5, "{i} {h} {column}: {found} {exact}");
-            }
-        }
     }
 }
 

@@ -25,15 +25,15 @@ pub(crate) const OPERATORS: &[Operator] = &[
     },
 ];
 
-fn mask(d: usize) -> DropoutMask {
-    DropoutMask { p: 0.1, seed: 1, step: 1, site: 0, first_token: 0, d }
+fn mask() -> DropoutMask {
+    DropoutMask { p: 0.1, seed: 1, step: 1, site: 0, first_token: 0 }
 }
 
 fn dropout_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d] = shape.sizes(["n", "d"]);
     let (x, mut y) = (values(n * d, 1), zeros(n * d));
     case((n * d) as f64, 2 * n * d, move |cpu| {
-        dropout(cpu, Dropout { x_td: &x, mask: mask(d), y_td: &mut y });
+        dropout(cpu, Dropout { x_td: &x, y_td: &mut y, d, mask: mask() });
     })
 }
 
@@ -41,6 +41,6 @@ fn dropout_assign_case(shape: &Shape, _encoding: Encoding) -> Case {
     let [n, d] = shape.sizes(["n", "d"]);
     let mut y = values(n * d, 1);
     case((n * d) as f64, 2 * n * d, move |cpu| {
-        dropout_assign(cpu, DropoutAssign { y_td: &mut y, mask: mask(d) });
+        dropout_assign(cpu, DropoutAssign { y_td: &mut y, d, mask: mask() });
     })
 }

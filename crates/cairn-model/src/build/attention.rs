@@ -45,6 +45,7 @@ impl Lowering<'_> {
             softcap: self.spec.attention.logit_softcap.map(to_f32),
             values_in_keys: false,
             value_dim: head_dim,
+            dropout: self.dropout(self.spec.dropout.attn),
         };
         let out = format!("{layer}.attn.out");
         let lse = format!("{layer}.attn.lse");

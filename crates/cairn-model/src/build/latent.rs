@@ -68,6 +68,7 @@ impl Lowering<'_> {
             softcap: self.spec.attention.logit_softcap.map(to_f32),
             values_in_keys: true,
             value_dim: mla.kv_lora_rank,
+            dropout: self.dropout(self.spec.dropout.attn),
         };
         let (mixed, lse) = (axes.name("mixed"), axes.name("lse"));
         let names = [Some(mixed.as_str()), Some(lse.as_str())];

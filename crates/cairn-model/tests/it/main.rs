@@ -3,6 +3,7 @@
 
 mod adapters;
 mod detect;
+mod dropout;
 mod experts;
 mod families;
 mod gguf;

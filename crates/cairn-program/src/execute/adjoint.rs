@@ -241,6 +241,7 @@ impl Step<'_> {
 
     pub(super) fn attention_grad(&mut self, attrs: &AttentionAttrs) {
         let (spec, batch) = (self.attention_spec(attrs, 1), self.batch());
+        let dropout = attrs.dropout.map(|dropout| self.dropout_mask(dropout));
         let reads: [Span; 6] = std::array::from_fn(|slot| self.input(slot));
         let writes: [Span; 3] = std::array::from_fn(|slot| self.output(slot));
         let ([dout, q, k, v, out, lse], [dq, dk, dv]) = self.memory.split(reads, writes);
@@ -258,6 +259,7 @@ impl Step<'_> {
                 dv_tgv: dv.f32s(),
                 batch,
                 spec,
+                dropout,
             },
         );
     }

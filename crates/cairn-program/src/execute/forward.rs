@@ -3,7 +3,7 @@
 use cairn_kernels::{self as kernels, Act, Keys, RopePairing};
 
 use super::Step;
-use crate::op::{AttentionAttrs, HeadAttrs, NormAttrs, RopeAttrs};
+use crate::op::{AttentionAttrs, DropoutAttrs, HeadAttrs, NormAttrs, RopeAttrs};
 
 /// `Some` if a result or operand is present.
 fn present<T: ?Sized>(exists: bool, value: &mut T) -> Option<&mut T> {
@@ -146,6 +146,7 @@ impl Step<'_> {
         let (spec, batch) = (self.attention_spec(attrs, 0), self.batch());
         let keys = self.instr.inputs[1].expect("verified: keys are present");
         let cached = self.prepared.cache_of[keys.index()].map(|site| self.prepared.caches[&site]);
+        let dropout = attrs.dropout.map(|dropout| self.dropout_mask(dropout));
         let wants_lse = self.instr.outputs.get(1).copied().flatten().is_some();
         let (source, values) = match cached {
             Some((_, pages)) => (pages, cairn_kernels::Span::default()),
@@ -166,6 +167,7 @@ impl Step<'_> {
                 lse_th: present(wants_lse, lse.f32s()),
                 batch,
                 spec,
+                dropout,
             },
         );
     }
@@ -203,18 +205,22 @@ impl Step<'_> {
         kernels::softcap(self.cpu, kernels::Softcap { x: x.f32s(), cap, y: y.f32s() });
     }
 
-    pub(super) fn dropout(&mut self, p: f32, site: u32) {
-        self.copy_in_place(0, 0);
-        let mask = kernels::DropoutMask {
-            p,
+    /// What fixes a dropout's mask in this run.
+    pub(super) fn dropout_mask(&self, attrs: DropoutAttrs) -> kernels::DropoutMask {
+        kernels::DropoutMask {
+            p: attrs.p,
             seed: self.run.seed,
             step: self.run.step,
-            site,
+            site: attrs.site,
             first_token: self.run.first_token,
-            d: self.width(0),
-        };
+        }
+    }
+
+    pub(super) fn dropout(&mut self, attrs: DropoutAttrs) {
+        self.copy_in_place(0, 0);
+        let (d, mask) = (self.width(0), self.dropout_mask(attrs));
         let y = self.memory.write(self.output(0));
-        kernels::dropout_assign(self.cpu, kernels::DropoutAssign { y_td: y.f32s(), mask });
+        kernels::dropout_assign(self.cpu, kernels::DropoutAssign { y_td: y.f32s(), d, mask });
     }
 
     pub(super) fn concat(&mut self) {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use crate::op::Op;
+use crate::op::{AttentionAttrs, DropoutAttrs, Op};
 use crate::program::Program;
 use crate::value::{Class, ValueId};
 
@@ -77,10 +77,15 @@ fn shape_of(program: &Program, instrs: &[usize]) -> String {
     for &index in instrs {
         let instr = &program.instrs[index];
         match &instr.op {
-            // Caches are numbered through the model.
+            // Caches and dropouts are numbered through the model.
             Op::KvWrite { .. } => text.push_str("kv_write"),
-            Op::Dropout { p, .. } => {
-                let _ = write!(text, "dropout {p}");
+            Op::Dropout(attrs) => {
+                let _ = write!(text, "dropout {}", attrs.p);
+            }
+            Op::Attention(attrs) => {
+                let dropout = attrs.dropout.map(|dropout| DropoutAttrs { site: 0, ..dropout });
+                let _ =
+                    write!(text, "{}", Op::Attention(AttentionAttrs { dropout, ..attrs.clone() }));
             }
             Op::Rope(attrs) => {
                 let _ = write!(text, "{attrs:?}");

@@ -1,12 +1,13 @@
 //! Every differentiable instruction against finite differences, through the real derivation.
 //!
-//! The loss is `Σ r · y` for a fixed random `r`. Its derivative along a random direction in the
-//! weights is compared with the central difference of the forward pass.
+//! The loss is `Σ r · y` for a fixed random `r`. Weight by weight, its derivative along random
+//! directions in that weight alone is compared with the central difference of the forward pass, so that
+//! a wrong gradient of a small bias cannot hide behind those of large matrices.
 
 use cairn_kernels::{Act, Encoding, ExpertGroups, GroupScore, Layout, Mask, Routing, Scoring};
 use cairn_program::{
-    AttentionAttrs, Builder, Dim, DimName, Feed, HeadAttrs, KvPlacement, Loss, NormAttrs, Op,
-    ProgramId, RopeAttrs, ValueId, ValueType, differentiate,
+    AttentionAttrs, Builder, Dim, DimName, DropoutAttrs, Feed, HeadAttrs, KvPlacement, Loss,
+    NormAttrs, Op, ProgramId, RopeAttrs, Session, ValueId, ValueType, differentiate,
 };
 
 use crate::harness::{
@@ -15,8 +16,10 @@ use crate::harness::{
 
 /// Step of the central difference: its error is of the order of the square, rounding of the inverse.
 const STEP: f32 = 1e-2;
-/// Relative to the gradient's norm along the direction; f32 sums of some hundred terms over STEP.
+/// Relative to the norm of the weight's gradient; f32 sums of some hundred terms over STEP.
 const TOLERANCE: f64 = 5e-3;
+/// Directions of each weight.
+const DIRECTIONS: u64 = 2;
 
 /// Checks all gradients of `y`, which `build` makes from the vectors `x [t, d]`.
 fn check(build: impl Fn(&mut Builder, ValueId) -> ValueId) {
@@ -45,35 +48,37 @@ fn check_with(feeds: &[Feed<'_>], build: impl Fn(&mut Builder, ValueId) -> Value
     training_feeds.push(Feed::f32(&seed_name, &seed));
     run(&mut trained, &training_feeds);
 
-    let mut expected = 0.0;
-    let mut scale = 0.0_f64;
-    let mut losses = [0.0_f64; 2];
-    for (side, loss) in losses.iter_mut().enumerate() {
-        fill_weights(&mut plain, 1);
-        for (index, weight) in weights.iter().enumerate() {
-            let mut noise = Noise(1000 + index as u64);
-            let sign = if side == 0 { STEP } else { -STEP };
-            plain
-                .stored_f32_mut(weight)
-                .unwrap()
-                .iter_mut()
-                .for_each(|w| *w += sign * noise.next());
-        }
-        run(&mut plain, feeds);
+    let loss = |plain: &mut Session| -> f64 {
+        run(plain, feeds);
         let y = plain.output(ProgramId(0), &name);
-        *loss = y.iter().zip(&seed).map(|(&y, &r)| f64::from(y) * f64::from(r)).sum();
-    }
+        y.iter().zip(&seed).map(|(&y, &r)| f64::from(y) * f64::from(r)).sum()
+    };
     for (index, weight) in weights.iter().enumerate() {
-        let mut noise = Noise(1000 + index as u64);
         let gradient = trained.stored_f32(&format!("grad.{weight}")).unwrap();
-        let part: f64 = gradient.iter().map(|&g| f64::from(g) * f64::from(noise.next())).sum();
-        assert!(gradient.iter().any(|&g| g != 0.0), "the gradient of {weight} is zero");
-        scale += gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
-        expected += part;
+        let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        assert!(norm > 0.0, "the gradient of {weight} is zero");
+        let original = plain.stored_f32(weight).unwrap().to_vec();
+        for direction in 0..DIRECTIONS {
+            let mut noise = Noise(1000 + 10 * index as u64 + direction);
+            let along: Vec<f32> = original.iter().map(|_| noise.next()).collect();
+            let [high, low] = [STEP, -STEP].map(|step| {
+                let moved = plain.stored_f32_mut(weight).unwrap().iter_mut();
+                for ((w, &from), &along) in moved.zip(&original).zip(&along) {
+                    *w = from + step * along;
+                }
+                loss(&mut plain)
+            });
+            let expected: f64 =
+                gradient.iter().zip(&along).map(|(&g, &a)| f64::from(g) * f64::from(a)).sum();
+            let measured = (high - low) / (2.0 * f64::from(STEP));
+            let error = (measured - expected).abs() / norm;
+            assert!(
+                error < TOLERANCE,
+                "{weight}: derivative {expected}, finite difference {measured}, norm {norm}"
+            );
+        }
+        plain.stored_f32_mut(weight).unwrap().copy_from_slice(&original);
     }
-    let measured = (losses[0] - losses[1]) / (2.0 * f64::from(STEP));
-    let error = (measured - expected).abs() / scale.sqrt();
-    assert!(error < TOLERANCE, "derivative {expected}, finite difference {measured}");
 }
 
 fn matrix(builder: &mut Builder, name: &str, outputs: &[Dim], inputs: &[Dim]) -> ValueId {
@@ -136,6 +141,27 @@ fn experts(scoring: Scoring, normalize: Option<f32>, groups: Option<ExpertGroups
     });
 }
 
+/// A token's rows of its experts, added up as they are.
+#[test]
+fn a_plain_sum_of_experts() {
+    check(|b, x| {
+        let e = dim(DimName::Experts, 4);
+        let router = matrix(b, "router", &[e], &[hidden()]);
+        let logits = b.push("logits", Op::Matmul, &[x, router]).unwrap();
+        let scoring = Scoring::Sigmoid;
+        let routing = Routing { top_k: 3, scoring, groups: None, normalize: None, scale: 1.0 };
+        let names = [Some("experts"), Some("weights")];
+        let routed = b.push_slots(Op::Route(routing), vec![Some(logits), None], &names).unwrap();
+        let w = matrix(b, "w", &[e, dim(DimName::Intermediate, 5)], &[hidden()]);
+        let rows = b.push("rows", Op::ExpertMatmul, &[x, w, routed[0].unwrap()]).unwrap();
+        let sum = b.push_slots(Op::ExpertSum, vec![Some(rows), None], &[Some("sum")]).unwrap();
+        // The router's weights are in the loss too, or it would have no gradient.
+        let same = b.push_slots(Op::ExpertSum, vec![Some(rows), routed[1]], &[Some("weighted")]);
+        let same = same.unwrap()[0].unwrap();
+        b.push("y", Op::Add, &[sum[0].unwrap(), same]).unwrap()
+    });
+}
+
 #[test]
 fn mixtures_of_experts() {
     let groups = Some(ExpertGroups { count: 2, kept: 1, score: GroupScore::BestTwo });
@@ -156,6 +182,11 @@ fn norms() {
     check(|b, x| {
         let (w, bias) = (b.weight("norm.w", &[hidden()]), b.weight("bias", &[hidden()]));
         b.push("y", Op::LayerNorm(attrs(false)), &[x, w, bias]).unwrap()
+    });
+    // ModernBERT's norms have no bias.
+    check(|b, x| {
+        let w = b.weight("norm.w", &[hidden()]);
+        b.push("y", Op::LayerNorm(attrs(false)), &[x, w]).unwrap()
     });
     // A norm over each head, as Qwen3 and Gemma 3 have on queries and keys.
     check(|b, x| {
@@ -180,13 +211,16 @@ fn residual_sums_every_use() {
     });
 }
 
+/// Of eight columns all are rotated, or the first six, or none but two.
 #[test]
-fn rope_both_pairings() {
-    for interleaved in [false, true] {
+fn rope_whole_and_partial_in_both_pairings() {
+    let frequencies: [&[f32]; 3] = [&[1.0, 0.3, 0.1, 0.03], &[1.0, 0.3, 0.1], &[0.7]];
+    let pairings = [false, true];
+    for (inv_freq, interleaved) in frequencies.iter().flat_map(|f| pairings.map(|i| (f, i))) {
         check(|b, x| {
             let q = heads(b, "q", x, [dim(DimName::Heads, 3), dim(DimName::HeadDim, 8)]);
-            let attrs =
-                RopeAttrs { inv_freq: vec![1.0, 0.3, 0.1], attention_scaling: 1.1, interleaved };
+            let inv_freq = inv_freq.to_vec();
+            let attrs = RopeAttrs { inv_freq, attention_scaling: 1.1, interleaved };
             let positions = b.find("positions").unwrap();
             b.push("y", Op::Rope(attrs), &[q, positions]).unwrap()
         });
@@ -195,24 +229,34 @@ fn rope_both_pairings() {
 
 #[test]
 fn elementwise() {
-    for op in [
-        Op::Activation(Act::Silu),
-        Op::Activation(Act::Gelu),
-        Op::Activation(Act::GeluTanh),
-        Op::Activation(Act::QuickGelu),
-        Op::Scale(-1.5),
-        Op::Softcap(0.7),
-        Op::Dropout { p: 0.3, site: 2 },
-    ] {
+    for op in [Op::Scale(-1.5), Op::Softcap(0.7), Op::Dropout(DropoutAttrs { p: 0.3, site: 2 })] {
         check(|b, x| b.push("y", op.clone(), &[x]).unwrap());
     }
-    check(|b, x| {
-        let inner = dim(DimName::Intermediate, 6);
-        let (g, u) = (matrix(b, "g", &[inner], &[hidden()]), matrix(b, "u", &[inner], &[hidden()]));
-        let gate = b.push("gate", Op::Matmul, &[x, g]).unwrap();
-        let up = b.push("up", Op::Matmul, &[x, u]).unwrap();
-        b.push("y", Op::Glu(Act::Silu), &[gate, up]).unwrap()
-    });
+}
+
+/// Every one, alone and as the gate of a GLU. The rectifiers' kinks lie off the inputs.
+#[test]
+fn activations() {
+    for act in [
+        Act::Silu,
+        Act::Gelu,
+        Act::GeluTanh,
+        Act::Relu,
+        Act::ReluSquared,
+        Act::QuickGelu,
+        Act::Tanh,
+        Act::Sigmoid,
+    ] {
+        check(|b, x| b.push("y", Op::Activation(act), &[x]).unwrap());
+        check(|b, x| {
+            let inner = dim(DimName::Intermediate, 6);
+            let (g, u) =
+                (matrix(b, "g", &[inner], &[hidden()]), matrix(b, "u", &[inner], &[hidden()]));
+            let gate = b.push("gate", Op::Matmul, &[x, g]).unwrap();
+            let up = b.push("up", Op::Matmul, &[x, u]).unwrap();
+            b.push("y", Op::Glu(act), &[gate, up]).unwrap()
+        });
+    }
 }
 
 #[test]
@@ -228,34 +272,54 @@ fn lookups() {
     });
 }
 
+/// The loss sees the first half, the second, or both; whatever it sees has columns of both operands.
 #[test]
 fn concat_and_split() {
-    check(|b, x| {
-        let h = dim(DimName::Heads, 2);
-        let first = heads(b, "first", x, [h, dim(DimName::Rank, 3)]);
-        let second = heads(b, "second", x, [h, dim(DimName::HeadDim, 4)]);
-        let joined = b.push("joined", Op::Concat(DimName::LatentKey), &[first, second]).unwrap();
-        let halves = Op::Split(dim(DimName::HeadDim, 5), dim(DimName::Rank, 2));
-        let names = [Some("left"), Some("right")];
-        let parts = b.push_slots(halves, vec![Some(joined)], &names).unwrap();
-        b.push("y", Op::Activation(Act::Silu), &[parts[0].unwrap()]).unwrap()
-    });
+    for (seen, widths) in [(&[0][..], (6, 2)), (&[1], (2, 6)), (&[0, 1], (4, 4))] {
+        check(|b, x| {
+            let h = dim(DimName::Heads, 2);
+            let first = heads(b, "first", x, [h, dim(DimName::Rank, 5)]);
+            let second = heads(b, "second", x, [h, dim(DimName::HeadDim, 3)]);
+            let joined =
+                b.push("joined", Op::Concat(DimName::LatentKey), &[first, second]).unwrap();
+            let halves =
+                Op::Split(dim(DimName::HeadDim, widths.0), dim(DimName::HeadDim, widths.1));
+            let names = [Some("left"), Some("right")];
+            let parts = b.push_slots(halves, vec![Some(joined)], &names).unwrap();
+            let mut wave = |half: usize| {
+                let name = format!("wave.{half}");
+                b.push(&name, Op::Activation(Act::Silu), &[parts[half].unwrap()]).unwrap()
+            };
+            match *seen {
+                [half] => wave(half),
+                _ => {
+                    let (left, right) = (wave(0), wave(1));
+                    b.push("y", Op::Add, &[left, right]).unwrap()
+                }
+            }
+        });
+    }
 }
 
 fn attention(mask: Mask, kv_heads: usize, value_dim: usize, softcap: Option<f32>) {
-    check(|b, x| {
-        let g = dim(DimName::KvHeads, kv_heads);
-        let q = heads(b, "q", x, [dim(DimName::Heads, 4), dim(DimName::HeadDim, 6)]);
-        let k = heads(b, "k", x, [g, dim(DimName::HeadDim, 6)]);
-        let v = heads(b, "v", x, [g, dim(DimName::HeadDim, value_dim)]);
-        let names = [Some("keys"), Some("values")];
-        let site = Op::KvWrite { site: 0 };
-        let kv = b.push_slots(site, vec![Some(k), Some(v)], &names).unwrap();
-        let attrs = AttentionAttrs { mask, scale: 0.4, softcap, values_in_keys: false, value_dim };
-        let inputs = vec![Some(q), kv[0], kv[1]];
-        let names = [Some("y"), Some("lse")];
-        b.push_slots(Op::Attention(attrs), inputs, &names).unwrap()[0].unwrap()
-    });
+    let some = Some(DropoutAttrs { p: 0.3, site: 1 });
+    for dropout in [None, some] {
+        check(|b, x| {
+            let g = dim(DimName::KvHeads, kv_heads);
+            let q = heads(b, "q", x, [dim(DimName::Heads, 4), dim(DimName::HeadDim, 6)]);
+            let k = heads(b, "k", x, [g, dim(DimName::HeadDim, 6)]);
+            let v = heads(b, "v", x, [g, dim(DimName::HeadDim, value_dim)]);
+            let names = [Some("keys"), Some("values")];
+            let site = Op::KvWrite { site: 0 };
+            let kv = b.push_slots(site, vec![Some(k), Some(v)], &names).unwrap();
+            let values_in_keys = false;
+            let attrs =
+                AttentionAttrs { mask, scale: 0.4, softcap, values_in_keys, value_dim, dropout };
+            let inputs = vec![Some(q), kv[0], kv[1]];
+            let names = [Some("y"), Some("lse")];
+            b.push_slots(Op::Attention(attrs), inputs, &names).unwrap()[0].unwrap()
+        });
+    }
 }
 
 #[test]
@@ -267,6 +331,49 @@ fn attention_in_every_form() {
     attention(Mask { window: Some(2), ..Mask::CAUSAL }, 2, 6, None);
     attention(Mask { prefix: Some(2), ..Mask::CAUSAL }, 4, 6, None);
     attention(Mask { block: Some(2), ..Mask::CAUSAL }, 4, 6, None);
+}
+
+/// The values are columns of the keys (MLA), with and without dropout.
+#[test]
+fn attention_to_latents() {
+    for dropout in [None, Some(DropoutAttrs { p: 0.3, site: 1 })] {
+        check(|b, x| {
+            let q = heads(b, "q", x, [dim(DimName::Heads, 4), dim(DimName::LatentKey, 7)]);
+            let k = heads(b, "k", x, [dim(DimName::KvHeads, 1), dim(DimName::LatentKey, 7)]);
+            let site = Op::KvWrite { site: 0 };
+            let kv = b.push_slots(site, vec![Some(k), None], &[Some("keys")]).unwrap();
+            let attrs = AttentionAttrs {
+                mask: Mask::CAUSAL,
+                scale: 0.4,
+                softcap: None,
+                values_in_keys: true,
+                value_dim: 5,
+                dropout,
+            };
+            let names = [Some("y"), Some("lse")];
+            let inputs = vec![Some(q), kv[0], None];
+            b.push_slots(Op::Attention(attrs), inputs, &names).unwrap()[0].unwrap()
+        });
+    }
+}
+
+/// One table looks tokens up and makes the logits: its gradient is the sum of both uses.
+#[test]
+fn tied_weights() {
+    check(|b, x| {
+        let table = b.find("table").unwrap();
+        let wave = b.push("wave", Op::Activation(Act::Tanh), &[x]).unwrap();
+        b.push("y", Op::Matmul, &[wave, table]).unwrap()
+    });
+    let targets: Vec<u32> = IDS.iter().map(|id| (id + 2) % 7).collect();
+    check_with(&[Feed::u32("targets", &targets)], |b, x| {
+        let table = b.find("table").unwrap();
+        let wave = b.push("wave", Op::Activation(Act::Tanh), &[x]).unwrap();
+        let targets = b.input("targets", ValueType::U32, &[Dim::TOKENS]);
+        let inputs = vec![Some(wave), Some(table), Some(targets)];
+        let names = [Some("y"), Some("lse")];
+        b.push_slots(Op::TokenLogprob(HeadAttrs::default()), inputs, &names).unwrap()[0].unwrap()
+    });
 }
 
 #[test]

@@ -7,6 +7,7 @@
 )]
 
 mod cut;
+mod dropout;
 mod experts;
 mod gradients;
 mod harness;

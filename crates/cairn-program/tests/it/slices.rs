@@ -129,6 +129,7 @@ fn latent_attention() -> Program {
         softcap: None,
         values_in_keys: true,
         value_dim: latent,
+        dropout: None,
     };
     let inputs = vec![Some(q), keys[0], None];
     let out = b.push_slots(Op::Attention(attrs), inputs, &[Some("mixed"), Some("lse")]).unwrap();
@@ -308,6 +309,7 @@ fn a_paged_cache_serves_prefill_and_decode_bit_for_bit() {
         softcap: None,
         values_in_keys: false,
         value_dim: 6,
+        dropout: None,
     };
     let inputs = vec![Some(q), kv[0], kv[1]];
     let y = b.push_slots(Op::Attention(attrs), inputs, &[Some("y"), None]).unwrap();

@@ -122,12 +122,6 @@ pub enum RecipeError {
         /// Tokens of the tokenizer.
         tokenizer_vocab_size: usize,
     },
-    /// Attention probabilities never exist as a whole, so there is no dropout on them.
-    #[error("dropout.attn is {rate}: there is no dropout on attention probabilities")]
-    AttentionDropout {
-        /// The rate asked for.
-        rate: f64,
-    },
     /// Sequences are longer than the model's positions.
     #[error(
         "data.seq_len {seq_len} exceeds model.max_position_embeddings {max_position_embeddings}"
@@ -192,9 +186,6 @@ impl Hint for RecipeError {
                     )
                 }
             },
-            Self::AttentionDropout { .. } => {
-                "set dropout.attn=0; dropout.resid and dropout.embd exist".to_owned()
-            }
             Self::Model(error) => return error.hints(),
             Self::VocabTooSmall { tokenizer_vocab_size, .. } => format!(
                 "set model.vocab_size to at least {tokenizer_vocab_size}, or leave it out to take \

@@ -296,7 +296,7 @@ fn model(file: &RecipeFile, seq_len: usize, facts: &Facts) -> Result<ModelSpec, 
     refuse_keys_of_other_families(section, family)?;
     let config = config(section, family, vocab_size, seq_len)?;
     let spec = ModelSpec::from_hf_config(&Value::Object(config)).map_err(RecipeError::Model)?;
-    let fields = ModelFields { dropout: dropout(&file.dropout)?, ..spec.into_fields() };
+    let fields = ModelFields { dropout: dropout(&file.dropout), ..spec.into_fields() };
     ModelSpec::new(fields).map_err(RecipeError::Model)
 }
 
@@ -374,13 +374,12 @@ fn refuse_keys_of_other_families(
     }
 }
 
-fn dropout(section: &DropoutSection) -> Result<Dropout, RecipeError> {
-    let attn = section.attn.unwrap_or(0.0);
-    // Here, and not when the program is built: nothing has been read or reserved yet.
-    if attn > 0.0 {
-        return Err(RecipeError::AttentionDropout { rate: attn });
+fn dropout(section: &DropoutSection) -> Dropout {
+    Dropout {
+        embd: section.embd.unwrap_or(0.0),
+        attn: section.attn.unwrap_or(0.0),
+        resid: section.resid.unwrap_or(0.0),
     }
-    Ok(Dropout { embd: section.embd.unwrap_or(0.0), attn, resid: section.resid.unwrap_or(0.0) })
 }
 
 fn optimizer(section: &OptimizerSection) -> Result<Optimizer, RecipeError> {

@@ -315,11 +315,6 @@ fn impossible_settings_are_refused_with_what_to_do() {
         "set exactly one of budget.steps, budget.tokens, budget.flops; none is set",
         &[],
     );
-    check_refused(
-        &["dropout.attn=0.1"],
-        "dropout.attn is 0.1: there is no dropout on attention probabilities",
-        &["set dropout.attn=0; dropout.resid and dropout.embd exist"],
-    );
     check_refused(&["run.threads=4096"], "'run.threads' must be between 1 and 1024, not 4096", &[]);
     check_refused(&["run.weights=f16"], "'run.weights' must be f32 or bf16, not f16", &[]);
     check_refused(
@@ -348,6 +343,7 @@ fn impossible_models_name_the_cause() {
         ),
         (&["model.num_key_value_heads=3"], "4 attention heads cannot share 3 key/value heads"),
         (&["model.num_hidden_layers=0"], "'num_hidden_layers' must be between 1 and 4096, not 0"),
+        (&["dropout.attn=1"], "'attention dropout' must be between 0 and 0.999, not 1"),
         (&["dropout.resid=1.5"], "'residual dropout' must be between 0 and 0.999, not 1.5"),
         (
             &["model.layer_norm_epsilon=1e-5"],

@@ -41,6 +41,7 @@ pub(crate) fn recipe(overrides: &[&str]) -> TrainRecipe {
         vocab_size = 300
         [dropout]
         resid = 0.1
+        attn = 0.1
         [data]
         corpus = "corpus"
         seq_len = 32
@@ -486,8 +487,13 @@ fn an_altered_checkpoint_is_named_and_a_cut_one_left_out() {
 #[test]
 fn patience_ends_a_run_for_good() {
     let fixture = Fixture::new();
-    let overrides =
-        ["optimizer.learning_rate=0", "eval.every=1", "early_stop.patience=2", "dropout.resid=0"];
+    let overrides = [
+        "optimizer.learning_rate=0",
+        "eval.every=1",
+        "early_stop.patience=2",
+        "dropout.resid=0",
+        "dropout.attn=0",
+    ];
     let (_, outcome) = fixture.run("run", &overrides, &FakeHost::new());
     assert_eq!((outcome.ending, outcome.step), (Ending::EarlyStopped, 3));
     assert_eq!(outcome.best.unwrap().step, 1);
@@ -558,6 +564,7 @@ fn a_run_folder_holds_all_there_is_to_know() {
         let config = String::from_utf8(saved.read_file("config.json").unwrap()).unwrap();
         let spec = ModelSpec::from_hf_json(&config).unwrap();
         assert_eq!(spec.hidden_size, 32);
+        assert_eq!(spec.dropout.attn.to_bits(), 0.1_f64.to_bits(), "LLaMA's attention_dropout");
         assert_eq!(spec.tokens.eos, [fixture.corpus.end_of_document()]);
         assert!(model.join("tokenizer.json").exists());
     }
