@@ -7,6 +7,8 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "places inside a section are below 2³²")]
 
+pub(crate) mod bench;
+
 use crate::cpu::Cpu;
 use crate::math;
 use crate::random::{RandomLanes, random_bits, splitmix};

@@ -11,7 +11,7 @@ use crate::encoding::Encoding;
 use crate::isa::Isa;
 
 /// The tables of all operators.
-const TABLES: [&[Operator]; 13] = [
+const TABLES: [&[Operator]; 14] = [
     crate::matmul::bench::OPERATORS,
     crate::expert_bench::OPERATORS,
     crate::attention::bench::OPERATORS,
@@ -25,6 +25,7 @@ const TABLES: [&[Operator]; 13] = [
     crate::rows::bench::OPERATORS,
     crate::dropout::bench::OPERATORS,
     crate::optimizer::bench::OPERATORS,
+    crate::normal::bench::OPERATORS,
 ];
 
 /// Every operator that has kernels.
@@ -199,6 +200,8 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -210,6 +213,67 @@ mod tests {
             assert_eq!(all.iter().filter(|other| other.name() == entry.name()).count(), 1);
         }
         assert!(find("matmul.bf16.avx512").is_ok());
+    }
+
+    /// The sources of this crate.
+    fn sources(folder: &Path, into: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, into);
+            } else {
+                *into += &std::fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+
+    /// A kernel is a public function of a handle and a struct of arguments: a new one cannot be left
+    /// out of the registry, nor be without a definition in plain loops.
+    #[test]
+    fn every_kernel_is_registered_and_has_a_reference() {
+        let mut text = String::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+        let names: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("pub fn ")?.split_once("(cpu: &Cpu, args: "))
+            .map(|(name, _)| name)
+            .collect();
+        assert!(names.len() >= 48 && names.contains(&"matmul"), "{names:?}");
+        for name in names {
+            // The norm of all gradients is the sum of each one's squares.
+            let operator = if name == "sum_squares" { "global_norm" } else { name };
+            assert!(operators().any(|known| known.name == operator), "{name} is not registered");
+            let definition = format!("\npub fn {name}_reference(");
+            assert!(text.contains(&definition), "{name} has no definition in plain loops");
+        }
+    }
+
+    /// An operator that reads a weight has kernels for every encoding of one.
+    #[test]
+    fn encodings_are_the_ones_an_operator_meets() {
+        let weights: &[&str] = &[
+            "matmul",
+            "matmul_dx",
+            "expert_matmul",
+            "expert_matmul_dx",
+            "embed",
+            "position_embed",
+            "token_logprob",
+            "token_logprob_grad",
+            "cross_entropy",
+        ];
+        let halves = ["attention_decode", "kv_write", "adamw"];
+        for operator in operators() {
+            let expected: &[Encoding] = match operator.name {
+                name if weights.contains(&name) => &Encoding::ALL,
+                name if halves.contains(&name) => &[Encoding::F32, Encoding::Bf16],
+                _ => &[Encoding::F32],
+            };
+            assert_eq!(operator.encodings, expected, "{}", operator.name);
+        }
+        let all = kernels().len();
+        let encodings: usize = operators().map(|operator| operator.encodings.len()).sum();
+        assert_eq!(all, encodings * Isa::ALL.len());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Numbers, check_bits, check_slope, functional};
+use crate::testing::{Numbers, assert_close, check_bits, check_slope, functional};
 
 #[derive(Clone, Copy)]
 struct Case<'a> {
@@ -108,4 +108,37 @@ fn rows_are_close_to_f64() {
         // Half an ulp of x near 13 is 5e-7, over a deviation of √3; the mean errs as much.
         assert!((f64::from(y[i]) - exact).abs() <= 2e-6, "{} {exact}", y[i]);
     }
+}
+
+/// Sums of 300 tokens or 70 columns; an error of some units in the last place of the largest.
+const TOLERANCE: f64 = 4e-6;
+
+#[test]
+fn gradients_are_close_to_f64() {
+    let mut numbers = Numbers::new(6);
+    let (n, d) = (300, 70);
+    let (x, dy) = (numbers.floats(n * d, 2.0), numbers.floats(n * d, 1.0));
+    let weight = numbers.floats(d, 1.0);
+    let (bias, rows_per_token, row_tokens) = (None, 1, 300);
+    let case = Case { x: &x, dy: &dy, weight: &weight, bias, rows_per_token, row_tokens };
+    let out = run(Some(&Cpu::detect(2)), case);
+    let (mut dx, mut dw, mut db) = (Vec::new(), vec![0.0; d], vec![0.0; d]);
+    for (x, dy) in x.chunks(d).zip(dy.chunks(d)) {
+        let [x, dy] = [x, dy].map(|row| row.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+        let mean = x.iter().sum::<f64>() / d as f64;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / d as f64;
+        let r = 1.0 / (variance + f64::from(EPS)).sqrt();
+        let normal: Vec<f64> = x.iter().map(|x| (x - mean) * r).collect();
+        let slope: Vec<f64> = (0..d).map(|i| f64::from(weight[i]) * dy[i]).collect();
+        let level = slope.iter().sum::<f64>() / d as f64;
+        let along = slope.iter().zip(&normal).map(|(s, n)| s * n).sum::<f64>() / d as f64;
+        dx.extend((0..d).map(|i| r * (slope[i] - level - normal[i] * along)));
+        for i in 0..d {
+            dw[i] += dy[i] * normal[i];
+            db[i] += dy[i];
+        }
+    }
+    assert_close("dx", &out[1], &dx, TOLERANCE);
+    assert_close("dw", &out[2], &dw, TOLERANCE);
+    assert_close("db", &out[3], &db, TOLERANCE);
 }

@@ -1,5 +1,7 @@
 //! Every product against its plain loops, bit for bit, and against f64 within an error bound.
 
+mod bounds;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -232,30 +234,4 @@ fn large_products_are_the_reference() {
         if kernel { matmul_dw(&cpu, args) } else { matmul_dw_reference(args) }
     }
     assert_eq!(bits(&found), bits(&expected), "weight gradient");
-}
-
-/// The chain's rounding error stays below k · 2⁻²⁴ · Σ|x·w|, the bound for recursive summation.
-#[test]
-fn error_against_f64_is_bounded() {
-    let (t, n, k) = (5, 33, 700);
-    let stored = Stored::new(Encoding::F32, Layout::Panel, n, k, 11);
-    let x_tk = values(t * k, 12);
-    let mut y_tn = vec![0.0; t * n];
-    let weight = stored.weight();
-    let cpu = Cpu::detect(2);
-    matmul(
-        &cpu,
-        Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn: &mut y_tn, t, accumulate: false },
-    );
-    for token in 0..t {
-        for output in 0..n {
-            let products =
-                (0..k).map(|i| f64::from(x_tk[token * k + i]) * f64::from(weight.value(output, i)));
-            let (sum, magnitude) =
-                products.fold((0.0, 0.0), |(sum, all), p| (sum + p, all + p.abs()));
-            let error = (f64::from(y_tn[token * n + output]) - sum).abs();
-            let bound = k as f64 * 2.0_f64.powi(-24) * magnitude;
-            assert!(error <= bound, "{error} > {bound}");
-        }
-    }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Numbers, check_bits, check_slope, functional};
+use crate::testing::{Numbers, assert_close, check_bits, check_slope, functional};
 
 #[derive(Clone, Copy)]
 struct Case<'a> {
@@ -101,5 +101,33 @@ fn rows_are_close_to_f64() {
         let exact = f64::from(x[i]) * r * f64::from(weight[i]);
         // Two products and the shared r, whose sum of 4096 squares errs below 1e-6 relative.
         assert!((f64::from(y[i]) - exact).abs() <= 1e-6 * exact.abs(), "{} {exact}", y[i]);
+    }
+}
+
+/// Sums of 300 tokens or 70 columns; an error of some units in the last place of the largest.
+const TOLERANCE: f64 = 4e-6;
+
+#[test]
+fn gradients_are_close_to_f64() {
+    let mut numbers = Numbers::new(6);
+    let (n, d) = (300, 70);
+    let (x, dy) = (numbers.floats(n * d, 2.0), numbers.floats(n * d, 1.0));
+    let weight = numbers.floats(d, 1.0);
+    let (rows_per_token, row_tokens) = (1, 300);
+    for plus_one in [false, true] {
+        let case = Case { x: &x, dy: &dy, weight: &weight, plus_one, rows_per_token, row_tokens };
+        let out = run(Some(&Cpu::detect(2)), case);
+        let weight = |i: usize| f64::from(weight[i]) + f64::from(u8::from(plus_one));
+        let (mut dx, mut dw) = (Vec::new(), vec![0.0; d]);
+        for (x, dy) in x.chunks(d).zip(dy.chunks(d)) {
+            let [x, dy] = [x, dy].map(|row| row.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+            let square = x.iter().map(|x| x * x).sum::<f64>() / d as f64;
+            let r = 1.0 / (square + f64::from(EPS)).sqrt();
+            let along: f64 = (0..d).map(|i| weight(i) * dy[i] * x[i]).sum::<f64>() / d as f64;
+            dx.extend((0..d).map(|i| r * (weight(i) * dy[i] - x[i] * r * r * along)));
+            dw.iter_mut().enumerate().for_each(|(i, dw)| *dw += dy[i] * x[i] * r);
+        }
+        assert_close("dx", &out[1], &dx, TOLERANCE);
+        assert_close("dw", &out[2], &dw, TOLERANCE);
     }
 }

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::encoding::{Encoding, Layout, encode};
-use crate::testing::{Numbers, aligned, assert_bits, check_bits, check_slope, functional};
+use crate::testing::{
+    Numbers, aligned, assert_bits, assert_close, check_bits, check_slope, functional,
+};
 
 #[derive(Clone, Copy)]
 struct Case<'a> {
@@ -241,6 +243,59 @@ fn log_probabilities_are_close_to_f64() {
         for (which, exact) in exact.into_iter().enumerate() {
             // Logits up to 15 round to 1e-6; sums over a thousand tokens add a little.
             assert!((f64::from(out[which][row]) - exact).abs() < 1e-5, "{which}: {exact}");
+        }
+    }
+}
+
+#[test]
+fn gradients_are_close_to_f64() {
+    let mut numbers = Numbers::new(6);
+    let (o, v, d) = (300, 77, 9);
+    let (x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 2.0));
+    let (targets, bias) = (numbers.indices(o, v), numbers.floats(v, 1.0));
+    let (zeros, some) = (vec![0.0; o], numbers.floats(o, 1.0));
+    for softcap in [None, Some(3.0_f32)] {
+        let grads = [&some[..], &zeros, &zeros];
+        let (row_tokens, form, bias) = (o, PLAIN, Some(&bias[..]));
+        let (x, weight, targets) = (&x[..], &weight[..], &targets[..]);
+        let case = Case { x, weight, targets, grads, softcap, bias, d, row_tokens, form };
+        let out = run(Some(&Cpu::detect(2)), case);
+        let number = |x: &[f32], i: usize| f64::from(x[i]);
+        let (mut dx, mut dw, mut db) = (vec![0.0; o * d], vec![0.0; v * d], vec![0.0; v]);
+        for row in 0..o {
+            // Logits and their slopes by what was before the cap.
+            let logits: Vec<(f64, f64)> = (0..v)
+                .map(|t| {
+                    let dot: f64 =
+                        (0..d).map(|i| number(x, row * d + i) * number(weight, t * d + i)).sum();
+                    let logit = dot + number(bias.unwrap(), t);
+                    let Some(cap) = softcap.map(f64::from) else { return (logit, 1.0) };
+                    let tanh = (logit / cap).tanh();
+                    (cap * tanh, 1.0 - tanh * tanh)
+                })
+                .collect();
+            let sum: f64 = logits.iter().map(|(logit, _)| logit.exp()).sum();
+            for (t, (logit, slope)) in logits.into_iter().enumerate() {
+                let hit = f64::from(u8::from(targets[row] as usize == t));
+                let dlogit = number(&some[..], row) * (hit - logit.exp() / sum) * slope;
+                db[t] += dlogit;
+                for i in 0..d {
+                    dx[row * d + i] += dlogit * number(weight, t * d + i);
+                    dw[t * d + i] += dlogit * number(x, row * d + i);
+                }
+            }
+        }
+        // Of the adjoint, which adds to 0.5, and of the loss with its gradient in one pass.
+        let more = |dw: &[f64]| dw.iter().map(|dw| dw + 0.5).collect::<Vec<f64>>();
+        for (name, found, exact) in [
+            ("dx", &out[3], dx.clone()),
+            ("dw", &out[4], more(&dw)),
+            ("db", &out[8], more(&db)),
+            ("cross entropy dx", &out[5], dx.clone()),
+            ("cross entropy dw", &out[6], dw.clone()),
+            ("cross entropy db", &out[9], db.clone()),
+        ] {
+            assert_close(name, found, &exact, 1e-5);
         }
     }
 }
