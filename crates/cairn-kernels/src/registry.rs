@@ -200,6 +200,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
@@ -216,23 +217,33 @@ mod tests {
     }
 
     /// The sources of this crate.
-    fn sources(folder: &Path, into: &mut String) {
+    fn sources(folder: &Path, into: &mut Vec<String>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 sources(&path, into);
             } else {
-                *into += &std::fs::read_to_string(path).unwrap();
+                into.push(std::fs::read_to_string(path).unwrap());
             }
         }
     }
 
     /// A kernel is a public function of a handle and a struct of arguments: a new one cannot be left
-    /// out of the registry, nor be without a definition in plain loops.
+    /// out of the registry, nor be without a definition in plain loops, nor without a test of random
+    /// shapes that compares the two.
     #[test]
-    fn every_kernel_is_registered_and_has_a_reference() {
-        let mut text = String::new();
-        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+    fn every_kernel_is_registered_and_compared_with_a_reference() {
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        // Words of the files with tests of random shapes, definitions left out.
+        let words: BTreeSet<&str> = files
+            .iter()
+            .filter(|file| file.contains("proptest! {"))
+            .flat_map(|file| file.lines())
+            .filter(|line| !line.starts_with("pub fn "))
+            .flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'))
+            .collect();
+        let text = files.concat();
         let names: Vec<&str> = text
             .lines()
             .filter_map(|line| line.strip_prefix("pub fn ")?.split_once("(cpu: &Cpu, args: "))
@@ -245,6 +256,8 @@ mod tests {
             assert!(operators().any(|known| known.name == operator), "{name} is not registered");
             let definition = format!("\npub fn {name}_reference(");
             assert!(text.contains(&definition), "{name} has no definition in plain loops");
+            let reference = format!("{name}_reference");
+            assert!(words.contains(reference.as_str()), "{name} is not compared");
         }
     }
 

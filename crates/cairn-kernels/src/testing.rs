@@ -50,12 +50,14 @@ impl Numbers {
     }
 }
 
-/// Calls `f` with a handle for every instruction set of this machine, on one and on two threads.
+/// Calls `f` with a handle for every instruction set of this machine, on one and on two threads, and
+/// with one of three threads, which rows seldom divide among.
 pub(crate) fn every_cpu(f: impl Fn(&Cpu)) {
     thread_local! {
         static CPUS: Vec<Cpu> = Isa::supported()
             .into_iter()
             .flat_map(|isa| [Cpu::new(isa, 1), Cpu::new(isa, 2)])
+            .chain([Cpu::new(Isa::best(), 3)])
             .collect();
     }
     CPUS.with(|cpus| cpus.iter().for_each(f));

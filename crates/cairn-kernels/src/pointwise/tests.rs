@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Numbers, check_bits, check_slope, functional};
+use crate::testing::{Numbers, assert_close, check_bits, check_slope, functional};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
@@ -63,4 +63,20 @@ fn softcap_bounds_and_its_gradient_is_its_slope() {
     let mut dx = vec![0.0; x.len()];
     softcap_grad_reference(SoftcapGrad { dy: &dy, y: &y, cap: 2.0, dx: &mut dx });
     check_slope("softcap", &x, &dx, 4e-3, 1e-3, |x| functional(&forward(x), &dy));
+}
+
+#[test]
+fn softcaps_are_close_to_f64() {
+    let mut numbers = Numbers::new(4);
+    let (x, dy) = (numbers.floats(101, 9.0), numbers.floats(101, 1.0));
+    let (mut y, mut dx) = (vec![0.0; 101], vec![0.0; 101]);
+    let cpu = Cpu::detect(1);
+    softcap(&cpu, Softcap { x: &x, cap: 3.0, y: &mut y });
+    softcap_grad(&cpu, SoftcapGrad { dy: &dy, y: &y, cap: 3.0, dx: &mut dx });
+    let tanh: Vec<f64> = x.iter().map(|&x| (f64::from(x) / 3.0).tanh()).collect();
+    let exact: Vec<f64> = tanh.iter().map(|tanh| 3.0 * tanh).collect();
+    assert_close("softcap", &y, &exact, 4e-7);
+    let exact: Vec<f64> =
+        tanh.iter().zip(&dy).map(|(tanh, &dy)| f64::from(dy) * (1.0 - tanh * tanh)).collect();
+    assert_close("softcap_grad", &dx, &exact, 1e-6);
 }

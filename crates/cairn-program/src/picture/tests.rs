@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dim::{Dim, DimName};
+use crate::op::{AttentionAttrs, DropoutAttrs};
 use crate::program::Builder;
 use crate::value::ValueType;
 
@@ -61,6 +62,43 @@ fn blocks_that_take_turns_are_drawn_once_each() {
     // Three pairs, and the seventh block alone.
     assert_eq!(boxes(&picture), 1 + 4 + 5 + 4 + 1);
     assert!(picture.contains("blocks 1, 3, … 5, 3 times"), "{picture}");
+}
+
+/// Each block's dropouts have sites of their own, which no reader of a picture wants to see.
+#[test]
+fn blocks_that_drop_at_their_own_sites_are_drawn_once() {
+    let d = Dim::fixed(DimName::Hidden, 8);
+    let key = Dim::fixed(DimName::HeadDim, 4);
+    let mut builder = Builder::new();
+    let x = builder.input("x", ValueType::F32, &[Dim::TOKENS, d]);
+    let mut x = builder.push("start", Op::Scale(1.0), &[x]).unwrap();
+    for block in 0..3 {
+        builder.set_block(Some(block));
+        let name = |what: &str| format!("{block}.{what}");
+        let mut project = |what: &str, heads: DimName| {
+            let weight =
+                builder.weight(&name(&format!("{what}.w")), &[Dim::fixed(heads, 2), key, d]);
+            builder.push(&name(what), Op::Matmul, &[x, weight]).unwrap()
+        };
+        let (q, k) = (project("q", DimName::Heads), project("k", DimName::KvHeads));
+        let attrs = AttentionAttrs {
+            mask: cairn_kernels::Mask::CAUSAL,
+            scale: 0.5,
+            softcap: None,
+            values_in_keys: false,
+            value_dim: 4,
+            dropout: Some(DropoutAttrs { p: 0.1, site: 2 * block }),
+        };
+        let y = builder.push(&name("y"), Op::Attention(attrs), &[q, k, k]).unwrap();
+        let out = builder.weight(&name("o.w"), &[d, Dim::fixed(DimName::Heads, 2), key]);
+        let y = builder.push(&name("o"), Op::Matmul, &[y, out]).unwrap();
+        let dropout = DropoutAttrs { p: 0.2, site: 2 * block + 1 };
+        let y = builder.push(&name("dropped"), Op::Dropout(dropout), &[y]).unwrap();
+        x = builder.push(&name("out"), Op::Add, &[x, y]).unwrap();
+    }
+    builder.output(x);
+    let picture = builder.finish().unwrap().picture();
+    assert!(picture.contains("blocks 0 to 2, 3 times"), "{picture}");
 }
 
 #[test]

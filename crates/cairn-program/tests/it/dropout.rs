@@ -14,7 +14,7 @@ use crate::harness::{
 const ID: ProgramId = ProgramId(0);
 
 /// Attention of the looked-up vectors, in a block.
-fn attention(dropout: Option<DropoutAttrs>) -> Program {
+pub(crate) fn attention(dropout: Option<DropoutAttrs>) -> Program {
     let (mut b, x) = with_vectors();
     b.set_block(Some(0));
     let mut project = |name: &str, heads: usize, kind: DimName| {

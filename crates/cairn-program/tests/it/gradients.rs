@@ -456,3 +456,26 @@ fn cross_entropy_is_the_seeded_logprob() {
         assert_eq!(fused.stored_f32(&name), seeded.stored_f32(&name), "{weight}");
     }
 }
+
+/// The operations that have an adjoint, read off the derivation itself: a new one must be checked here.
+#[test]
+fn every_differentiable_instruction_is_checked() {
+    let derivation = include_str!("../../src/differentiate.rs");
+    let (_, body) = derivation.split_once("fn adjoint(").unwrap();
+    let (body, _) = body.split_once("\n    }\n").unwrap();
+    let arms = body.lines().filter_map(|line| {
+        let (pattern, _) = line.trim_start().split_once(" => ")?;
+        pattern.starts_with("Op::").then_some(pattern)
+    });
+    let names: Vec<&str> = arms
+        .flat_map(|pattern| pattern.split("Op::").skip(1))
+        .map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next().unwrap())
+        .collect();
+    assert!(names.len() >= 22 && names.contains(&"Attention"), "{names:?}");
+    // The lookup of the vectors is the harness's.
+    let checks = [include_str!("gradients.rs"), include_str!("harness.rs")].concat();
+    for name in names {
+        let is_made = |after: char| checks.contains(&format!("Op::{name}{after}"));
+        assert!("(, {".chars().any(is_made), "no gradient of {name} is checked");
+    }
+}

@@ -2,12 +2,13 @@
 
 use cairn_kernels::{Cpu, Isa};
 use cairn_program::{
-    ArenaPlan, Builder, Class, Dim, Feed, KvPlacement, MemoryPlan, Op, Program, ProgramId, Run,
-    RunError, Session, SessionProgram, Sizes, ValueId, ValueType, Workload,
+    ArenaPlan, Builder, Class, Dim, DimName, Feed, HeadAttrs, KvPlacement, Loss, MemoryPlan, Op,
+    Program, ProgramId, Run, RunError, Session, SessionProgram, Sizes, ValueId, ValueType,
+    Workload, differentiate,
 };
 use proptest::prelude::*;
 
-use crate::harness::{IDS, POSITIONS, hidden, sequences, with_vectors};
+use crate::harness::{IDS, POSITIONS, dim, hidden, sequences, trainable, with_vectors};
 
 /// A random straight-line program of additions and scalings over the vectors.
 fn random_program(choices: &[(usize, usize, bool)]) -> Program {
@@ -121,7 +122,7 @@ fn programs_that_disagree_about_a_weight_are_refused() {
     let build = |width: usize| {
         let mut b = Builder::new();
         let ids = b.input("ids", ValueType::U32, &[Dim::TOKENS]);
-        let table = b.weight("w", &[hidden(), crate::harness::dim(hidden().name, width)]);
+        let table = b.weight("w", &[hidden(), dim(hidden().name, width)]);
         let x = b.push("x", Op::Embed, &[ids, table]).unwrap();
         b.output(x);
         let program = b.finish().unwrap();
@@ -137,7 +138,7 @@ fn programs_that_disagree_about_a_weight_are_refused() {
 #[test]
 fn accounting_counts_what_a_product_costs() {
     let (mut b, x) = with_vectors();
-    let out = crate::harness::dim(cairn_program::DimName::Intermediate, 5);
+    let out = dim(DimName::Intermediate, 5);
     let w = b.weight("w", &[out, hidden()]);
     let y = b.push("y", Op::Matmul, &[x, w]).unwrap();
     b.output(y);
@@ -146,4 +147,32 @@ fn accounting_counts_what_a_product_costs() {
     let costs = program.account(&workload);
     assert_eq!(costs[1].flops, 2.0 * 10.0 * 12.0 * 5.0);
     assert_eq!(costs[1].bytes, 4.0 * (10.0 * 12.0 + 12.0 * 5.0 + 10.0 * 5.0));
+}
+
+/// Neither scores `[t, t]` nor logits `[t, v]` are ever planned for.
+#[test]
+fn memory_grows_with_the_tokens_alone() {
+    let bytes = |program: &Program, tokens: usize| {
+        ArenaPlan::new(program, Sizes::dense(tokens, 1), KvPlacement::Arena).bytes
+    };
+    let forward = crate::dropout::attention(None);
+    let weights = trainable(&forward);
+    let training = differentiate(&forward, &weights, &Loss::Seeds(vec!["y".into()])).unwrap();
+    let scores = 4096 * 4096 * 4;
+    let (half, whole) = (bytes(&training, 2048), bytes(&training, 4096));
+    assert!(whole <= 2 * half && whole < scores / 8, "{half} and {whole} bytes");
+
+    let vocab = 5000;
+    let (mut b, x) = with_vectors();
+    let w = b.weight("head", &[dim(DimName::Vocab, vocab), hidden()]);
+    let targets = b.input("targets", ValueType::U32, &[Dim::TOKENS]);
+    let op = Op::TokenLogprob(HeadAttrs::default());
+    let inputs = vec![Some(x), Some(w), Some(targets)];
+    let y = b.push_slots(op, inputs, &[Some("logprob"), Some("lse")]).unwrap()[0].unwrap();
+    b.output(y);
+    let forward = b.finish().unwrap();
+    let weights = trainable(&forward);
+    let training = differentiate(&forward, &weights, &Loss::CrossEntropy).unwrap();
+    let more = bytes(&training, 8192) - bytes(&training, 4096);
+    assert!(more < 4096 * vocab * 4 / 20, "{more} bytes more for 4096 tokens");
 }

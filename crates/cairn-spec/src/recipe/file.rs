@@ -215,7 +215,7 @@ mod activation_name {
 pub struct DropoutSection {
     /// On the sum of the embeddings.
     pub embd: Option<f64>,
-    /// On attention probabilities: does not exist, so only 0 is accepted.
+    /// On attention probabilities.
     pub attn: Option<f64>,
     /// On what a block adds to the residual stream.
     pub resid: Option<f64>,

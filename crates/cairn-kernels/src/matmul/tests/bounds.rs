@@ -183,3 +183,67 @@ fn products_of_heads() {
         });
     }
 }
+
+/// Rows routed to experts: token i goes to experts i and i + 1, in turn.
+#[test]
+fn products_of_experts() {
+    let (num_experts, top_k) = (3, 2);
+    for (form, (t, n, k, row_tokens)) in forms().flat_map(|form| ROWS.map(|rows| (form, rows))) {
+        let n = if form.1 == Layout::Panel { n.next_multiple_of(16) } else { n };
+        let stored = Stored::new(form.0, form.1, num_experts * n, k, 51);
+        let weight = stored.weight();
+        let (x, dy_tan) = (&values(t * k, 52)[..], &values(t * top_k * n, 53)[..]);
+        let whose = |row: usize| (row / top_k + row % top_k) % num_experts;
+        let rows = t * top_k;
+        let experts: Vec<u32> = (0..rows).map(|row| u32::try_from(whose(row)).unwrap()).collect();
+        let experts_ta = &experts[..];
+        every_cpu(|cpu| {
+            let scratch = &mut vec![7; expert_scratch_len(rows, num_experts)][..];
+            let mut y = vec![0.0; rows * n];
+            let y_tan = &mut y[..];
+            expert_matmul(
+                cpu,
+                ExpertMatmul { x, weight, experts_ta, top_k, num_experts, y_tan, scratch },
+            );
+            check_bound(&y, k, |i| {
+                let (row, output) = (i / n, whose(i / n) * n + i % n);
+                (0..k).map(move |i| product(x[row / top_k * k + i], weight.value(output, i)))
+            });
+            let scratch = &mut vec![7; expert_scratch_len(rows, num_experts)][..];
+            let mut dx = vec![0.0; rows * k];
+            let dx_tak = &mut dx[..];
+            expert_matmul_dx(
+                cpu,
+                ExpertMatmulDx { dy_tan, weight, experts_ta, num_experts, dx_tak, scratch },
+            );
+            check_bound(&dx, n, |i| {
+                let (row, input) = (i / k, i % k);
+                let first = whose(row) * n;
+                (0..n).map(move |o| product(dy_tan[row * n + o], weight.value(first + o, input)))
+            });
+            let scratch = &mut vec![7; expert_scratch_len(rows, num_experts)][..];
+            let mut dw = vec![0.0; num_experts * n * k];
+            let (dw_enk, accumulate) = (&mut dw[..], false);
+            expert_matmul_dw(
+                cpu,
+                ExpertMatmulDw {
+                    dy_tan,
+                    x,
+                    experts_ta,
+                    top_k,
+                    num_experts,
+                    dw_enk,
+                    row_tokens,
+                    accumulate,
+                    scratch,
+                },
+            );
+            // An expert has at most as many rows and blocks as there are tokens and theirs.
+            check_bound(&dw, block_roundings(t, row_tokens), |i| {
+                let (expert, output, input) = (i / k / n, i / k % n, i % k);
+                let own = (0..rows).filter(move |&row| whose(row) == expert);
+                own.map(move |row| product(dy_tan[row * n + output], x[row / top_k * k + input]))
+            });
+        });
+    }
+}
