@@ -1,10 +1,10 @@
 """Loads folders that Cairn saved with real transformers and compares the logits with the goldens.
 
-    cargo test --release -p cairn-model --test it -- --ignored saves_every_folder_for_transformers
+    cargo run --release -p cairn-model --example save_folders -- tests/goldens/{llama,qwen3,bert} FOLDER
     python transformers_loads_ours.py FOLDER
 
-FOLDER holds one folder for each golden, as the ignored test above writes it (it prints where). Nothing is changed in
-a folder before it is loaded. Fails if transformers misses a tensor, finds one too many, or computes other logits.
+FOLDER holds one folder for each golden, as the example above writes it. Nothing is changed in a folder before it is
+loaded. Fails if transformers misses a tensor, finds one too many, or computes other logits.
 """
 
 import json

@@ -69,7 +69,7 @@ impl FolderDraft {
     pub fn new(target: &Path) -> Result<Self, FileError> {
         let draft = neighbor(target, TMP_MARK);
         fs::create_dir_all(parent(target)).map_err(FileError::on("create", parent(target)))?;
-        fs::create_dir(&draft).map_err(FileError::on("create", &draft))?;
+        fs::create_dir(&draft).map_err(FileError::on("create", target))?;
         Ok(Self { draft, target: target.to_owned(), published: false })
     }
 
@@ -131,6 +131,39 @@ impl Drop for FolderDraft {
             let _ = fs::remove_dir_all(&self.draft);
         }
     }
+}
+
+/// Checks that something can be created at `target`, parents included, and leaves nothing: asked
+/// before long work, it spares the work.
+///
+/// # Errors
+///
+/// [`FileError`] naming `target`, with what the system says.
+pub fn check_writable(target: &Path) -> Result<(), FileError> {
+    let mut above = target.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    });
+    // A relative path ends in the current folder, another one in the root.
+    let Some(folder) = above.find(|folder| folder.exists()) else { return Ok(()) };
+    let probe = neighbor(&folder.join("probe"), TMP_MARK);
+    fs::create_dir(&probe).map_err(FileError::on("create", target))?;
+    fs::remove_dir(&probe).map_err(FileError::on("remove", &probe))
+}
+
+/// What others have begun to write for `target`: a process that still runs, or one that was killed.
+/// Nothing tells which, so nothing is removed; a folder that cannot be listed has none.
+pub fn drafts_of(target: &Path) -> Vec<PathBuf> {
+    let is_draft = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let original = name.and_then(|name| split_mark(name, TMP_MARK)).map(|(name, _)| name);
+        original.is_some_and(|original| target.file_name().is_some_and(|name| name == original))
+    };
+    let entries = fs::read_dir(parent(target)).into_iter().flatten();
+    let mut drafts: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_draft).collect();
+    drafts.sort();
+    drafts
 }
 
 /// Removes what killed processes left in `folder`: unfinished files and folders go, a folder that

@@ -33,6 +33,8 @@ impl Hint for FileError {
                  unchanged"
             }
             io::ErrorKind::NotFound => "check the path",
+            io::ErrorKind::ReadOnlyFilesystem => "choose a folder that can be written to",
+            io::ErrorKind::IsADirectory => "it is a folder; name a file",
             io::ErrorKind::PermissionDenied => "check who owns the file and its permissions",
             _ => return Vec::new(),
         };

@@ -8,6 +8,7 @@
 //! - [`checkpoint`]: a training state as a folder that transformers loads, and the series of them.
 //! - [`run`]: the folder of a run, its record and its metrics.
 //! - [`machine`]: what this machine is, and how much memory this process has.
+//! - [`bounded`]: files that somebody else wrote, read up to a limit that the error names.
 //! - [`file_error`]: an operating system's error with the path it is about.
 //!
 //! **Invariants:** nothing here knows what a tensor means; nothing is ever changed in place, so a
@@ -16,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod atomic;
+pub mod bounded;
 pub mod checkpoint;
 pub mod file_error;
 pub mod gguf;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cairn_artifacts::FileError;
+use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
 use cairn_artifacts::safetensors::{WeightFolder, WeightsError};
 use cairn_kernels::Cpu;
 use cairn_spec::model::SpecError;
@@ -76,7 +77,7 @@ pub fn load_model_from_safetensors(
     cpu: Cpu,
 ) -> Result<Engine, FolderError> {
     let path = folder.join(CONFIG_FILE);
-    let text = std::fs::read_to_string(&path).map_err(FileError::on("read", &path))?;
+    let text = read_text(&path, CONFIG_BYTES_MAX)?;
     let spec = ModelSpec::from_hf_json(&text)
         .map_err(|error| FolderError::Spec { path, source: Box::new(error) })?;
     let weights = WeightFolder::open(folder).map_err(Box::new)?;

@@ -49,5 +49,5 @@ pub use migrate::SCHEMA;
 pub use overrides::{SWEEP_RUNS_MAX, expand_sweep};
 pub use resolve::{
     Batch, Budget, Checkpoint, Data, EarlyStop, Eval, Facts, Optimizer, Run, Schedule, THREADS_MAX,
-    TrainFields, TrainRecipe,
+    TrainFields, TrainRecipe, check_run_name,
 };

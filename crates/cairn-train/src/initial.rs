@@ -5,11 +5,12 @@
 
 use std::path::Path;
 
+use cairn_artifacts::Hash;
+use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
 use cairn_artifacts::checkpoint::CONFIG_FILE;
 use cairn_artifacts::hash::Hasher;
 use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::WeightFolder;
-use cairn_artifacts::{FileError, Hash};
 use cairn_spec::ModelSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -52,7 +53,7 @@ impl InitialWeights {
         if !config.exists() {
             return Ok(());
         }
-        let text = std::fs::read_to_string(&config).map_err(FileError::on("read", &config))?;
+        let text = read_text(&config, CONFIG_BYTES_MAX)?;
         let folder = || path.to_owned();
         let own = ModelSpec::from_hf_json(&text).map_err(|source| TrainError::InitialConfig {
             folder: folder(),

@@ -18,6 +18,12 @@ const STYLES: Styles = Styles::styled()
     .literal(AnsiColor::Cyan.on_default().effects(Effects::BOLD))
     .placeholder(AnsiColor::Cyan.on_default());
 
+const EXAMPLES: &str = "\
+Examples:
+  cairn quickstart
+  cairn generate --prompt 'fn main() {'
+  cairn train recipes/llama-12m.toml data.corpus=data/mine";
+
 /// Text in, a trained model that answers out.
 #[derive(Debug, Parser)]
 #[command(
@@ -25,6 +31,7 @@ const STYLES: Styles = Styles::styled()
     version,
     styles = STYLES,
     max_term_width = 100,
+    after_help = EXAMPLES,
     disable_help_subcommand = true,
     arg_required_else_help = true
 )]

@@ -20,6 +20,15 @@ const RUN_TOKENS: usize = 2048;
 
 const PROGRAM: ProgramId = ProgramId(0);
 
+/// What is wanted of the texts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted<'a> {
+    /// The final hidden states of all tokens.
+    Hidden,
+    /// The logits of so many tokens of each text.
+    Logits(&'a [usize]),
+}
+
 /// A model that reads whole texts.
 pub(crate) struct Encoder {
     session: Session,
@@ -44,28 +53,39 @@ pub(crate) fn runs_of(texts: &[Vec<u32>]) -> Vec<Range<usize>> {
     runs
 }
 
+/// The most of everything that a run of these texts has: a vocabulary's worth of logits is planned
+/// for the tokens that are asked for, not for all.
+fn sizes_of(texts: &[Vec<u32>], wanted: Wanted<'_>) -> Sizes {
+    let runs = runs_of(texts);
+    let most = |count: &dyn Fn(Range<usize>) -> usize| {
+        runs.iter().map(|run| count(run.clone())).max().unwrap_or(0).max(1)
+    };
+    let tokens = most(&|run| texts[run].iter().map(Vec::len).sum());
+    let outputs = match wanted {
+        Wanted::Hidden => tokens,
+        Wanted::Logits(rows) => most(&|run| rows[run].iter().sum()),
+    };
+    Sizes { outputs, ..Sizes::dense(tokens, most(&|run| run.len())) }
+}
+
 impl Encoder {
-    /// Loads the model for these texts; `head` is [`Head::Hidden`] or [`Head::GatheredLogits`].
+    /// Loads the model for these texts.
     pub(crate) fn load(
         model: &ModelFolder,
-        head: Head,
         texts: &[Vec<u32>],
+        wanted: Wanted<'_>,
         context: &Context,
     ) -> anyhow::Result<Self> {
-        let runs = runs_of(texts);
-        let tokens = |run: &Range<usize>| texts[run.clone()].iter().map(Vec::len).sum::<usize>();
-        let most_tokens = runs.iter().map(tokens).max().unwrap_or(0).max(1);
-        let most_texts = runs.iter().map(Range::len).max().unwrap_or(0).max(1);
+        let (head, output) = match wanted {
+            Wanted::Hidden => (Head::Hidden, format!("hidden_{}", model.spec.num_hidden_layers)),
+            Wanted::Logits(_) => (Head::GatheredLogits, "logits".to_owned()),
+        };
         let program = build_program(&model.spec, &BuildOptions::new(head))?;
-        let sizes = Sizes::dense(most_tokens, most_texts);
+        let sizes = sizes_of(texts, wanted);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let mut session = Session::new(MemoryPlan::new(vec![program], None)?, context.cpu()?)?;
         load_weights(&mut session, &model.spec, &model.weights)
             .with_context(|| format!("cannot load {}", model.path.display()))?;
-        let output = match head {
-            Head::Hidden => format!("hidden_{}", model.spec.num_hidden_layers),
-            _ => "logits".to_owned(),
-        };
         Ok(Self { session, output })
     }
 
@@ -106,5 +126,16 @@ mod tests {
             [2000, 40, 9, 5000, 1, 1].into_iter().map(|length| vec![0; length]).collect();
         assert_eq!(runs_of(&texts), [0..2, 2..3, 3..4, 4..6]);
         assert!(runs_of(&[]).is_empty());
+    }
+
+    #[test]
+    fn logits_are_planned_for_what_is_asked_for() {
+        let texts: Vec<Vec<u32>> =
+            [2000, 40, 9, 1000].into_iter().map(|length| vec![0; length]).collect();
+        assert_eq!(runs_of(&texts), [0..2, 2..4]);
+        let sizes = sizes_of(&texts, Wanted::Logits(&[1, 2, 5, 1]));
+        assert_eq!((sizes.tokens, sizes.sequences, sizes.outputs), (2040, 2, 6));
+        assert_eq!(sizes_of(&texts, Wanted::Hidden).outputs, 2040);
+        assert_eq!(sizes_of(&[], Wanted::Logits(&[])), Sizes::dense(1, 1));
     }
 }

@@ -15,6 +15,8 @@ pub(crate) const CARGO_HOME: &str = "CARGO_HOME";
 pub(crate) const NO_COLOR: &str = "NO_COLOR";
 /// The user's cache folder, by the XDG base directory specification.
 const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
+/// Folder for what is gone again at the end; `/tmp` if absent.
+const TMPDIR: &str = "TMPDIR";
 /// The user's home.
 const HOME: &str = "HOME";
 
@@ -29,6 +31,8 @@ pub(crate) struct Environment {
     pub(crate) cargo_home: Option<PathBuf>,
     /// [`NO_COLOR`].
     pub(crate) no_color: bool,
+    /// [`TMPDIR`].
+    pub(crate) temporary_dir: PathBuf,
 }
 
 impl Environment {
@@ -61,6 +65,7 @@ impl Environment {
                 .or_else(|| cache_home.map(|folder| folder.join("cairn"))),
             cargo_home: path(CARGO_HOME).or_else(|| in_home(".cargo")),
             no_color: path(NO_COLOR).is_some(),
+            temporary_dir: path(TMPDIR).unwrap_or_else(|| PathBuf::from("/tmp")),
         }
     }
 }

@@ -4,13 +4,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::Context as _;
+use cairn_artifacts::bounded::read_text;
 use cairn_artifacts::run::{RunFolder, RunRecord, RunStatus};
 use cairn_data::corpus::{Corpus, Split};
 use cairn_eval::{
     Comparison, EvalError, ModelScorer, ModelScorerOptions, ModelScorerPlan, Progress, Stage,
     Windows, compare, sample,
 };
-use cairn_spec::recipe::{Format, RecipeFile};
+use cairn_spec::recipe::{Format, RECIPE_BYTES_MAX, RecipeFile};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -74,7 +75,7 @@ pub(crate) fn measure(
     });
     line.finish();
     compared.map_err(|error| match error {
-        EvalError::Stopped => UserError::new("interrupted; nothing was measured").into(),
+        EvalError::Stopped => UserError::interrupted("interrupted; nothing was measured").into(),
         other => other.into(),
     })
 }
@@ -152,8 +153,7 @@ pub(crate) fn run_of(model: &Path) -> Option<RunFolder> {
 /// The resolved recipe of a run.
 pub(crate) fn recipe_of(run: &RunFolder) -> anyhow::Result<RecipeFile> {
     let path = run.recipe();
-    let text =
-        std::fs::read_to_string(&path).map_err(cairn_artifacts::FileError::on("read", &path))?;
+    let text = read_text(&path, RECIPE_BYTES_MAX as u64)?;
     RecipeFile::parse(&text, Format::Toml).with_context(|| path.display().to_string())
 }
 

@@ -10,6 +10,8 @@ use crate::terminal::Terminal;
 
 /// Exit code for the user's mistakes and the machine's limits.
 pub(crate) const EXIT_USER: u8 = 1;
+/// Exit code of what was interrupted before it was done: the one shells give for Ctrl-C.
+pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 /// Exit code for bugs of ours.
 pub(crate) const EXIT_BUG: u8 = 2;
 
@@ -19,12 +21,18 @@ pub(crate) const EXIT_BUG: u8 = 2;
 pub(crate) struct UserError {
     message: String,
     hints: Vec<String>,
+    exit_code: u8,
 }
 
 impl UserError {
     /// An error in lower case, without a final period.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hints: Vec::new() }
+        Self { message: message.into(), hints: Vec::new(), exit_code: EXIT_USER }
+    }
+
+    /// The end of something that someone asked to stop.
+    pub(crate) fn interrupted(message: impl Into<String>) -> Self {
+        Self { exit_code: EXIT_INTERRUPTED, ..Self::new(message) }
     }
 
     /// Adds something the user can do.
@@ -61,7 +69,11 @@ pub(crate) fn report(error: &anyhow::Error, terminal: &Terminal) {
 
 /// The exit code of an error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if is_closed_pipe(error) { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USER) }
+    if is_closed_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    let own = error.chain().find_map(|cause| cause.downcast_ref::<UserError>());
+    ExitCode::from(own.map_or(EXIT_USER, |error| error.exit_code))
 }
 
 /// Whoever read our output has seen enough (`cairn … | head`).
@@ -73,7 +85,7 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Hints of every error in the chain that has some, outermost first, each once.
-fn hints(error: &anyhow::Error) -> Vec<String> {
+pub(crate) fn hints(error: &anyhow::Error) -> Vec<String> {
     let mut hints: Vec<String> = Vec::new();
     for hint in error.chain().flat_map(hints_of) {
         if !hints.contains(&hint) {
@@ -95,14 +107,17 @@ macro_rules! hints_of_types {
 fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
     hints_of_types!(error;
         UserError,
+        crate::command::inspect::Undescribed,
         cairn_kernels::CpuError,
         cairn_spec::SpecError,
         cairn_spec::LoraError,
         cairn_model::AdapterError,
+        cairn_model::DetectError,
         cairn_spec::RecipeError,
         cairn_spec::units::UnitError,
         cairn_artifacts::FileError,
         cairn_artifacts::CheckpointError,
+        cairn_artifacts::run::RecordError,
         cairn_artifacts::safetensors::ReadError,
         cairn_artifacts::safetensors::WeightsError,
         cairn_artifacts::gguf::GgufReadError,

@@ -1,7 +1,8 @@
 //! The `cairn` command.
 //!
 //! This crate owns what a person or a script sees: arguments, environment, signals, what is printed
-//! and the exit code (0 done, 1 the user's mistake or the machine's limits, 2 a bug of ours).
+//! and the exit code (0 done, 1 the user's mistake or the machine's limits, 2 a bug of ours, 130
+//! interrupted before it was done).
 //! Everything else lives in the libraries. Standard output carries data, standard error talk.
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ mod figures;
 mod machine;
 mod machine_profile;
 mod model_folder;
+mod named_values;
 mod outside;
 mod panic_report;
 mod plan_text;

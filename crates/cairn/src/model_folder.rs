@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use cairn_artifacts::FileError;
+use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
 use cairn_artifacts::checkpoint::{MANIFEST_FILE, TOKENIZER_FILE, verify_model};
 use cairn_artifacts::gguf::GgufFile;
 use cairn_artifacts::safetensors::WeightFolder;
@@ -18,8 +18,8 @@ use crate::terminal::Terminal;
 
 pub(crate) use cairn_artifacts::checkpoint::CONFIG_FILE;
 
-/// Largest `config.json` that is read, in bytes; real ones are a few KiB.
-const CONFIG_BYTES_MAX: u64 = 8 << 20;
+/// What can be named as a model.
+const MODEL_FORMS: &str = "a model is a folder with config.json and safetensors, or a GGUF file";
 
 /// A model's description and its mapped weights.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl ModelFolder {
     /// no influence.
     pub(crate) fn open(path: &Path, terminal: Terminal) -> anyhow::Result<Self> {
         if path.is_file() {
-            let file = GgufFile::open(path)?;
+            let file = open_gguf(path)?;
             let spec = gguf_spec(&file)?;
             let weights = ModelWeights::Gguf(Box::new(file));
             return Ok(Self { path: path.to_owned(), spec, weights });
@@ -112,6 +112,48 @@ impl ModelFolder {
         tokenizer.check_model(self.spec.vocab_size)?;
         Ok(Some(tokenizer))
     }
+
+    /// The tokenizer, for a command that cannot do without.
+    pub(crate) fn text_tokenizer(&self) -> anyhow::Result<Tokenizer> {
+        Ok(self.tokenizer()?.ok_or_else(|| self.no_tokenizer())?)
+    }
+
+    /// What is said where there is text and nothing to read it with.
+    pub(crate) fn no_tokenizer(&self) -> UserError {
+        UserError::new(format!("{} has no {TOKENIZER_FILE}", self.path.display()))
+            .hint(format!("copy the {TOKENIZER_FILE} that belongs to the model beside its weights"))
+            .hint("or continue token ids: cairn generate --prompt-ids 5,6,7")
+    }
+}
+
+/// Opens a file that is named as a model.
+fn open_gguf(path: &Path) -> anyhow::Result<GgufFile> {
+    if path.extension().is_some_and(|extension| extension == "safetensors") {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).display();
+        return Err(UserError::new(format!("{} holds weights alone", path.display()))
+            .hint(format!("name the folder, with its {CONFIG_FILE}: {folder}"))
+            .into());
+    }
+    let what = || format!("{} is not a model: {MODEL_FORMS}", path.display());
+    GgufFile::open(path).with_context(what)
+}
+
+/// What is said of a folder without a model: what it is instead, where that can be seen.
+fn no_model(folder: &Path) -> UserError {
+    let shown = folder.display();
+    if !folder.exists() {
+        return UserError::new(format!("there is nothing at {shown}")).hint(MODEL_FORMS);
+    }
+    let error = UserError::new(format!("{shown} holds no model"));
+    if folder.join(cairn_data::corpus::MANIFEST_FILE).exists() {
+        return error.hint(format!("it is a corpus: cairn corpus stats {shown}"));
+    }
+    let run = crate::runs::last_in(folder);
+    match run {
+        Some(run) => error.hint(format!("name one of its runs, such as {}", run.root().display())),
+        None => error.hint(MODEL_FORMS),
+    }
 }
 
 fn gguf_spec(file: &GgufFile) -> anyhow::Result<ModelSpec> {
@@ -123,23 +165,13 @@ fn gguf_spec(file: &GgufFile) -> anyhow::Result<ModelSpec> {
 /// `config.json` nothing here knows.
 pub(crate) fn read_spec(folder: &Path, terminal: Terminal) -> anyhow::Result<ModelSpec> {
     if folder.is_file() {
-        return gguf_spec(&GgufFile::open(folder)?);
+        return gguf_spec(&open_gguf(folder)?);
     }
     let config = folder.join(CONFIG_FILE);
     if !config.exists() {
-        let what = if folder.is_dir() { "holds no model" } else { "is not a folder" };
-        return Err(UserError::new(format!("{} {what}", folder.display()))
-            .hint(format!("a model is a folder with {CONFIG_FILE} and safetensors, or a GGUF file"))
-            .into());
+        return Err(no_model(folder).into());
     }
-    let bytes = std::fs::metadata(&config).map_err(FileError::on("read", &config))?.len();
-    if bytes > CONFIG_BYTES_MAX {
-        let message = format!("{} has {bytes} bytes", config.display());
-        return Err(UserError::new(message)
-            .hint(format!("no real one has more than {CONFIG_BYTES_MAX}"))
-            .into());
-    }
-    let text = std::fs::read_to_string(&config).map_err(FileError::on("read", &config))?;
+    let text = read_text(&config, CONFIG_BYTES_MAX)?;
     let HfConfig { spec, ignored } = HfConfig::from_json(&text)
         .with_context(|| format!("{} does not describe a model", config.display()))?;
     if !ignored.is_empty() {

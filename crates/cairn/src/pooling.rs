@@ -1,11 +1,13 @@
 //! How a text's hidden states become one vector, as sentence-transformers' files say it.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Context as _;
-use cairn_artifacts::FileError;
+use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
 use clap::ValueEnum;
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::failure::UserError;
 
@@ -36,19 +38,99 @@ pub(crate) struct EmbedSettings {
     pub(crate) lower_case: bool,
     /// What every text begins with.
     pub(crate) prompt: String,
+    /// Fields that had no influence: the file and their names.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// An entry of `modules.json`.
+#[derive(Debug, Deserialize)]
+struct Module {
+    r#type: String,
+    #[serde(default)]
+    path: String,
+}
+
+/// `config.json` of a pooling module. Older files switch modes on, newer ones name one.
+#[derive(Debug, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the file has a switch for every mode")]
+struct PoolingConfig {
+    #[serde(default)]
+    pooling_mode: Option<String>,
+    #[serde(default)]
+    pooling_mode_cls_token: bool,
+    #[serde(default)]
+    pooling_mode_mean_tokens: bool,
+    #[serde(default)]
+    pooling_mode_lasttoken: bool,
+    #[serde(default)]
+    pooling_mode_max_tokens: bool,
+    #[serde(default)]
+    pooling_mode_mean_sqrt_len_tokens: bool,
+    #[serde(default)]
+    pooling_mode_weightedmean_tokens: bool,
+    /// Whether the tokens of the prompt count.
+    #[serde(default = "yes")]
+    include_prompt: bool,
+    /// Known, and told by the model itself.
+    #[serde(default, rename = "word_embedding_dimension", alias = "embedding_dimension")]
+    _width: Option<usize>,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+/// `sentence_bert_config.json`.
+#[derive(Debug, Deserialize)]
+struct TransformerConfig {
+    #[serde(default)]
+    max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+/// `config_sentence_transformers.json`.
+#[derive(Debug, Deserialize)]
+struct PromptConfig {
+    #[serde(default)]
+    prompts: BTreeMap<String, String>,
+    #[serde(default)]
+    default_prompt_name: Option<String>,
+    #[serde(default, rename = "__version__")]
+    _version: IgnoredAny,
+    #[serde(default, rename = "similarity_fn_name")]
+    _similarity: IgnoredAny,
+    #[serde(default, rename = "model_type")]
+    _model_type: IgnoredAny,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+/// Fields that nothing here knows.
+type Unknown = BTreeMap<String, IgnoredAny>;
+
+const fn yes() -> bool {
+    true
 }
 
 impl EmbedSettings {
     /// Reads what the files of a sentence-transformers model say; nothing without them.
     pub(crate) fn read(folder: &Path) -> anyhow::Result<Self> {
         let mut settings = Self::default();
-        let Some((path, modules)) = read(folder, "modules.json")? else { return Ok(settings) };
-        for module in modules.as_array().into_iter().flatten() {
-            let kind = module["type"].as_str().unwrap_or_default();
-            let place = folder.join(module["path"].as_str().unwrap_or_default());
-            match kind.rsplit('.').next().unwrap_or_default() {
+        let path = folder.join("modules.json");
+        let Some(modules) = read::<Vec<Module>>(&path)? else { return Ok(settings) };
+        let mut includes_prompt = true;
+        for Module { r#type, path: place } in modules {
+            match r#type.rsplit('.').next().unwrap_or_default() {
                 "Transformer" => {}
-                "Pooling" => settings.pooling = pooling(&place)?,
+                "Pooling" => {
+                    let path = folder.join(place).join("config.json");
+                    if let Some(config) = read::<PoolingConfig>(&path)? {
+                        settings.pooling = Some(config.pooling(&path)?);
+                        includes_prompt &= config.include_prompt;
+                        settings.note_unknown(&path, &config.unknown);
+                    }
+                }
                 "Normalize" => settings.normalize = true,
                 other => {
                     let message = format!("{} has a module '{other}'", path.display());
@@ -58,53 +140,75 @@ impl EmbedSettings {
                 }
             }
         }
-        if let Some((_, config)) = read(folder, "sentence_bert_config.json")? {
-            let tokens = config["max_seq_length"].as_u64();
-            settings.max_tokens = tokens.and_then(|tokens| usize::try_from(tokens).ok());
-            settings.lower_case = config["do_lower_case"] == true;
+        let path = folder.join("sentence_bert_config.json");
+        if let Some(config) = read::<TransformerConfig>(&path)? {
+            settings.max_tokens = config.max_seq_length;
+            settings.lower_case = config.do_lower_case;
+            settings.note_unknown(&path, &config.unknown);
         }
-        if let Some((path, config)) = read(folder, "config_sentence_transformers.json")?
-            && let Some(name) = config["default_prompt_name"].as_str()
-        {
-            let prompt = config["prompts"][name].as_str();
-            settings.prompt = prompt
-                .with_context(|| format!("{} has no prompt called '{name}'", path.display()))?
-                .to_owned();
+        settings.take_prompt(&folder.join("config_sentence_transformers.json"))?;
+        if !includes_prompt && !settings.prompt.is_empty() {
+            let message = format!("{} pools without its prompt", folder.display());
+            return Err(UserError::new(message)
+                .hint("cairn embed pools all tokens of a text, its prompt included")
+                .into());
         }
         Ok(settings)
     }
+
+    fn take_prompt(&mut self, path: &Path) -> anyhow::Result<()> {
+        let Some(mut config) = read::<PromptConfig>(path)? else { return Ok(()) };
+        if let Some(name) = &config.default_prompt_name {
+            let prompt = config.prompts.remove(name);
+            let missing = || format!("{} has no prompt called '{name}'", path.display());
+            self.prompt = prompt.with_context(missing)?;
+        }
+        self.note_unknown(path, &config.unknown);
+        Ok(())
+    }
+
+    fn note_unknown(&mut self, path: &Path, unknown: &Unknown) {
+        if !unknown.is_empty() {
+            let names: Vec<&str> = unknown.keys().map(String::as_str).collect();
+            self.ignored.push(format!("{}: {}", path.display(), names.join(", ")));
+        }
+    }
 }
 
-/// A JSON file in a folder, if it is there.
-fn read(folder: &Path, name: &str) -> anyhow::Result<Option<(PathBuf, Value)>> {
-    let path = folder.join(name);
+impl PoolingConfig {
+    /// The one mode that is set; an unknown one, or several, are refused by name.
+    fn pooling(&self, path: &Path) -> anyhow::Result<Pooling> {
+        let switches = [
+            (self.pooling_mode_cls_token, "cls"),
+            (self.pooling_mode_mean_tokens, "mean"),
+            (self.pooling_mode_lasttoken, "lasttoken"),
+            (self.pooling_mode_max_tokens, "max_tokens"),
+            (self.pooling_mode_mean_sqrt_len_tokens, "mean_sqrt_len_tokens"),
+            (self.pooling_mode_weightedmean_tokens, "weightedmean_tokens"),
+        ];
+        let on = switches.iter().filter(|(on, _)| *on).map(|(_, name)| *name);
+        let modes: Vec<&str> = on.chain(self.pooling_mode.as_deref()).collect();
+        match modes.as_slice() {
+            ["mean"] => Ok(Pooling::Mean),
+            ["cls"] => Ok(Pooling::Cls),
+            ["lasttoken"] => Ok(Pooling::Last),
+            other => {
+                let modes = if other.is_empty() { "nothing".into() } else { other.join(" and ") };
+                let message = format!("{} pools by {modes}", path.display());
+                Err(UserError::new(message).hint("cairn embed pools by mean, cls or last").into())
+            }
+        }
+    }
+}
+
+/// A JSON file, if it is there.
+fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).map_err(FileError::on("read", &path))?;
-    let value =
-        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
-    Ok(Some((path, value)))
-}
-
-/// The one mode that a pooling module sets; an unknown one asks for `--pooling`.
-fn pooling(folder: &Path) -> anyhow::Result<Option<Pooling>> {
-    let Some((path, config)) = read(folder, "config.json")? else { return Ok(None) };
-    let set = config.as_object().into_iter().flatten();
-    let mut modes: Vec<&str> = set
-        .filter(|(_, value)| **value == true)
-        .filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
-        .collect();
-    modes.extend(config["pooling_mode"].as_str());
-    match modes.as_slice() {
-        ["mean_tokens" | "mean"] => Ok(Some(Pooling::Mean)),
-        ["cls_token" | "cls"] => Ok(Some(Pooling::Cls)),
-        ["lasttoken"] => Ok(Some(Pooling::Last)),
-        other => {
-            let message = format!("{} pools by {}", path.display(), other.join(" and "));
-            Err(UserError::new(message).hint("cairn embed pools by mean, cls or last").into())
-        }
-    }
+    let text = read_text(path, CONFIG_BYTES_MAX)?;
+    let value = serde_json::from_str(&text);
+    value.map(Some).with_context(|| format!("{} is not what its name says", path.display()))
 }
 
 /// One vector of the hidden states `[t, d]` of a text.
@@ -193,5 +297,32 @@ mod tests {
         let dense = r#"[{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]"#;
         let error = settings(&[("modules.json", dense)]).unwrap_err().to_string();
         assert!(error.ends_with("has a module 'Dense'"), "{error}");
+    }
+
+    #[test]
+    fn files_are_held_to_their_types_and_unknown_fields_are_named() {
+        let refused = |files: &[(&str, &str)]| format!("{:#}", settings(files).unwrap_err());
+        let words = r#"{"pooling_mode_mean_tokens": "yes"}"#;
+        let error = refused(&[("modules.json", MODULES), ("1_Pooling/config.json", words)]);
+        assert!(error.contains("1_Pooling/config.json is not what its name says"), "{error}");
+        assert!(error.contains("expected a boolean"), "{error}");
+        let error = refused(&[("modules.json", r#"[{"path": "x"}]"#)]);
+        assert!(error.contains("missing field `type`"), "{error}");
+        let error = refused(&[("modules.json", MODULES), ("1_Pooling/config.json", "{}")]);
+        assert!(error.ends_with("pools by nothing"), "{error}");
+        let mean = r#"{"pooling_mode": "mean", "include_prompt": false, "new": 1}"#;
+        let prompts = r#"{"prompts": {"q": "query: "}, "default_prompt_name": "q"}"#;
+        let files = [
+            ("modules.json", MODULES),
+            ("1_Pooling/config.json", mean),
+            ("config_sentence_transformers.json", prompts),
+        ];
+        assert!(refused(&files).ends_with("pools without its prompt"));
+        let found = settings(&files[..2]).unwrap();
+        assert_eq!(found.pooling, Some(Pooling::Mean));
+        assert!(found.ignored[0].ends_with("1_Pooling/config.json: new"), "{:?}", found.ignored);
+        let long = " ".repeat(usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1);
+        let error = refused(&[("modules.json", &long)]);
+        assert!(error.contains("larger than 8.00 MiB"), "{error}");
     }
 }

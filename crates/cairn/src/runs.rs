@@ -19,8 +19,13 @@ pub(crate) fn folder_of(name: &str) -> PathBuf {
 }
 
 /// The run that was worked on last, if there is one.
-pub(crate) fn last() -> Option<RunFolder> {
-    let entries = std::fs::read_dir(RUNS_FOLDER).ok()?;
+fn last() -> Option<RunFolder> {
+    last_in(Path::new(RUNS_FOLDER))
+}
+
+/// The run in a folder that was worked on last, if there is one.
+pub(crate) fn last_in(folder: &Path) -> Option<RunFolder> {
+    let entries = std::fs::read_dir(folder).ok()?;
     let runs = entries.filter_map(|entry| {
         let run = RunFolder::new(entry.ok()?.path());
         Some((changed(&run)?, run))

@@ -7,8 +7,10 @@ use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// Exit code after a second signal: what shells give a process that Ctrl-C killed.
-const EXIT_KILLED: i32 = 130;
+use crate::failure::EXIT_INTERRUPTED;
+
+/// Exit code after a second signal.
+const EXIT_KILLED: i32 = EXIT_INTERRUPTED as i32;
 
 /// Whether someone asked to stop.
 #[derive(Clone, Debug, Default)]

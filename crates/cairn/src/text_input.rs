@@ -10,6 +10,7 @@ use cairn_data::corpus::{
 use cairn_data::tokenizer::{BpeSettings, Tokenizer, train_bpe};
 use cairn_spec::units::ByteSize;
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::failure::UserError;
@@ -23,8 +24,9 @@ const VALIDATION_FRACTION: f64 = 0.05;
 const TOKENIZER_SAMPLE_BYTES: u64 = 16 << 20;
 
 /// Where text comes from and which of it is taken.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Text")]
+#[serde(deny_unknown_fields)]
 pub(crate) struct TextArgs {
     /// Folder, text file or `.jsonl` file; may be repeated [default: Cargo's registry sources]
     #[arg(long, value_name = "PATH")]
@@ -50,9 +52,11 @@ pub(crate) struct TextArgs {
 }
 
 /// What is kept on one side of the split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum SplitUnit {
     /// Packages, else top folders: near-copies stay together.
+    #[default]
     Group,
     /// Single documents.
     Document,
@@ -86,9 +90,9 @@ impl TextArgs {
         Ok(settings)
     }
 
-    /// Whether the text is that of Cargo's packages.
+    /// Whether nothing was asked for.
     pub(crate) fn is_default(&self) -> bool {
-        self.input.is_empty()
+        *self == Self::default()
     }
 
     fn inputs(&self, context: &Context) -> anyhow::Result<Vec<Input>> {
@@ -156,8 +160,7 @@ pub(crate) fn show(
     progress: Progress,
     stop: &StopFlag,
 ) -> ControlFlow<()> {
-    let done =
-        progress.bytes_total.map_or(0.0, |total| progress.bytes as f64 / total.max(1) as f64);
+    let done = progress.bytes_total.map(|total| progress.bytes as f64 / total.max(1) as f64);
     line.update(done, || {
         let bytes = Bytes(progress.bytes as f64);
         let what = match progress.stage {
@@ -172,7 +175,7 @@ pub(crate) fn show(
 /// Says what an interruption left behind.
 pub(crate) fn interrupted(error: CorpusError) -> anyhow::Error {
     match error {
-        CorpusError::Interrupted => UserError::new("interrupted; nothing was written")
+        CorpusError::Interrupted => UserError::interrupted("interrupted; nothing was written")
             .hint("run it again to start over")
             .into(),
         other => other.into(),

@@ -45,8 +45,8 @@ impl Observer for TrainDisplay {
             }
             Event::Step(metrics) => {
                 let total = self.total_steps;
-                self.line
-                    .update(metrics.step as f64 / total.max(1) as f64, || line(metrics, total));
+                let done = metrics.step as f64 / total.max(1) as f64;
+                self.line.update_within(done, |columns| line(metrics, total, columns));
             }
             Event::Validation(metrics) => {
                 let text = validation(metrics);
@@ -64,16 +64,33 @@ impl Observer for TrainDisplay {
     }
 }
 
-fn line(metrics: &StepMetrics, total: u64) -> String {
+/// Loss, speed, share of the peak, memory and time left: all of them if `columns` allow, first
+/// without the words that can be guessed, then without the figures that change least.
+fn line(metrics: &StepMetrics, total: u64, columns: usize) -> String {
     let StepMetrics { step, loss, tokens_per_s, .. } = metrics;
-    let mut text = format!("{step}/{total}  loss {loss:.3}  {tokens_per_s:.0} tokens/s");
-    if let Some(fraction) = metrics.peak_fraction {
-        text += &format!("  {} of peak", Percent(fraction));
-    }
-    if let Some(bytes) = metrics.anonymous_bytes {
-        text += &format!("  {}", Bytes(bytes as f64));
-    }
-    text + &format!("  {} left", Seconds(metrics.remaining_s))
+    let speed = format!("{tokens_per_s:.0} tokens/s");
+    let share = metrics.peak_fraction.map(|share| Percent(share).to_string());
+    let memory = metrics.anonymous_bytes.map(|bytes| Bytes(bytes as f64).to_string());
+    let left = Seconds(metrics.remaining_s).to_string();
+    let all = |of_peak: &str, word: &str| {
+        let share = share.as_ref().map(|share| format!("{share}{of_peak}"));
+        let left = Some(format!("{left}{word}"));
+        [Some(speed.clone()), share, memory.clone(), left]
+    };
+    let text = |parts: &[Option<String>]| {
+        let first = format!("{step}/{total}  loss {loss:.3}");
+        parts.iter().flatten().fold(first, |text, part| format!("{text}  {part}"))
+    };
+    let [speed, share, memory, left] = all("", "");
+    let mut forms = vec![
+        text(&all(" of peak", " left")),
+        text(&[speed.clone(), share.clone(), memory, left.clone()]),
+        text(&[speed.clone(), share, left.clone()]),
+        text(&[speed, left]),
+    ];
+    let least = text(&[]);
+    let fits = |form: &String| form.chars().count() <= columns;
+    forms.iter().position(fits).map_or(least, |index| forms.swap_remove(index))
 }
 
 fn validation(metrics: &ValidationMetrics) -> String {
@@ -89,3 +106,6 @@ fn validation(metrics: &ValidationMetrics) -> String {
     });
     format!("step {step}: loss {loss:.3}, perplexity {perplexity:.1}{bits}{best}{average}")
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use cairn_artifacts::FileError;
+use cairn_artifacts::bounded::read_text;
 use cairn_artifacts::machine::{ProcessMemory, available_memory_bytes};
 use cairn_data::corpus::{Corpus, MANIFEST_FILE};
 use cairn_kernels::Cpu;
-use cairn_spec::recipe::{Facts, Format, RecipeError, RecipeFile, TrainRecipe};
+use cairn_spec::recipe::{Facts, Format, RECIPE_BYTES_MAX, RecipeError, RecipeFile, TrainRecipe};
 use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, measure_pace};
 
 use crate::context::Context;
@@ -33,7 +33,7 @@ impl Job {
         overrides: &[String],
         context: &Context,
     ) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(FileError::on("read", path))?;
+        let text = read_text(path, RECIPE_BYTES_MAX as u64)?;
         let what = || path.display().to_string();
         let extension = path.extension().unwrap_or_default().to_string_lossy();
         let format = Format::from_extension(&extension).with_context(what)?;

@@ -98,3 +98,18 @@ fn leftovers_of_killed_processes_are_removed_or_put_back() {
     );
     assert_eq!(names(&at("lost")), ["a"]);
 }
+
+#[test]
+fn whether_a_place_can_be_written_to_is_found_out_without_a_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["new", "new/below/it"] {
+        check_writable(&at(name)).unwrap();
+    }
+    check_writable(Path::new("new")).unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    fs::write(at("file"), b"1").unwrap();
+    let error = check_writable(&at("file/below")).unwrap_err();
+    assert_eq!(error.path, at("file/below"));
+    assert_eq!(error.source.kind(), io::ErrorKind::NotADirectory);
+}

@@ -1,15 +1,18 @@
 //! The record of a run: no number without one.
 
 use crate::machine::Machine;
-use crate::{FileError, Hash, atomic};
+use crate::{FileError, Hash, atomic, bounded};
+use cairn_spec::Hint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::fs;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// The schema of run records that this version reads and writes.
 pub const RECORD_SCHEMA: &str = "run/1";
+
+/// Largest record that is read, in bytes; real ones are some KiB.
+const RECORD_BYTES_MAX: u64 = 64 << 20;
 
 /// What ran, where, on what, and what came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +93,15 @@ pub enum RecordError {
     },
 }
 
+impl Hint for RecordError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::File(error) => error.hints(),
+            Self::Malformed { .. } | Self::UnknownSchema { .. } => Vec::new(),
+        }
+    }
+}
+
 impl RunRecord {
     /// A record of something that begins.
     pub fn new(what: impl Into<String>, settings: Value, code: CodeRevision) -> Self {
@@ -128,7 +140,7 @@ impl RunRecord {
             path: path.to_owned(),
             reason: reason.to_string(),
         };
-        let text = fs::read(path).map_err(FileError::on("read", path))?;
+        let text = bounded::read_bytes(path, RECORD_BYTES_MAX)?;
         let json: Value = serde_json::from_slice(&text).map_err(malformed)?;
         match json.get("schema").and_then(Value::as_str) {
             Some(schema) if schema != RECORD_SCHEMA => {
@@ -141,6 +153,8 @@ impl RunRecord {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use serde_json::json;
 

@@ -42,6 +42,7 @@ fn filter<'s>(name: &'static str, arguments: u16) -> Instruction<'s> {
     Instruction::ApplyFilter(name, Some(arguments), NO_LOCAL)
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of every instruction there is")]
 fn expand<'s>(
     instruction: &Instruction<'s>,
     before: Option<&Instruction<'s>>,
@@ -92,11 +93,63 @@ fn expand<'s>(
             let reason = "unpacked arguments (`*list`, `**map`) are not for chat templates";
             return Err(Error::new(ErrorKind::SyntaxError, reason));
         }
-        _ => changed.push(same()),
+        // All others are named: what a later engine adds does not compile until it is thought
+        // about. First what calls, and is paid for by what it calls.
+        Instruction::ApplyFilter(..)
+        | Instruction::PerformTest(..)
+        | Instruction::CallFunction(..)
+        | Instruction::CallMethod(..)
+        | Instruction::CallObject(_)
+        | Instruction::FastRecurse
+        | Instruction::Emit
+        // Numbers of at most 16 bytes.
+        | Instruction::Sub
+        | Instruction::Div
+        | Instruction::IntDiv
+        | Instruction::Rem
+        | Instruction::Pow
+        | Instruction::Neg
+        // One value, or as many as the template spells out.
+        | Instruction::StoreLocal(_)
+        | Instruction::Lookup(_)
+        | Instruction::GetAttr(_)
+        | Instruction::LoadConst(_)
+        | Instruction::UnpackList(_)
+        | Instruction::Not
+        | Instruction::DupTop
+        | Instruction::DiscardTop
+        | Instruction::Swap
+        // Where the template is, and where its text goes.
+        | Instruction::PushWith
+        | Instruction::Iterate(_)
+        | Instruction::PushDidNotIterate
+        | Instruction::PopFrame
+        | Instruction::PopLoopFrame
+        | Instruction::Jump(_)
+        | Instruction::JumpIfFalse(_)
+        | Instruction::JumpIfFalseOrPop(_)
+        | Instruction::JumpIfTrueOrPop(_)
+        | Instruction::PushAutoEscape
+        | Instruction::PopAutoEscape
+        | Instruction::BeginCapture(_)
+        | Instruction::EndCapture
+        | Instruction::ExportLocals
+        | Instruction::BuildMacro(..)
+        | Instruction::Return
+        | Instruction::IsUndefined
+        | Instruction::Enclose(_)
+        | Instruction::GetClosure
+        // A chat template is one text without blocks: these fail, with their line, when they are
+        // reached.
+        | Instruction::FastSuper
+        | Instruction::CallBlock(_)
+        | Instruction::LoadBlocks
+        | Instruction::Include(_) => changed.push(same()),
     }
     Ok(())
 }
 
+/// Every instruction with a target; `expand` would not compile with one more.
 fn move_jump(instruction: &mut Instruction<'_>, starts: &[u32]) {
     match instruction {
         Instruction::Iterate(target)

@@ -139,6 +139,9 @@ fn mistakes_name_their_line() {
         ("\n\n\n{{ x.y.z }}", 4, ""),
         ("{% for m in 3 %}{% endfor %}", 1, ""),
         ("{% include 'a' %}", 1, ""),
+        ("\n{% block a %}x{% endblock %}", 2, ""),
+        ("{% extends 'a' %}", 1, ""),
+        ("{% import 'a' as b %}", 1, ""),
         ("{% set l = [1] %}\n{{ l.append(2) }}", 2, ""),
         ("{{ f(*l) }}", 0, "unpacked"),
     ] {

@@ -8,11 +8,10 @@
 //! **Invariant:** the files depend on the scan and the tokenizer only, not on threads.
 
 use std::fs::File;
-use std::io;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
-use cairn_artifacts::atomic::FolderDraft;
+use cairn_artifacts::atomic::{FolderDraft, check_writable};
 
 use super::index_file::{DocumentRecord, IndexBuilder};
 use super::manifest::{
@@ -67,18 +66,18 @@ impl BuildSettings {
         Self { folder, existing: Existing::Refuse, shard_tokens_max: 128 << 20, threads: 1 }
     }
 
-    /// Refuses a folder that holds something which is not to be replaced. [`build`] does so too;
-    /// asked before a scan, it spares the work.
+    /// Refuses a folder that holds something which is not to be replaced, or that cannot be made.
+    /// [`build`] does so too; asked before a scan, it spares the work.
     ///
     /// # Errors
     ///
-    /// [`CorpusError::Exists`].
+    /// [`CorpusError::Exists`], [`CorpusError::File`].
     pub fn check_folder(&self) -> Result<(), CorpusError> {
         let may_replace = self.existing == Existing::Replace && is_corpus(&self.folder);
         if !may_replace && holds_something(&self.folder) {
             return Err(CorpusError::Exists { path: self.folder.clone() });
         }
-        Ok(())
+        Ok(check_writable(&self.folder)?)
     }
 }
 
@@ -153,7 +152,8 @@ pub(super) fn build_on(
 fn holds_something(folder: &Path) -> bool {
     match std::fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
+        // A file, or a folder that cannot be looked into.
+        Err(_) => folder.symlink_metadata().is_ok(),
     }
 }
 

@@ -19,7 +19,7 @@ pub enum CorpusError {
         source: io::Error,
     },
     /// No document is left.
-    #[error("the inputs have no document to take ({skipped})")]
+    #[error("the inputs have no document to take ({})", or_nothing(.skipped))]
     NoDocuments {
         /// What was skipped, by reason.
         skipped: String,
@@ -101,4 +101,9 @@ impl Hint for CorpusError {
         };
         vec![hint]
     }
+}
+
+/// What was left out, in words that say so if there was nothing to leave out.
+fn or_nothing(skipped: &str) -> &str {
+    if skipped.is_empty() { "they are empty" } else { skipped }
 }

@@ -481,11 +481,23 @@ fn read_section<T: DeserializeOwned + Default>(
         }
         let alone = Map::from_iter([(key.clone(), value.clone())]);
         serde_json::from_value::<T>(Value::Object(alone)).map_err(|error| {
-            RecipeError::WrongType { key: format!("{name}.{key}"), reason: error.to_string() }
+            RecipeError::WrongType { key: format!("{name}.{key}"), reason: in_words(&error) }
         })?;
     }
     serde_json::from_value(Value::Object(keys))
-        .map_err(|error| RecipeError::WrongType { key: name.to_owned(), reason: error.to_string() })
+        .map_err(|error| RecipeError::WrongType { key: name.to_owned(), reason: in_words(&error) })
+}
+
+/// What serde says, without the names of Rust's types.
+fn in_words(error: &impl fmt::Display) -> String {
+    let text = error.to_string();
+    let Some((found, expected)) = text.rsplit_once("expected ") else { return text };
+    let expected = match expected {
+        "f64" | "f32" => "a number",
+        "u64" | "u32" | "usize" => "a whole number, 0 or more",
+        other => other,
+    };
+    format!("{found}expected {expected}")
 }
 
 /// Refuses a key that does not exist.

@@ -249,13 +249,25 @@ impl RecipeFile {
     }
 }
 
-fn run(section: &RunSection, facts: &Facts) -> Result<Run, RecipeError> {
-    let name = section.name.clone().unwrap_or_else(|| "train".to_owned());
+/// Checks the name of a run: it names a folder.
+///
+/// # Errors
+///
+/// [`RecipeError::OutOfRange`] for an empty, a long or a hidden one, or one with other characters than
+/// letters, digits, `-`, `_` and `.`.
+pub fn check_run_name(name: &str) -> Result<(), RecipeError> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(is_plain) {
         let expected = "letters, digits, '-', '_' and '.', at most 100 of them";
-        return Err(out_of_range("run.name", expected, name));
+        let actual = if name.is_empty() { "empty" } else { name };
+        return Err(out_of_range("run.name", expected, actual.to_owned()));
     }
+    Ok(())
+}
+
+fn run(section: &RunSection, facts: &Facts) -> Result<Run, RecipeError> {
+    let name = section.name.clone().unwrap_or_else(|| "train".to_owned());
+    check_run_name(&name)?;
     let threads = section.threads.unwrap_or(facts.available_threads.clamp(1, THREADS_MAX));
     whole("run.threads", threads as u64, 1, THREADS_MAX as u64)?;
     let weights = section.weights.unwrap_or(DType::F32);

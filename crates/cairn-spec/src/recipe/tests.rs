@@ -233,7 +233,7 @@ fn wrong_types_are_named_with_section_and_key() {
     for (change, message) in [
         (
             "optimizer.learning_rate=fast",
-            "'optimizer.learning_rate' is wrong: invalid type: string \"fast\", expected f64",
+            "'optimizer.learning_rate' is wrong: invalid type: string \"fast\", expected a number",
         ),
         (
             "optimizer.learning_rate=nan",
@@ -241,11 +241,11 @@ fn wrong_types_are_named_with_section_and_key() {
         ),
         (
             "model.hidden_size=-1",
-            "'model.hidden_size' is wrong: invalid value: integer `-1`, expected usize",
+            "'model.hidden_size' is wrong: invalid value: integer `-1`, expected a whole number, 0 or more",
         ),
         (
             "model.hidden_size=1.5",
-            "'model.hidden_size' is wrong: invalid type: floating point `1.5`, expected usize",
+            "'model.hidden_size' is wrong: invalid type: floating point `1.5`, expected a whole number, 0 or more",
         ),
         (
             "optimizer.betas=[0.9]",

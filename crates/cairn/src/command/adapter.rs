@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use cairn_artifacts::FileError;
 use cairn_artifacts::atomic::FolderDraft;
-use cairn_artifacts::checkpoint::TOKENIZER_FILE;
+use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
+use cairn_artifacts::checkpoint::MANIFEST_FILE;
 use cairn_artifacts::safetensors::{
     OutTensor, SINGLE_FILE, SafetensorsFile, TensorView, WeightFolder, write,
 };
@@ -20,18 +21,25 @@ use clap::{Args, Subcommand};
 
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::model_folder::{CONFIG_FILE, ModelFolder, ModelWeights};
+use crate::model_folder::{ModelFolder, ModelWeights};
 
 /// Name of an adapter's tensors beside its description.
 const ADAPTER_FILE: &str = "adapter_model.safetensors";
-/// Files of a model folder that an adapter does not change.
-const KEPT: [&str; 6] = [
-    CONFIG_FILE,
-    TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
+/// Endings of files that hold the weights before the change, in one form or another.
+const WEIGHT_ENDINGS: [&str; 13] = [
+    "safetensors",
+    "index.json",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "h5",
+    "msgpack",
+    "ot",
+    "onnx",
+    "gguf",
+    "npz",
+    "tflite",
 ];
 /// Elements computed at a time.
 const CHUNK_ELEMENTS: usize = 1 << 16;
@@ -39,6 +47,16 @@ const CHUNK_ELEMENTS: usize = 1 << 16;
 const EXAMPLES: &str = "\
 Examples:
   cairn adapter merge --model base/ --adapter adapter/ --output merged/
+  cairn adapter unmerge --model merged/ --adapter adapter/ --output base-again/";
+
+const MERGE_EXAMPLES: &str = "\
+Files beside the weights are copied; other forms of the weights are left out and named.
+
+Examples:
+  cairn adapter merge --model base/ --adapter adapter/ --output merged/";
+
+const UNMERGE_EXAMPLES: &str = "\
+Examples:
   cairn adapter unmerge --model merged/ --adapter adapter/ --output base-again/";
 
 /// Add a low-rank adapter to a model's weights, or take it out
@@ -52,8 +70,10 @@ pub(crate) struct AdapterArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Write a model whose weights contain the adapter
+    #[command(after_help = MERGE_EXAMPLES)]
     Merge(Folders),
     /// Write a model whose weights are those before the merge, but for rounding
+    #[command(after_help = UNMERGE_EXAMPLES)]
     Unmerge(Folders),
 }
 
@@ -95,7 +115,12 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
     let tensors = SafetensorsFile::open(&adapter.join(ADAPTER_FILE))?;
     let merged = MergedSource::new(&base.spec, &adapters, (weights, &tensors), merge)
         .with_context(|| format!("{} is not what its description says", adapter.display()))?;
-    let changed = save((&base.path, weights), &merged, output)?;
+    let files = Files::of(&base.path)?;
+    let changed = save((&base.path, weights), &merged, &files, output)?;
+    if !files.left_out.is_empty() {
+        let text = format!("{}: the model before the change", files.left_out.join(", "));
+        context.terminal.step("Left out", text);
+    }
     let verb = if merge == Merge::Merge { "Merged" } else { "Unmerged" };
     let text = format!("{changed} tensors, into {}", output.display());
     context.terminal.step(verb, text);
@@ -110,16 +135,50 @@ pub(crate) fn read_lora(folder: &Path) -> anyhow::Result<LoraSpec> {
             .hint(format!("an adapter is a folder with {ADAPTER_CONFIG_FILE} and {ADAPTER_FILE}"))
             .into());
     }
-    let text = fs::read_to_string(&path).map_err(FileError::on("read", &path))?;
+    let text = read_text(&path, CONFIG_BYTES_MAX)?;
     LoraSpec::from_peft_json(&text)
         .map_err(anyhow::Error::from)
         .with_context(|| format!("{} cannot be used", path.display()))
+}
+
+/// What a model folder holds besides the weights: names, sorted.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Files {
+    /// What the change does not touch: description, tokenizer, templates, notes.
+    kept: Vec<String>,
+    /// What describes the weights before the change, and folders.
+    left_out: Vec<String>,
+}
+
+impl Files {
+    fn of(folder: &Path) -> anyhow::Result<Self> {
+        let mut files = Self::default();
+        for entry in fs::read_dir(folder).map_err(FileError::on("list", folder))? {
+            let path = entry.map_err(FileError::on("list", folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_weights = |ending: &&str| name.ends_with(&format!(".{ending}"));
+            if path.is_dir() {
+                files.left_out.push(format!("{name}/"));
+            } else if name == MANIFEST_FILE || WEIGHT_ENDINGS.iter().any(is_weights) {
+                // The file that is written anew is no loss.
+                files.left_out.extend(Some(name).filter(|name| name != SINGLE_FILE));
+            } else if path.is_file() {
+                files.kept.push(name);
+            } else {
+                files.left_out.push(name);
+            }
+        }
+        files.kept.sort();
+        files.left_out.sort();
+        Ok(files)
+    }
 }
 
 /// Writes the model folder with other weights, each in the type it had; returns how many changed.
 fn save(
     (folder, weights): (&Path, &WeightFolder),
     merged: &MergedSource<'_>,
+    files: &Files,
     output: &Path,
 ) -> anyhow::Result<usize> {
     let tensors: Vec<TensorView<'_>> = weights.tensors().collect();
@@ -140,12 +199,10 @@ fn save(
     let out: Vec<OutTensor<'_>> = out.collect();
     let draft = FolderDraft::new(output)?;
     draft.write_file(SINGLE_FILE, |file| write(file, out, &std::collections::BTreeMap::new()))?;
-    for name in KEPT {
+    for name in &files.kept {
         let path = folder.join(name);
-        if path.exists() {
-            let bytes = fs::read(&path).map_err(FileError::on("read", &path))?;
-            draft.write_file(name, |file| file.write_all(&bytes))?;
-        }
+        let mut source = fs::File::open(&path).map_err(FileError::on("open", &path))?;
+        draft.write_file(name, |file| io::copy(&mut source, file).map(drop))?;
     }
     draft.publish()?;
     Ok(changed)
@@ -178,5 +235,26 @@ fn encoding(dtype: DType) -> Result<Encoding, String> {
         DType::F32 => Ok(Encoding::F32),
         DType::Bf16 => Ok(Encoding::Bf16),
         other => Err(format!("merged weights are written as f32 or bf16, not as {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_in_a_folder_is_kept_or_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "README.md", "vocab.txt", "cairn.json", "model.safetensors"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        for name in ["pytorch_model.bin", "model.safetensors.index.json", "chat_template.jinja"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        fs::create_dir(folder.path().join("onnx")).unwrap();
+        let files = Files::of(folder.path()).unwrap();
+        assert_eq!(files.kept, ["README.md", "chat_template.jinja", "config.json", "vocab.txt"]);
+        let left_out = ["cairn.json", "model.safetensors.index.json", "onnx/", "pytorch_model.bin"];
+        assert_eq!(files.left_out, left_out);
     }
 }

@@ -1,6 +1,7 @@
 //! `cairn bench`: how fast this machine is, and how much of it we use.
 
 mod compare;
+mod corpus;
 mod decode;
 mod kernels;
 mod train;
@@ -26,6 +27,7 @@ Examples:
   cairn bench bandwidth
   cairn bench kernels --filter matmul --all-isas --out before.json
   cairn bench compare before.json after.json
+  cairn bench corpus --input ~/notes
   cairn bench decode --model runs/quickstart --weights bf16 --json
   cairn bench train recipes/llama-12m.toml --against 'python torch_train.py --model small'";
 
@@ -39,9 +41,14 @@ pub(crate) struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
+    /// Measure how fast memory is read
+    #[command(after_help = "Examples:\n  cairn bench bandwidth --json")]
     Bandwidth(PlainArgs),
+    /// Measure how fast numbers are multiplied and added
+    #[command(after_help = "Examples:\n  cairn bench peak --threads 1")]
     Peak(PlainArgs),
     Kernels(kernels::KernelArgs),
+    Corpus(corpus::CorpusArgs),
     Decode(decode::DecodeArgs),
     Train(train::TrainArgs),
     Tune(tune::TuneArgs),
@@ -72,6 +79,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
         BenchCommand::Bandwidth(args) => bandwidth(args, context),
         BenchCommand::Peak(args) => peak(args, context),
         BenchCommand::Kernels(args) => kernels::run(args, context),
+        BenchCommand::Corpus(args) => corpus::run(args, context),
         BenchCommand::Decode(args) => decode::run(args, context),
         BenchCommand::Train(args) => train::run(args, context),
         BenchCommand::Tune(args) => tune::run(args, context),

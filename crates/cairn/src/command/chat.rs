@@ -1,11 +1,12 @@
 //! `cairn chat`: a conversation with a model, in the terminal or in one question.
 
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use cairn_data::chat::ChatTemplate;
+use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text, text_of};
+use cairn_data::chat::{ChatTemplate, TEMPLATE_BYTES_MAX};
 use cairn_data::tokenizer::TokenizerConfig;
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use clap::Args;
@@ -17,6 +18,7 @@ use crate::command::generate::StorageArgs;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
+use crate::named_values::named_values;
 use crate::runs;
 use crate::signals::StopFlag;
 
@@ -81,10 +83,7 @@ const MAX_CONTEXT: usize = 4096;
 /// Talks.
 pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
     let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
-    let tokenizer = model.tokenizer()?.ok_or_else(|| {
-        UserError::new(format!("{} has no tokenizer.json", model.path.display()))
-            .hint("continue token ids instead: cairn generate --prompt-ids 5,6,7")
-    })?;
+    let tokenizer = model.text_tokenizer()?;
     let config = TokenizerConfig::read(&model.path)?;
     config.check(&tokenizer, &model.path)?;
     let template = template(args, &config, &model)?;
@@ -108,7 +107,7 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
         tokenizer: &tokenizer,
         template,
         special_tokens: config.special_tokens.clone(),
-        variables: variables(&args.variables)?,
+        variables: named_values(&args.variables, "enable_thinking=false")?,
         stops,
         sampling,
         max_new_tokens: args.max_new_tokens.or(generation.max_new_tokens),
@@ -120,9 +119,8 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
     if is_terminal || args.lines {
         return converse(&mut chat, args, context, is_terminal);
     }
-    let mut question = String::new();
-    let read = std::io::stdin().lock().read_to_string(&mut question);
-    read.context("cannot read a message from standard input")?;
+    let question = text_of(std::io::stdin().lock(), TEXT_BYTES_MAX)
+        .context("cannot read a message from standard input")?;
     let question = question.trim_end_matches(['\n', '\r']);
     if question.is_empty() {
         return Err(UserError::new("standard input holds no message")
@@ -138,8 +136,7 @@ fn template(
     model: &ModelFolder,
 ) -> anyhow::Result<ChatTemplate> {
     if let Some(path) = &args.template {
-        let source =
-            std::fs::read_to_string(path).map_err(cairn_artifacts::FileError::on("read", path))?;
+        let source = read_text(path, TEMPLATE_BYTES_MAX as u64)?;
         return Ok(ChatTemplate::parse(&source, path)?);
     }
     let named = config.chat_template(args.template_name.as_deref());
@@ -160,21 +157,6 @@ fn template(
             .hint(format!("choose one with --template-name: {}", names.join(", "))),
     }
     .into())
-}
-
-/// `NAME=JSON` pairs; what is not JSON is text.
-fn variables(pairs: &[String]) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
-    let mut variables = serde_json::Map::new();
-    for pair in pairs {
-        let Some((name, value)) = pair.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            return Err(UserError::new(format!("--set {pair} names no value"))
-                .hint("write --set enable_thinking=false")
-                .into());
-        };
-        let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
-        variables.insert(name.to_owned(), value);
-    }
-    Ok(variables)
 }
 
 /// Reads lines until the end; a question that fails does not end the conversation.

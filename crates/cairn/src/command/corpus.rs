@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cairn_artifacts::atomic::drafts_of;
 use cairn_data::corpus::{
     BuildReport, BuildSettings, Corpus, Existing, Manifest, Share, Split, build,
 };
@@ -134,6 +135,12 @@ pub(crate) fn build_corpus(
     settings: &BuildSettings,
     (context, stop): (&Context, &StopFlag),
 ) -> anyhow::Result<BuildReport> {
+    for draft in drafts_of(&settings.folder) {
+        context.terminal.warn(format_args!(
+            "{} was left by a build that was killed, unless one is running; it can be removed then",
+            draft.display()
+        ));
+    }
     let mut line = ProgressLine::new(context.terminal, "Tokenizing");
     let built = build(scan, tokenizer, settings, &mut |progress| show(&mut line, progress, stop));
     line.finish();

@@ -1,17 +1,15 @@
 //! `cairn embed`: texts to vectors.
 
-use std::io::BufRead;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use cairn_artifacts::FileError;
+use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text, text_of};
 use cairn_data::tokenizer::{SpelledSpecials, Tokenizer};
-use cairn_model::Head;
 use clap::Args;
 use serde_json::json;
 
 use crate::context::Context;
-use crate::encoder::{Encoder, runs_of};
+use crate::encoder::{Encoder, Wanted, runs_of};
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
 use crate::pooling::{EmbedSettings, Pooling, normalize, pool};
@@ -53,8 +51,11 @@ pub(crate) struct EmbedArgs {
 /// Embeds and prints.
 pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
-    let tokenizer = tokenizer_of(&model)?;
+    let tokenizer = model.text_tokenizer()?;
     let settings = EmbedSettings::read(&model.path)?;
+    for fields in &settings.ignored {
+        context.terminal.warn(format_args!("fields that nothing here knows: {fields}"));
+    }
     let pooling = args.pooling.or(settings.pooling).ok_or_else(|| {
         UserError::new(format!("{} does not say how it pools", model.path.display()))
             .hint("choose --pooling mean, --pooling cls or --pooling last")
@@ -63,7 +64,7 @@ pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     let texts = read_texts(&args.texts, args.file.as_deref())?;
     let ids = ids(args, &texts, &tokenizer, (&model, &settings))?;
     let width = model.spec.hidden_size;
-    let mut encoder = Encoder::load(&model, Head::Hidden, &ids, context)?;
+    let mut encoder = Encoder::load(&model, &ids, Wanted::Hidden, context)?;
     let mut vectors = Vec::with_capacity(ids.len());
     for run in runs_of(&ids) {
         let mut rest = encoder.run(&ids[run.clone()], None)?;
@@ -93,27 +94,18 @@ pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tokenizer of a model that reads text.
-pub(crate) fn tokenizer_of(model: &ModelFolder) -> anyhow::Result<Tokenizer> {
-    let missing = || UserError::new(format!("{} has no tokenizer.json", model.path.display()));
-    Ok(model.tokenizer()?.ok_or_else(missing)?)
-}
-
 /// Texts that were given, or the lines of a file or of standard input.
 pub(crate) fn read_texts(
     texts: &[String],
     file: Option<&std::path::Path>,
 ) -> anyhow::Result<Vec<String>> {
     let texts: Vec<String> = match file {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(FileError::on("read", path))?;
-            text.lines().map(str::to_owned).collect()
-        }
-        None if texts.is_empty() => std::io::stdin()
-            .lock()
+        Some(path) => read_text(path, TEXT_BYTES_MAX)?.lines().map(str::to_owned).collect(),
+        None if texts.is_empty() => text_of(std::io::stdin().lock(), TEXT_BYTES_MAX)
+            .context("cannot read texts from standard input")?
             .lines()
-            .collect::<Result<_, _>>()
-            .context("cannot read texts from standard input")?,
+            .map(str::to_owned)
+            .collect(),
         None => texts.to_vec(),
     };
     if texts.is_empty() {

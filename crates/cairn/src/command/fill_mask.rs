@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 
 use cairn_data::tokenizer::{SpelledSpecials, Tokenizer, TokenizerConfig};
-use cairn_model::Head;
 use cairn_spec::model::MaskKind;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::command::embed::{read_texts, tokenizer_of};
+use crate::command::embed::read_texts;
 use crate::context::Context;
-use crate::encoder::{Encoder, runs_of};
+use crate::encoder::{Encoder, Wanted, runs_of};
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
 use crate::runs;
@@ -55,14 +54,16 @@ pub(crate) fn run(args: &FillMaskArgs, context: &Context) -> anyhow::Result<()> 
             .hint(format!("choose 1 to {}", model.spec.vocab_size))
             .into());
     }
-    let tokenizer = tokenizer_of(&model)?;
+    let tokenizer = model.text_tokenizer()?;
     let mask = mask_id(&model, &tokenizer)?;
     let texts = read_texts(&args.texts, None)?;
     let ids = texts
         .iter()
         .map(|text| masked_ids(text, (&model, &tokenizer), mask))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let mut encoder = Encoder::load(&model, Head::GatheredLogits, &ids, context)?;
+    let is_mask = |id: &&u32| **id == mask;
+    let masks: Vec<usize> = ids.iter().map(|text| text.iter().filter(is_mask).count()).collect();
+    let mut encoder = Encoder::load(&model, &ids, Wanted::Logits(&masks), context)?;
     for run in runs_of(&ids) {
         let all: Vec<u32> = ids[run.clone()].concat();
         let rows: Vec<u32> =
@@ -70,9 +71,11 @@ pub(crate) fn run(args: &FillMaskArgs, context: &Context) -> anyhow::Result<()> 
         let logits_ov = encoder.run(&ids[run.clone()], Some(&rows))?;
         let mut guesses = logits_ov.chunks_exact(model.spec.vocab_size);
         for index in run {
-            let masks = ids[index].iter().filter(|id| **id == mask).count();
-            let guesses: Vec<Vec<Guess>> =
-                guesses.by_ref().take(masks).map(|logits_v| best(logits_v, args.top_k)).collect();
+            let guesses: Vec<Vec<Guess>> = guesses
+                .by_ref()
+                .take(masks[index])
+                .map(|logits_v| best(logits_v, args.top_k))
+                .collect();
             print(args, (&texts[index], &guesses), &tokenizer, context)?;
         }
     }

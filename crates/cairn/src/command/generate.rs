@@ -1,12 +1,11 @@
 //! `cairn generate`: a prompt continued.
 
-use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use cairn_artifacts::FileError;
+use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text, text_of};
 use cairn_data::tokenizer::{GenerationConfig, SpelledSpecials, TokenStream, Tokenizer};
 use cairn_engine::{
     BeamParams, BeamRequest, Engine, EngineOptions, EnginePlan, Finish, Request, SamplingFields,
@@ -230,7 +229,7 @@ pub(crate) fn show_off(
     max_new_tokens: usize,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let tokenizer = model.tokenizer()?.context("the model has no tokenizer")?;
+    let tokenizer = model.text_tokenizer()?;
     let ids = tokenizer.encode(text)?;
     let room = model.spec.context_limit().saturating_sub(ids.len()).max(1);
     let max_new_tokens = max_new_tokens.min(room);
@@ -310,20 +309,13 @@ impl Prompt {
         let text = match (&args.prompt, &args.prompt_file) {
             (Some(text), _) => text.clone(),
             (None, Some(path)) if path.as_os_str() == "-" => {
-                let mut text = String::new();
-                let read = std::io::stdin().lock().read_to_string(&mut text);
-                read.context("cannot read a prompt from standard input")?;
-                text
+                text_of(std::io::stdin().lock(), TEXT_BYTES_MAX)
+                    .context("cannot read a prompt from standard input")?
             }
-            (None, Some(path)) => {
-                std::fs::read_to_string(path).map_err(FileError::on("read", path))?
-            }
+            (None, Some(path)) => read_text(path, TEXT_BYTES_MAX)?,
             (None, None) => return Ok(Self { ids: args.prompt_ids.clone(), text: None }),
         };
-        let tokenizer = tokenizer.ok_or_else(|| {
-            UserError::new(format!("{} has no tokenizer.json", model.path.display()))
-                .hint("give the prompt as token ids: --prompt-ids 5,6,7")
-        })?;
+        let tokenizer = tokenizer.ok_or_else(|| model.no_tokenizer())?;
         let mut ids = tokenizer.encode_for_model(&text, SpelledSpecials::Text)?;
         if ids.is_empty() {
             // An empty prompt means a new document.

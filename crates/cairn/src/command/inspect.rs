@@ -1,5 +1,6 @@
 //! `cairn inspect`: what is in a model folder or a tensor file.
 
+mod bare;
 mod gguf;
 
 use std::fmt::Write as _;
@@ -22,12 +23,15 @@ use crate::model_folder::{CONFIG_FILE, read_spec};
 use crate::runs;
 use crate::table::Table;
 
+pub(crate) use bare::Undescribed;
+
 const EXAMPLES: &str = "\
 Examples:
   cairn inspect runs/quickstart
   cairn inspect model/ --program --training
   cairn inspect model/ --picture model.svg
-  cairn inspect model.safetensors --tensors
+  cairn inspect model.safetensors
+  cairn inspect model.safetensors --set num_attention_heads=12 --set layer_norm_eps=1e-5
   cairn inspect model.gguf";
 
 /// Tokens of the run that is accounted, where the model allows as many.
@@ -49,6 +53,9 @@ pub(crate) struct InspectArgs {
     /// model allows]
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
+    /// What a `config.json` would say, for weights without one: field=JSON; may be repeated
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    told: Vec<String>,
     /// Draw the program: write an SVG of the forward pass
     #[arg(long, value_name = "FILE.svg")]
     picture: Option<PathBuf>,
@@ -115,11 +122,6 @@ fn run_summary(run: &RunFolder, model: &Path) -> anyhow::Result<String> {
 }
 
 fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
-    if args.parts.program || args.picture.is_some() {
-        return Err(UserError::new(format!("{} is a file, not a model", path.display()))
-            .hint(format!("a program is made from a folder with {CONFIG_FILE}"))
-            .into());
-    }
     if path.extension().is_none_or(|extension| extension != "safetensors") {
         return Err(UserError::new(format!("{} is not a tensor file", path.display()))
             .hint(format!(
@@ -129,38 +131,95 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
     }
     let file = SafetensorsFile::open(path)?;
     let tensors: Vec<TensorView<'_>> = file.tensors().collect();
+    let wants_model = args.parts.program || args.picture.is_some() || !args.told.is_empty();
+    let is_described = path.parent().is_some_and(|folder| folder.join(CONFIG_FILE).exists());
+    if is_described && wants_model {
+        let folder = path.parent().unwrap_or(path).display();
+        return Err(UserError::new(format!("{folder} has a {CONFIG_FILE}, which says more"))
+            .hint(format!("inspect the folder: cairn inspect {folder}"))
+            .into());
+    }
+    let model = match (is_described, bare::spec(path, &file, &args.told)) {
+        (true, _) => None,
+        (false, Ok(spec)) => {
+            let stored = Stored { files: 1, bytes: tensors.iter().map(|t| t.bytes.len()).sum() };
+            return inspect_spec(&spec, (Some(stored), tensors), args, context);
+        }
+        (false, Err(error)) if wants_model => return Err(error),
+        (false, Err(error)) => Some(error),
+    };
     if args.json {
         let list: Vec<Value> = tensors.iter().map(tensor_json).collect();
-        return context.terminal.print(serde_json::to_string_pretty(&json!({ "tensors": list }))?);
+        let object = json!({ "tensors": list, "model": model.as_ref().map(causes) });
+        return context.terminal.print(serde_json::to_string_pretty(&object)?);
     }
-    context.terminal.print(tensor_table(&tensors))
+    context.terminal.print(tensor_table(&tensors))?;
+    if let Some(error) = model {
+        context.terminal.say(format_args!("\nThe model: {}.", causes(&error)));
+        crate::failure::hints(&error).iter().for_each(|hint| context.terminal.hint(hint));
+    }
+    Ok(())
+}
+
+/// Why it is not known which model it is.
+fn causes(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Weights on disk.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    files: usize,
+    bytes: usize,
 }
 
 fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
-    let spec = read_spec(folder, context.terminal)?;
-    inspect_spec(&spec, args, context)?;
+    // A description alone is worth a look too, and weights alone tell much.
+    let weights = match WeightFolder::open(folder) {
+        Ok(weights) => Some(weights),
+        Err(WeightsError::NoWeights { .. }) => None,
+        Err(error) if folder.is_dir() => return Err(error.into()),
+        Err(_) => None,
+    };
+    let is_described = folder.join(CONFIG_FILE).exists();
+    let spec = match &weights {
+        Some(weights) if !is_described => bare::spec(folder, weights, &args.told)?,
+        _ if is_described && !args.told.is_empty() => {
+            let message = format!("{} has a {CONFIG_FILE}", folder.display());
+            return Err(UserError::new(message)
+                .hint("--set is for weights without one; change the file itself")
+                .into());
+        }
+        _ => read_spec(folder, context.terminal)?,
+    };
+    let stored = weights.as_ref().map(|w| Stored { files: w.files().len(), bytes: w.bytes() });
+    let mut tensors: Vec<TensorView<'_>> =
+        weights.as_ref().map(|weights| weights.tensors().collect()).unwrap_or_default();
+    tensors.sort_by(|a, b| a.name.cmp(b.name));
+    inspect_spec(&spec, (stored, tensors), args, context)
+}
+
+/// A model that is known, and its tensors.
+fn inspect_spec(
+    spec: &ModelSpec,
+    (stored, tensors): (Option<Stored>, Vec<TensorView<'_>>),
+    args: &InspectArgs,
+    context: &Context,
+) -> anyhow::Result<()> {
+    draw(spec, args, context)?;
     if args.parts.program {
         return Ok(());
     }
     let tokens = args.tokens.unwrap_or(TOKENS.min(spec.max_position_embeddings));
-    let account = Account::new(&spec, tokens)?;
-    // A description alone is worth a look too.
-    let weights = match WeightFolder::open(folder) {
-        Ok(weights) => Some(weights),
-        Err(WeightsError::NoWeights { .. }) => None,
-        Err(error) => return Err(error.into()),
-    };
-    let mut tensors: Vec<TensorView<'_>> =
-        weights.as_ref().map(|weights| weights.tensors().collect()).unwrap_or_default();
-    tensors.sort_by(|a, b| a.name.cmp(b.name));
+    let account = Account::new(spec, tokens)?;
     if args.json {
-        let mut object = account.json(&spec)?;
+        let mut object = account.json(spec)?;
         if args.parts.tensors {
             object["tensors"] = tensors.iter().map(tensor_json).collect();
         }
         return context.terminal.print(serde_json::to_string_pretty(&object)?);
     }
-    let mut text = format!("{}\n\n{}", summary(&spec, weights.as_ref()), account.table(&spec));
+    let mut text = format!("{}\n\n{}", summary(spec, stored), account.table(spec));
     if args.parts.tensors {
         let _ = write!(text, "\n\n{}", tensor_table(&tensors));
     }
@@ -168,7 +227,7 @@ fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow
 }
 
 /// Draws and prints the program, where asked for.
-fn inspect_spec(spec: &ModelSpec, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
+fn draw(spec: &ModelSpec, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
     if let Some(path) = &args.picture {
         let picture = program_of(spec, false)?.picture();
         write_bytes(path, picture.as_bytes())?;
@@ -191,7 +250,7 @@ fn program_of(spec: &ModelSpec, training: bool) -> anyhow::Result<Program> {
     Ok(differentiate(&forward, &trainable, &Loss::CrossEntropy)?)
 }
 
-fn summary(spec: &ModelSpec, weights: Option<&WeightFolder>) -> String {
+fn summary(spec: &ModelSpec, stored: Option<Stored>) -> String {
     let count = spec.parameter_count();
     let mut table = Table::new(&[]).with_text_columns(2);
     table.row([&"family", &spec.family]);
@@ -203,15 +262,11 @@ fn summary(spec: &ModelSpec, weights: Option<&WeightFolder>) -> String {
     let tied = if spec.tie_word_embeddings { ", head tied to the embedding" } else { "" };
     table.row([&"vocabulary", &format!("{}{tied}", spec.vocab_size)]);
     table.row([&"positions", &spec.max_position_embeddings]);
-    let stored = weights.map_or_else(
+    let stored = stored.map_or_else(
         || "none here".to_owned(),
-        |weights| {
-            let files = weights.files().len();
-            format!(
-                "{} in {files} file{}",
-                Bytes::of(weights.bytes()),
-                if files == 1 { "" } else { "s" }
-            )
+        |Stored { files, bytes }| {
+            let plural = if files == 1 { "" } else { "s" };
+            format!("{} in {files} file{plural}", Bytes::of(bytes))
         },
     );
     table.row([&"weights", &format!("{stored} ({})", spec.dtype)]);

@@ -6,17 +6,22 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+use cairn_artifacts::FileError;
+use cairn_artifacts::atomic::{check_writable, write_bytes};
+use cairn_artifacts::bounded::read_text;
 use cairn_artifacts::run::RunFolder;
 use cairn_data::corpus::{BuildSettings, Corpus, Existing, MANIFEST_FILE, Split};
 use cairn_eval::{Comparison, Compressor};
 use cairn_spec::model::Family;
 use cairn_spec::recipe::{
     BatchSection, BudgetSection, CheckpointSection, DataSection, EvalSection, ModelSection,
-    OptimizerSection, RecipeFile, RunSection, ScheduleKind, ScheduleSection,
+    OptimizerSection, RecipeFile, RunSection, ScheduleKind, ScheduleSection, check_run_name,
 };
 use cairn_spec::units::{ByteSize, Count};
 use cairn_train::{Ending, Host, Plan};
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use crate::command::corpus::build_corpus;
 use crate::command::generate::show_off;
@@ -33,8 +38,8 @@ use crate::text_input::{TextArgs, train_tokenizer};
 use crate::training::{self, Job, RunOptions};
 
 const EXAMPLES: &str = "\
-Without --input it learns from the sources of the packages that Cargo has downloaded. Run again, it
-goes on where it was, or says that it is done.
+Without --input it learns from the sources of the packages that Cargo has downloaded. Ctrl-C saves and
+ends; run again, it goes on where it was, or says that it is done.
 
 Examples:
   cairn quickstart
@@ -51,6 +56,8 @@ const SEQ_LEN: usize = 256;
 const BATCH: u64 = 4;
 /// Deviation of fresh weights: narrow models start faster with more than the usual 0.02.
 const INITIALIZER_RANGE: f64 = 0.06;
+/// Largest note of what a run was begun with, in bytes.
+const BEGINNING_BYTES_MAX: u64 = 1 << 20;
 /// Models to choose from: width, blocks, heads, feed-forward width, highest learning rate.
 const LADDER: [Rung; 5] = [
     Rung { hidden: 128, layers: 3, heads: 2, feed_forward: 352, learning_rate: 3e-3 },
@@ -122,6 +129,8 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> anyhow::Result<()
             .hint("give at least a few: --minutes 5")
             .into());
     }
+    // Folders are named after it, so it is looked at before anything is made.
+    check_run_name(&args.name)?;
     if args.prompt.as_deref() == Some("") {
         return Err(UserError::new("--prompt is empty")
             .hint("give it a text to go on with")
@@ -151,13 +160,50 @@ pub(crate) fn run(args: &QuickstartArgs, context: &Context) -> anyhow::Result<()
     evaluate(&run, &model, &corpus, (context, &stop))?;
     write(args, &model, &corpus, context)?;
     context.terminal.step("Done", format_args!("in {}", Seconds(outside.monotonic_s())));
-    say_next_steps(args, &run, context);
+    say_next_steps(args, &run, &corpus, context);
     Ok(())
+}
+
+/// What a run was begun with: the same command goes on with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Beginning {
+    minutes: f64,
+    text: TextArgs,
+}
+
+impl Beginning {
+    fn of(args: &QuickstartArgs) -> Self {
+        Self { minutes: args.minutes(), text: args.text.clone() }
+    }
+
+    fn path(run: &RunFolder) -> PathBuf {
+        run.root().join("quickstart.json")
+    }
+
+    /// What stands in a run's folder; `None` where that is not known.
+    fn read(run: &RunFolder) -> anyhow::Result<Option<Self>> {
+        let path = Self::path(run);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = read_text(&path, BEGINNING_BYTES_MAX)?;
+        let began = serde_json::from_str(&text);
+        Ok(Some(began.with_context(|| format!("{} cannot be used", path.display()))?))
+    }
+
+    fn write(&self, run: &RunFolder) -> anyhow::Result<()> {
+        std::fs::create_dir_all(run.root()).map_err(FileError::on("create", run.root()))?;
+        let json = serde_json::to_string_pretty(self)?;
+        Ok(write_bytes(&Self::path(run), format!("{json}\n").as_bytes())?)
+    }
 }
 
 /// The job of a run that has begun.
 fn earlier(args: &QuickstartArgs, run: &RunFolder, context: &Context) -> anyhow::Result<Job> {
-    if !args.text.is_default() {
+    let began = Beginning::read(run)?;
+    let is_same_text = began.as_ref().is_some_and(|began| began.text == args.text);
+    if !args.text.is_default() && !is_same_text {
         return Err(UserError::new(format!(
             "{} has begun with its own text",
             run.root().display()
@@ -165,7 +211,8 @@ fn earlier(args: &QuickstartArgs, run: &RunFolder, context: &Context) -> anyhow:
         .hint("leave --input out to go on with it, or begin another with --name NAME")
         .into());
     }
-    if args.minutes.is_some() {
+    let planned = began.map(|began| began.minutes.to_bits());
+    if args.minutes.is_some_and(|minutes| planned != Some(minutes.to_bits())) {
         let root = run.root().display();
         context.terminal.warn(format_args!(
             "{root} goes on as it was planned: --minutes is for runs that begin"
@@ -182,26 +229,30 @@ fn begin(
     context: &Context,
 ) -> anyhow::Result<Job> {
     let folder = PathBuf::from("data").join(&args.name);
+    let run = RunFolder::new(runs::folder_of(&args.name));
     if args.text.is_default() && folder.join(MANIFEST_FILE).exists() {
         context.terminal.step("Taking", format_args!("{}, built before", folder.display()));
     } else {
         let text = TextArgs {
             group_bytes_max: args.text.group_bytes_max.or(Some(ByteSize(GROUP_BYTES_MAX))),
-            extensions: match args.text.is_default() && args.text.extensions.is_empty() {
+            extensions: match args.text.input.is_empty() && args.text.extensions.is_empty() {
                 true => vec!["rs".to_owned()],
                 false => args.text.extensions.clone(),
             },
             validation_fraction: args.text.validation_fraction.or(Some(VALIDATION_FRACTION)),
             ..args.text.clone()
         };
-        let scan = text.scan(context, stop)?;
-        let tokenizer = train_tokenizer(&scan, VOCAB_SIZE, context)?;
         let mut settings = BuildSettings::new(folder.clone());
         settings.threads = context.threads;
         settings.existing = Existing::Replace;
+        settings.check_folder()?;
+        check_writable(run.root())?;
+        let scan = text.scan(context, stop)?;
+        let tokenizer = train_tokenizer(&scan, VOCAB_SIZE, context)?;
         build_corpus(&scan, &tokenizer, &settings, (context, stop))?;
     }
     let (job, plan) = choose(args, &folder, outside, context)?;
+    Beginning::of(args).write(&run)?;
     context.terminal.print(plan_text(&job, &plan))?;
     Ok(job)
 }
@@ -292,7 +343,7 @@ fn recipe(args: &QuickstartArgs, corpus: &Path, rung: &Rung, steps: u64) -> Reci
     }
 }
 
-/// Measures the model beside compressors, unless that was done before.
+/// Measures the model beside compressors.
 fn evaluate(
     run: &RunFolder,
     model: &ModelFolder,
@@ -335,14 +386,18 @@ fn write(
     corpus: &Corpus,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let is_rust = corpus.manifest().settings.inputs == ["cargo registry"];
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
-        None if is_rust => RUST_PROMPT.to_owned(),
+        None if is_rust(corpus) => RUST_PROMPT.to_owned(),
         None => beginning(corpus)?,
     };
     context.terminal.step("Writing", "what the model makes of a beginning it is given:");
     show_off(model, &prompt, SHOWN_TOKENS, context)
+}
+
+/// Whether the text is that of Cargo's packages.
+fn is_rust(corpus: &Corpus) -> bool {
+    corpus.manifest().settings.inputs == ["cargo registry"]
 }
 
 /// How the first held-out document begins.
@@ -355,16 +410,18 @@ fn beginning(corpus: &Corpus) -> anyhow::Result<String> {
     Ok(text.chars().take(PROMPT_CHARS).collect())
 }
 
-fn say_next_steps(args: &QuickstartArgs, run: &RunFolder, context: &Context) {
+fn say_next_steps(args: &QuickstartArgs, run: &RunFolder, corpus: &Corpus, context: &Context) {
     let folder = run.root().display();
     let longer = (3.0 * args.minutes()).ceil();
+    let inputs = args.text.input.iter().map(|input| format!(" --input {}", input.display()));
+    let inputs = inputs.collect::<String>();
+    let prompt = if is_rust(corpus) { "'fn main() {'" } else { "TEXT" };
     context.terminal.say(format_args!(
         "\nThis model is in {folder}, its curves in {folder}/report.html. Next:\n\
-         \x20 cairn generate --prompt 'fn main() {{' --temperature 0.5\n\
+         \x20 cairn generate --prompt {prompt} --temperature 0.5\n\
          \x20 cairn eval\n\
          \x20 cairn inspect --program\n\
-         \x20 cairn quickstart --name longer --minutes {longer}\n\
-         \x20 cairn train recipes/llama-12m.toml data.corpus=data/{}",
-        args.name
+         \x20 cairn quickstart --name longer --minutes {longer}{inputs}\n\
+         \x20 cairn train {folder}/recipe.toml run.name=deeper model.num_hidden_layers=8"
     ));
 }

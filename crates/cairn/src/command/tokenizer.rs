@@ -1,9 +1,10 @@
 //! `cairn tokenizer`: training one, text to ids, ids to text.
 
-use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use cairn_artifacts::atomic::check_writable;
+use cairn_artifacts::bounded::{TEXT_BYTES_MAX, text_of};
 use cairn_data::tokenizer::Tokenizer;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -99,6 +100,7 @@ pub(crate) fn run(args: &TokenizerArgs, context: &Context) -> anyhow::Result<()>
 
 fn train(args: &TrainArgs, context: &Context) -> anyhow::Result<()> {
     let stop = StopFlag::listen()?;
+    check_writable(&args.output)?;
     let scan = args.text.scan(context, &stop)?;
     let tokenizer = train_tokenizer(&scan, args.vocab_size, context)?;
     tokenizer.save(&args.output)?;
@@ -136,8 +138,5 @@ fn text_or_stdin(argument: &str) -> anyhow::Result<String> {
     if argument != "-" {
         return Ok(argument.to_owned());
     }
-    let mut text = String::new();
-    let read = std::io::stdin().lock().read_to_string(&mut text);
-    read.context("cannot read text from standard input")?;
-    Ok(text)
+    text_of(std::io::stdin().lock(), TEXT_BYTES_MAX).context("cannot read text from standard input")
 }

@@ -18,7 +18,8 @@ use crate::signals::StopFlag;
 use crate::training::{self, Job, RunOptions};
 
 const EXAMPLES: &str = "\
-Ctrl-C finishes the step, saves and ends; the same command goes on from there.
+Ctrl-C finishes the step, saves and ends; the same command goes on from there. A second Ctrl-C ends
+at once, with what was saved last.
 
 A change sets its own key and leaves the recipe's others; section.key=null takes a key out, so that
 a budget in steps replaces one in tokens.

@@ -37,6 +37,27 @@ fn what_is_merged_comes_out_again() {
 }
 
 #[test]
+fn nothing_of_the_model_folder_is_lost_without_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, merged) = (folder.path().join("base"), folder.path().join("merged"));
+    std::fs::create_dir_all(base.join("onnx")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("llama").join(name), base.join(name)).unwrap();
+    }
+    for name in ["README.md", "chat_template.jinja", "added_tokens.json", "pytorch_model.bin"] {
+        std::fs::write(base.join(name), name).unwrap();
+    }
+    let mut command = cairn(["adapter", "merge", "--model"]);
+    command.arg(&base).arg("--adapter").arg(golden("lora_llama")).arg("--output").arg(&merged);
+    let text = shown(&command.output().unwrap(), Some(folder.path()));
+    assert!(text.contains("Left out onnx/, pytorch_model.bin: the model before"), "{text}");
+    for name in ["README.md", "chat_template.jinja", "added_tokens.json"] {
+        assert_eq!(std::fs::read_to_string(merged.join(name)).unwrap(), name);
+    }
+    assert_eq!(std::fs::read_dir(&merged).unwrap().count(), 5);
+}
+
+#[test]
 fn a_folder_without_adapter_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = cairn(["adapter", "merge", "--model"]);

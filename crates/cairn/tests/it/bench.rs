@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::workplace::Workplace;
 use crate::{cairn, golden, shown, succeed};
 
 fn record(arguments: &[&str]) -> Value {
@@ -29,6 +30,38 @@ fn decoding_is_measured_against_the_bandwidth() {
     let record: Value = serde_json::from_str(&succeed(&mut command)).unwrap();
     let share = record["figures"]["bandwidth_share"].as_f64().unwrap();
     assert!(share > 0.0 && share.is_finite());
+}
+
+#[test]
+fn building_a_corpus_is_measured_and_leaves_nothing() {
+    let workplace = Workplace::with_text();
+    let before = std::fs::read_dir(workplace.path()).unwrap().count();
+    let arguments = ["bench", "corpus", "--input", "text", "--vocab-size", "300", "--json"];
+    let mut command = workplace.cairn(&arguments);
+    let text = succeed(command.args(["--folder", ".", "--out", "record.json"]));
+    let record: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(record["what"], "bench corpus");
+    let figure = |name: &str| record["figures"][name].as_f64().unwrap();
+    let mut bytes = 0;
+    for group in std::fs::read_dir(workplace.path().join("text")).unwrap() {
+        for file in std::fs::read_dir(group.unwrap().path()).unwrap() {
+            bytes += file.unwrap().metadata().unwrap().len();
+        }
+    }
+    assert_eq!(record["figures"]["text_bytes"], bytes);
+    assert_eq!(record["figures"]["documents"], 24);
+    let passes = (figure("scan_s") + figure("build_s")) * 100e6 / bytes as f64;
+    let expected = figure("tokenizer_s") + passes;
+    assert!((figure("seconds_per_100_mb") / expected - 1.0).abs() < 1e-9, "{text}");
+    let speed = bytes as f64 / 1e6 / figure("seconds");
+    assert!((figure("mb_per_s") / speed - 1.0).abs() < 1e-9, "{text}");
+    assert!(figure("peak_resident_bytes") > bytes as f64);
+    let parts = figure("scan_s") + figure("tokenizer_s") + figure("build_s");
+    assert!((parts - figure("seconds")).abs() < 1e-9, "{text}");
+    // Nothing but the record.
+    assert_eq!(std::fs::read_dir(workplace.path()).unwrap().count(), before + 1);
+    let saved = std::fs::read_to_string(workplace.path().join("record.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&saved).unwrap(), record);
 }
 
 #[test]

@@ -46,9 +46,39 @@ fn a_folder_without_a_model_is_named() {
     exit 1
     --- stdout
     --- stderr
-    error: /nowhere/model is not a folder
+    error: there is nothing at /nowhere/model
     hint: a model is a folder with config.json and safetensors, or a GGUF file
     "#);
+}
+
+#[test]
+fn what_is_named_as_a_model_and_is_none_is_said_to_be_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = folder.path().join("model.safetensors");
+    fs::copy(golden("llama").join("model.safetensors"), &weights).unwrap();
+    let text = |path: &std::path::Path| {
+        let mut command = cairn(["generate", "--prompt-ids", "1", "--model"]);
+        shown(&command.arg(path).output().unwrap(), Some(folder.path()))
+    };
+    insta::assert_snapshot!(text(&weights), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR/model.safetensors holds weights alone
+    hint: name the folder, with its config.json: DIR
+    "#);
+    let notes = folder.path().join("notes.txt");
+    fs::write(&notes, "stones").unwrap();
+    insta::assert_snapshot!(text(&notes), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR/notes.txt is not a model: a model is a folder with config.json and safetensors, or a GGUF file
+      because: DIR/notes.txt is not a sound GGUF file
+      because: it begins with [73, 74, 6f, 6e] instead of 'GGUF'
+    "#);
+    fs::write(folder.path().join("manifest.json"), "{}").unwrap();
+    assert!(text(folder.path()).contains("hint: it is a corpus: cairn corpus stats DIR"));
 }
 
 #[test]

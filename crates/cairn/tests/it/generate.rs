@@ -65,7 +65,8 @@ fn text_without_a_tokenizer_is_refused() {
     --- stdout
     --- stderr
     error: DIR has no tokenizer.json
-    hint: give the prompt as token ids: --prompt-ids 5,6,7
+    hint: copy the tokenizer.json that belongs to the model beside its weights
+    hint: or continue token ids: cairn generate --prompt-ids 5,6,7
     "#);
 }
 

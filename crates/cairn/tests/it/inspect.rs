@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{cairn, golden, succeed};
+use crate::{cairn, golden, shown, succeed};
 
 #[test]
 fn a_model_is_described() {
@@ -54,6 +54,60 @@ fn a_tensor_file_is_listed() {
     let text = succeed(cairn(["inspect"]).arg(golden("llama").join("model.safetensors")));
     assert!(text.contains("model.norm.weight"), "{text}");
     assert!(text.lines().last().unwrap().starts_with("30 tensors, "), "{text}");
+}
+
+#[test]
+fn weights_without_a_description_are_described_as_far_as_they_tell() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    std::fs::copy(golden("gpt2").join("model.safetensors"), &file).unwrap();
+    let output = cairn(["inspect"]).arg(&file).output().unwrap();
+    let text = shown(&output, Some(folder.path()));
+    assert!(text.starts_with("exit 0\n") && text.contains(" tensors, "), "{text}");
+    let talk = text.split("--- stderr\n").last().unwrap();
+    insta::assert_snapshot!(talk, @r#"
+
+    The model: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon.
+    hint: tell them: cairn inspect DIR/model.safetensors --set n_head=… --set layer_norm_epsilon=…
+    hint: put the model's own config.json beside the tensors, or set them
+    "#);
+    let output = cairn(["inspect"]).arg(folder.path()).output().unwrap();
+    insta::assert_snapshot!(shown(&output, Some(folder.path())), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR has no config.json
+      because: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon
+    hint: tell them: cairn inspect DIR --set n_head=… --set layer_norm_epsilon=…
+    hint: put the model's own config.json beside the tensors, or set them
+    "#);
+    // What is told and what the tensors tell is what the description would say.
+    let told = ["--set", "n_head=6", "--set", "layer_norm_epsilon=1e-5", "--json"];
+    let described = |path: &std::path::Path, told: &[&str]| -> Value {
+        let text = succeed(cairn(["inspect"]).arg(path).args(told));
+        serde_json::from_str::<Value>(&text).unwrap()["blocks"].clone()
+    };
+    let expected = described(&golden("gpt2"), &["--json"]);
+    assert!(expected.as_array().is_some_and(|blocks| !blocks.is_empty()));
+    assert_eq!(described(&file, &told), expected);
+    assert_eq!(described(folder.path(), &told), expected);
+    let wrong = ["--set", "n_head=5", "--set", "layer_norm_epsilon=1e-5"];
+    let output = cairn(["inspect"]).arg(&file).args(wrong).output().unwrap();
+    let text = shown(&output, None);
+    assert!(text.starts_with("exit 1\n") && text.contains("not a multiple of 5"), "{text}");
+    let output = cairn(["inspect", "--set", "n_head=6"]).arg(golden("gpt2")).output().unwrap();
+    assert!(shown(&output, None).contains("--set is for weights without one"));
+}
+
+#[test]
+fn families_that_name_their_tensors_alike_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    std::fs::copy(golden("llama").join("model.safetensors"), &file).unwrap();
+    let output = cairn(["inspect", "--program"]).arg(&file).output().unwrap();
+    let text = shown(&output, None);
+    assert!(text.starts_with("exit 1\n"), "{text}");
+    assert!(text.contains("--set model_type=llama or --set model_type=mistral"), "{text}");
 }
 
 #[test]

@@ -29,13 +29,21 @@ mod help;
 #[cfg(test)]
 mod inspect;
 #[cfg(test)]
+mod interrupted;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod pipeline;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
+mod running;
+#[cfg(test)]
+mod talk;
+#[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod unreadable;
 #[cfg(test)]
 mod workplace;
 

@@ -185,6 +185,12 @@ fn fields_of_a_description_that_nobody_knows_are_named() {
     assert!(text.contains(warning), "{text}");
 }
 
+/// Hashes in a text: what a file has and what it should have.
+fn hashes(text: &str) -> usize {
+    let words = text.split(|c: char| !c.is_ascii_hexdigit());
+    words.filter(|word| word.len() == 64).count()
+}
+
 #[test]
 fn damaged_files_are_named() {
     let workplace = Workplace::with_corpus();
@@ -198,6 +204,7 @@ fn damaged_files_are_named() {
         text.starts_with("exit 1\n") && text.contains("train-00000.tokens was altered"),
         "{text}"
     );
+    assert_eq!(hashes(&text), 2, "{text}");
     let text = workplace.failure(&["train", "tiny.toml"]);
     assert!(text.contains("train-00000.tokens was altered"), "{text}");
     std::fs::write(&shard, &bytes[..last]).unwrap();
@@ -206,6 +213,7 @@ fn damaged_files_are_named() {
     std::fs::write(workplace.path().join("data/tiny/tokenizer.json"), "{}").unwrap();
     let text = workplace.failure(&["corpus", "stats", "data/tiny"]);
     assert!(text.starts_with("exit 1\n") && text.contains("tokenizer.json"), "{text}");
+    assert_eq!(hashes(&text), 2, "{text}");
 }
 
 #[test]
@@ -245,6 +253,7 @@ fn a_model_that_was_altered_since_it_was_saved_is_not_used() {
         let text = workplace.failure(&use_it);
         let expected = format!("{file} was altered");
         assert!(text.starts_with("exit 1\n") && text.contains(&expected), "{text}");
+        assert_eq!(hashes(&text), 2, "{text}");
         std::fs::write(&path, &bytes).unwrap();
     }
 }
@@ -326,7 +335,7 @@ fn mistakes_in_a_recipe_are_named() {
     exit 1
     --- stdout
     --- stderr
-    error: 'batch.micro_batch_size' is wrong: invalid type: string "many", expected u64
+    error: 'batch.micro_batch_size' is wrong: invalid type: string "many", expected a whole number, 0 or more
     "#);
     insta::assert_snapshot!(plan("nonsense"), @r#"
     exit 1
@@ -371,8 +380,13 @@ fn a_plan_over_the_memory_is_refused_with_one_that_fits() {
     let text = workplace.failure(&["train", "tiny.toml", "batch.micro_batch_size=64", &limit]);
     assert!(text.starts_with("exit 1\n"), "{text}");
     assert!(text.contains("error: the plan needs "), "{text}");
-    assert!(text.contains("hint: this fits in "), "{text}");
     assert!(workplace.checkpoints("tiny").is_empty());
+    // The changes that the hint names are one that fits.
+    let hint = text.split_once("hint: this fits in ").unwrap().1.lines().next().unwrap();
+    let changes: Vec<&str> = hint.split_whitespace().filter(|word| word.contains('=')).collect();
+    assert!(!changes.is_empty(), "{text}");
+    succeed(workplace.train(&["--quiet", &limit]).args(changes));
+    assert_eq!(workplace.state("tiny").0, 30);
 }
 
 #[test]
@@ -407,7 +421,7 @@ fn quickstart_does_it_all_and_then_says_that_it_is_done() {
     let again = shown(&workplace.cairn(&["quickstart"]).output().unwrap(), None);
     assert!(again.contains(&format!("Complete all {step} steps were done before")), "{again}");
     assert_eq!(workplace.state("quickstart"), (step, hash));
-    let other = workplace.failure(&["quickstart", "--input", "text"]);
+    let other = workplace.failure(&["quickstart", "--input", "tiny.toml"]);
     insta::assert_snapshot!(other, @r#"
     exit 1
     --- stdout

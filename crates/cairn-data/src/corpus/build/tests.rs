@@ -1,7 +1,7 @@
 //! Corpora as files: the same for all threads, whole or absent, and complete.
 
 use std::cell::Cell;
-use std::io::Write;
+use std::io::{self, Write};
 use std::rc::Rc;
 use std::sync::LazyLock;
 

@@ -19,8 +19,13 @@ use crate::table::Table;
 /// are mostly noise.
 const STEP_SHARE_MIN: f64 = 0.02;
 
+const EXAMPLES: &str = "\
+Examples:
+  cairn bench compare before.json after.json";
+
 /// Compare two records of a benchmark; fail if the second is slower
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct CompareArgs {
     /// The record to compare with
     #[arg(value_name = "BEFORE")]

@@ -17,8 +17,14 @@ use crate::model_folder::read_spec;
 use crate::runs;
 use crate::table::Table;
 
+const EXAMPLES: &str = "\
+Examples:
+  cairn bench decode --weights bf16
+  cairn bench decode --model tests/goldens/gpt2 --fresh --json";
+
 /// Measure decoding at batch 1 against the memory bandwidth
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct DecodeArgs {
     /// Folder of a model or a run [default: the last run]
     #[arg(long, value_name = "DIR")]

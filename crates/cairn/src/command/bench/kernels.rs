@@ -15,8 +15,14 @@ use crate::machine_profile;
 use crate::progress_line::ProgressLine;
 use crate::table::Table;
 
+const EXAMPLES: &str = "\
+Examples:
+  cairn bench kernels --filter matmul
+  cairn bench kernels --all-isas --out before.json";
+
 /// Measure kernels over the shapes that matter: GFLOP/s, GB/s, share of this machine's ceilings
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct KernelArgs {
     /// Measure kernels whose name (operator.encoding.isa) contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -45,7 +51,7 @@ pub(super) fn run(args: &KernelArgs, context: &Context) -> anyhow::Result<()> {
         let mut cpu = Cpu::try_new(isa, context.threads)?;
         cpu.set_tuning(profile.tuning.clone());
         let ceilings = bench_kernels(&cpu, &args.filter, |row| {
-            line.update(0.0, || format!("{} {}", row.kernel, row.shape));
+            line.update(None, || format!("{} {}", row.kernel, row.shape));
             rows.push(row.clone());
         });
         let ceilings = ceilings.context("cannot measure this machine")?;

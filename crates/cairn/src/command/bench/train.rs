@@ -29,8 +29,14 @@ const ROWS_SHOWN: usize = 14;
 /// Characters of a bar that is a whole step.
 const BAR_WIDTH: usize = 40;
 
+const EXAMPLES: &str = "\
+Examples:
+  cairn bench train recipes/llama-12m.toml --steps 3
+  cairn bench train recipes/llama-12m.toml --against 'python torch_train.py --model small'";
+
 /// Time training steps of a recipe, instruction by instruction
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct TrainArgs {
     /// The recipe: a `.toml`, `.yaml` or `.json` file
     #[arg(value_name = "RECIPE")]

@@ -9,8 +9,13 @@ use crate::failure::UserError;
 use crate::machine_profile;
 use crate::training::Job;
 
+const EXAMPLES: &str = "\
+Examples:
+  cairn bench tune recipes/llama-12m.toml";
+
 /// Measure which cut of each product is fastest here, and keep the choices; bits stay the same
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct TuneArgs {
     /// The recipe whose products are measured
     #[arg(value_name = "RECIPE")]

@@ -6,8 +6,9 @@ use std::path::Path;
 use cairn_artifacts::gguf::{Array, GgufFile, Value as GgufValue, ValueType};
 use serde_json::{Value, json};
 
-use super::{InspectArgs, inspect_spec};
+use super::{InspectArgs, draw};
 use crate::context::Context;
+use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
 use crate::table::Table;
 
@@ -18,10 +19,15 @@ const SHOWN_ELEMENTS: usize = 4;
 
 /// Prints what is in the file.
 pub(super) fn inspect(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
+    if !args.told.is_empty() {
+        return Err(UserError::new(format!("{} describes its model itself", path.display()))
+            .hint("--set is for safetensors without a config.json")
+            .into());
+    }
     let file = GgufFile::open(path)?;
     let spec = cairn_model::gguf::spec(&file);
     if args.parts.program || args.picture.is_some() {
-        return inspect_spec(&spec?, args, context);
+        return draw(&spec?, args, context);
     }
     if args.json {
         let object = json!({
