@@ -50,6 +50,9 @@ impl Hint for EngineError {
                 vec!["a smaller context or fewer sequences need less memory".to_owned()]
             }
             Self::NotCausal => vec!["its logits are in reach of cairn logits".to_owned()],
+            Self::Build(BuildError::Compute { compute, .. }) => {
+                vec![format!("hold the weights as {compute}, or compute in f32")]
+            }
             Self::Build(_) | Self::Load(_) | Self::Run(_) => Vec::new(),
         }
     }

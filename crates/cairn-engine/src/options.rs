@@ -3,7 +3,7 @@
 //! **Invariant:** an [`EnginePlan`] that exists can be run: its limits are within the model's and its
 //! bytes are known, though nothing is allocated yet.
 
-use cairn_kernels::{CacheType, Encoding, Layout};
+use cairn_kernels::{CacheType, Compute, Encoding, Layout};
 use cairn_model::{BuildOptions, Head, build_program};
 use cairn_program::PlannedBytes;
 use cairn_program::{CacheOptions, KvPlacement, MemoryPlan, SessionProgram, Sizes};
@@ -25,6 +25,9 @@ pub const MAX_NUM_WAITING: usize = 1024;
 pub struct EngineOptions {
     /// Storage of weight matrices.
     pub encoding: Encoding,
+    /// Arithmetic of the products by them.
+    #[serde(default)]
+    pub compute: Compute,
     /// Layout of weight matrices; panels are read front to back, which is what decoding needs.
     pub layout: Layout,
     /// Storage of cached keys and values.
@@ -46,6 +49,7 @@ impl EngineOptions {
     pub fn new(max_num_seqs: usize, max_context: usize) -> Self {
         Self {
             encoding: Encoding::F32,
+            compute: Compute::F32,
             layout: Layout::Panel,
             cache_type: CacheType::F32,
             max_context,
@@ -100,6 +104,7 @@ impl EnginePlan {
         let build = BuildOptions {
             encoding: options.encoding,
             layout: options.layout,
+            compute: options.compute,
             ..BuildOptions::new(Head::GatheredLogits)
         };
         let program = build_program(spec, &build)?;

@@ -6,7 +6,7 @@
 //! tokens never exist. What a token scores depends on the tokens before it in its piece and on
 //! nothing else, so batches may be cut in any way.
 
-use cairn_kernels::{Cpu, Encoding, Layout, SeqSlot};
+use cairn_kernels::{Compute, Cpu, Encoding, Layout, SeqSlot};
 use cairn_model::{BuildOptions, Head, TensorSource, build_program, load_weights};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, PlannedBytes, ProgramId, Run, Session, SessionProgram, Sizes,
@@ -103,6 +103,8 @@ impl TokenScorer for SessionScorer<'_> {
 pub struct ModelScorerOptions {
     /// Storage of weight matrices.
     pub encoding: Encoding,
+    /// Arithmetic of the products by them.
+    pub compute: Compute,
     /// How much is scored at once.
     pub limits: ScoreLimits,
 }
@@ -112,7 +114,12 @@ impl ModelScorerOptions {
     pub fn new(context: usize, tokens: usize) -> Self {
         let tokens = tokens.max(context);
         // A piece has at least one token; short documents come many at once.
-        Self { encoding: Encoding::F32, limits: ScoreLimits { tokens, pieces: tokens, context } }
+        let compute = Compute::F32;
+        Self {
+            encoding: Encoding::F32,
+            compute,
+            limits: ScoreLimits { tokens, pieces: tokens, context },
+        }
     }
 }
 
@@ -132,13 +139,14 @@ impl ModelScorerPlan {
     /// [`EvalError::Limit`] if the context is longer than the model's, [`EvalError::Build`] or
     /// [`EvalError::Session`] if the model has no plan.
     pub fn new(spec: &ModelSpec, options: ModelScorerOptions) -> Result<Self, EvalError> {
-        let ModelScorerOptions { encoding, limits } = options;
+        let ModelScorerOptions { encoding, compute, limits } = options;
         if spec.attention.mask != MaskKind::Causal {
             return Err(EvalError::NotCausal);
         }
         check_limit("context", limits.context, spec.context_limit())?;
         let build = BuildOptions {
             encoding,
+            compute,
             layout: Layout::Panel,
             ..BuildOptions::new(Head::TokenLogprob)
         };

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use crate::bandwidth::{Bandwidth, BandwidthMeter, measure_bandwidth};
+use crate::compute::Compute;
 use crate::cpu::Cpu;
 use crate::memory::MemoryError;
-use crate::peak::{FmaPeak, measure_fma_peak};
+use crate::peak::{FmaPeak, measure_bf16_peak, measure_fma_peak};
 use crate::registry::{Case, KernelEntry, Shape};
 
 pub(crate) mod inputs;
@@ -99,7 +100,11 @@ pub fn bench_kernel(
     let seconds = median_seconds(cpu, &mut case);
     let bandwidth_gbs = f64::midpoint(before, meter.pass(cpu));
     let bandwidth = Bandwidth { gbs: bandwidth_gbs, ..meter.bandwidth() };
-    let ceilings = Ceilings { peak: *peak, bandwidth };
+    let peak = match case.compute {
+        Compute::F32 => *peak,
+        Compute::Bf16 => measure_bf16_peak(cpu),
+    };
+    let ceilings = Ceilings { peak, bandwidth };
     let (limit, fraction) = ceilings.roofline(case.flops, case.bytes, seconds);
     BenchRow {
         kernel: entry.name(),

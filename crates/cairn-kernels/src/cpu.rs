@@ -126,6 +126,18 @@ impl Cpu {
         self.simd.isa()
     }
 
+    /// The same handle without the instruction for bf16 products (`vdpbf16ps`): they are computed with
+    /// ordinary multiply-adds, to the same bits.
+    #[must_use]
+    pub fn without_bf16_instruction(self) -> Self {
+        Self { simd: self.simd.without_pair_dot(), ..self }
+    }
+
+    /// Whether bf16 products have an instruction of their own.
+    pub fn has_bf16_instruction(&self) -> bool {
+        self.simd.has_pair_dot()
+    }
+
     /// The proof that the instruction set is there, for the `kernel!` functions.
     pub(crate) fn simd(&self) -> Simd {
         self.simd

@@ -187,11 +187,12 @@ fn forward_case(shape: &Shape, encoding: Encoding) -> Case {
             num_experts,
             y_tan: &mut y,
             scratch: &mut scratch,
+            compute: crate::Compute::F32,
         };
         expert_matmul(cpu, args);
         experts.scratch = scratch;
     });
-    Case { flops, bytes, run }
+    Case { flops, bytes, compute: crate::Compute::F32, run }
 }
 
 fn dx_case(shape: &Shape, encoding: Encoding) -> Case {
@@ -213,7 +214,7 @@ fn dx_case(shape: &Shape, encoding: Encoding) -> Case {
         expert_matmul_dx(cpu, args);
         experts.scratch = scratch;
     });
-    Case { flops, bytes, run }
+    Case { flops, bytes, compute: crate::Compute::F32, run }
 }
 
 fn dw_case(shape: &Shape, encoding: Encoding) -> Case {
@@ -237,7 +238,7 @@ fn dw_case(shape: &Shape, encoding: Encoding) -> Case {
         };
         expert_matmul_dw(cpu, args);
     });
-    Case { flops, bytes, run }
+    Case { flops, bytes, compute: crate::Compute::F32, run }
 }
 
 fn sum_case(shape: &Shape, _encoding: Encoding) -> Case {
@@ -250,7 +251,7 @@ fn sum_case(shape: &Shape, _encoding: Encoding) -> Case {
         expert_sum(cpu, ExpertSum { y_tad: &y, weights_ta, top_k, d, out_td });
     });
     let bytes = (4 * t * d * (top_k + 1)) as f64;
-    Case { flops: 2.0 * (t * top_k * d) as f64, bytes, run }
+    Case { flops: 2.0 * (t * top_k * d) as f64, bytes, compute: crate::Compute::F32, run }
 }
 
 fn route_case(shape: &Shape, _encoding: Encoding) -> Case {
@@ -264,7 +265,12 @@ fn route_case(shape: &Shape, _encoding: Encoding) -> Case {
         route(cpu, Route { logits_te, bias_e: None, routing, num_experts, experts_ta, weights_ta });
     });
     let flops = (t * num_experts) as f64 * (EXP_FLOPS + top_k as f64);
-    Case { flops, bytes: (4 * t * (num_experts + 2 * top_k)) as f64, run }
+    Case {
+        flops,
+        bytes: (4 * t * (num_experts + 2 * top_k)) as f64,
+        compute: crate::Compute::F32,
+        run,
+    }
 }
 
 fn sum_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
@@ -286,7 +292,7 @@ fn sum_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
         expert_sum_grad(cpu, args);
     });
     let bytes = (4 * t * d * (2 * top_k + 1)) as f64;
-    Case { flops: 3.0 * (t * top_k * d) as f64, bytes, run }
+    Case { flops: 3.0 * (t * top_k * d) as f64, bytes, compute: crate::Compute::F32, run }
 }
 
 fn route_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
@@ -309,5 +315,10 @@ fn route_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
         route_grad(cpu, args);
     });
     let flops = (t * num_experts) as f64 * (EXP_FLOPS + top_k as f64);
-    Case { flops, bytes: (4 * t * (2 * num_experts + 2 * top_k)) as f64, run }
+    Case {
+        flops,
+        bytes: (4 * t * (2 * num_experts + 2 * top_k)) as f64,
+        compute: crate::Compute::F32,
+        run,
+    }
 }

@@ -86,6 +86,16 @@ fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_pair_dot() -> bool {
+    has_avx512() && is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_pair_dot() -> bool {
+    false
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 fn has_avx2() -> bool {
     false
@@ -155,18 +165,31 @@ fn brand_string() -> String {
 /// The `kernel!` macro takes it as the first argument of every vector kernel, which is what makes
 /// calling the `#[target_feature]` versions sound.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Simd(Isa);
+pub(crate) struct Simd {
+    isa: Isa,
+    pair_dot: bool,
+}
 
 impl Simd {
     /// Checks that the machine has `isa`. A plan that names another machine's instruction set is
     /// refused long before; here it is an invariant.
     pub(crate) fn new(isa: Isa) -> Self {
         assert!(isa.is_supported(), "this machine does not have {isa}");
-        Self(isa)
+        Self { isa, pair_dot: isa == Isa::Avx512 && has_pair_dot() }
+    }
+
+    /// The same without `vdpbf16ps`.
+    pub(crate) fn without_pair_dot(self) -> Self {
+        Self { pair_dot: false, ..self }
     }
 
     /// The proven instruction set.
     pub(crate) fn isa(self) -> Isa {
-        self.0
+        self.isa
+    }
+
+    /// Whether `vdpbf16ps` on AVX-512 registers is there as well. Proven, too.
+    pub(crate) fn has_pair_dot(self) -> bool {
+        self.pair_dot
     }
 }

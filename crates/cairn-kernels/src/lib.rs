@@ -2,8 +2,8 @@
 //!
 //! Layer 1: knows no other Cairn crate. A kernel is a function over slices; whatever it computes is
 //! defined by the plain `*_reference` function in the same file, bit for bit, under the f32 numeric
-//! policy: every sum has one fixed order, so results depend neither on the batch, the threads nor
-//! the instruction set.
+//! policy (or, where an instruction of a program says so, the bf16 policy of [`compute`]): every sum has
+//! one fixed order, so results depend neither on the batch, the threads nor the instruction set.
 //!
 //! Reading order: [`isa`] (what the machine can do), [`cpu`] and [`pool`] (threads and scratch),
 //! [`memory`] (regions and spans), `simd` (sixteen lanes, three ways), [`encoding`] (how
@@ -15,6 +15,7 @@ pub mod activation;
 pub mod attention;
 pub mod bandwidth;
 pub mod bench;
+pub mod compute;
 pub mod cpu;
 mod disjoint;
 pub mod dropout;
@@ -54,6 +55,7 @@ pub use attention::{
     Attention, AttentionGrad, AttentionSpec, CacheSpec, CacheType, Keys, KvWrite, Mask,
     PAGE_TOKENS, RaggedBatch, SeqSlot, attention, attention_grad, kv_write,
 };
+pub use compute::Compute;
 pub use cpu::{Cpu, CpuError, SharedSlice};
 pub use dropout::{Dropout, DropoutAssign, DropoutMask, dropout, dropout_assign};
 pub use embed::{Embed, EmbedGrad, PositionEmbed, embed, embed_grad, position_embed};

@@ -9,20 +9,26 @@
 //!   [`TOKEN_BLOCK`](crate::TOKEN_BLOCK) tokens, from 0; blocks are aligned to the start of each batch
 //!   row of `row_tokens` tokens and added to the total in order.
 //!
+//! The forward product has a second arithmetic, [`Compute::Bf16`]: one chain over pairs of inputs, as
+//! [`crate::compute`] defines it.
+//!
 //! The `*_reference` functions are those sentences as loops. The kernels share one blocked product
 //! with sources that are strided or decoded on the way in; which outputs share a vector,
 //! a tile or a thread changes no bit.
 
+use crate::compute::Compute;
 use crate::cpu::Cpu;
 use crate::encoding::{Encoding, Layout, Weight};
 use crate::simd::{LANES, kernel};
 use crate::tuner::{ProductKind, TuneCase};
 
+mod arithmetic;
 pub(crate) mod bench;
 mod blocking;
 mod experts;
 mod heads;
 mod pack;
+mod pack_bf16;
 mod product;
 mod reference;
 mod rows;
@@ -30,13 +36,14 @@ mod stream;
 mod tile;
 pub(crate) mod tune;
 
+use arithmetic::Form;
 pub use blocking::Blocking;
 pub(crate) use blocking::Estimates;
 use pack::{Left, Right};
 use product::{Contraction, Product, Start};
 use reference::token_blocks;
 use rows::WeightRows;
-use stream::{STREAM_TOKENS_MAX, StreamProduct};
+use stream::{Inputs, STREAM_TOKENS_MAX, StreamProduct};
 
 pub use experts::{
     ExpertMatmul, ExpertMatmulDw, ExpertMatmulDx, expert_matmul, expert_matmul_dw,
@@ -66,6 +73,8 @@ pub struct Matmul<'a> {
     pub t: usize,
     /// Whether each chain starts from the value already in `y_tn`.
     pub accumulate: bool,
+    /// The arithmetic; anything but f32 wants a weight of that encoding.
+    pub compute: Compute,
 }
 
 /// `dx = dy · W`, the gradient of [`Matmul`] for its input.
@@ -131,6 +140,7 @@ impl<'a> Matmul<'a> {
     fn check(&self) {
         let Weight { n, k, .. } = self.weight;
         self.weight.check();
+        check_compute(self.compute, self.weight);
         assert_eq!(self.x_tk.len(), self.t * k, "x_tk of a {n}×{k} weight");
         assert_eq!(self.y_tn.len(), self.t * n, "y_tn of a {n}×{k} weight");
         if let Some(bias_n) = self.bias_n {
@@ -138,6 +148,13 @@ impl<'a> Matmul<'a> {
             assert!(!self.accumulate, "a chain starts from the bias or from y, not both");
         }
     }
+}
+
+/// # Panics
+/// If the weight is not stored in what the arithmetic multiplies: the program was verified.
+fn check_compute(compute: Compute, weight: Weight<'_>) {
+    let fits = compute == Compute::F32 || weight.encoding == Encoding::Bf16;
+    assert!(fits, "{compute} products of a weight stored as {}", weight.encoding);
 }
 
 impl MatmulDx<'_> {
@@ -168,31 +185,38 @@ impl BiasGrad<'_> {
 /// The forward product. See [`matmul_reference`] for its definition.
 pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
     args.check();
-    let start = args.start();
-    let Matmul { x_tk, weight, bias_n, y_tn, t, accumulate } = args;
-    let Weight { n, k, .. } = weight;
-    if weight.layout == Layout::Panel && t <= STREAM_TOKENS_MAX {
-        let rows = WeightRows::all(weight);
-        stream::run(cpu, &StreamProduct { x_tk, rows, start, t, routed: None }, y_tn);
+    let Weight { encoding, layout, n, k, .. } = args.weight;
+    let (t, form) = (args.t, Form::new(args.compute, cpu.simd()));
+    if layout == Layout::Panel
+        && t <= STREAM_TOKENS_MAX
+        && let Some(mut inputs) = Inputs::new(cpu, form, args.x_tk, k)
+    {
+        let (rows, start) = (WeightRows::all(args.weight), args.start());
+        let product = StreamProduct { x: inputs.get(), form, rows, start, t, routed: None };
+        stream::run(cpu, &product, args.y_tn);
         return;
     }
-    let case = TuneCase { product: ProductKind::Matmul, encoding: weight.encoding, t, n, k };
-    let blocking = Blocking::choose(cpu, case);
-    let args = Matmul { x_tk, weight, bias_n, y_tn, t, accumulate };
+    let product = match args.compute {
+        Compute::F32 => ProductKind::Matmul,
+        Compute::Bf16 => ProductKind::MatmulBf16,
+    };
+    let blocking = Blocking::choose(cpu, TuneCase { product, encoding, t, n, k });
     matmul_cut(cpu, args, &blocking);
 }
 
 /// The forward product, cut as told.
 fn matmul_cut(cpu: &Cpu, args: Matmul<'_>, blocking: &Blocking) {
     let start = args.start();
-    let Matmul { x_tk, weight, y_tn, t, .. } = args;
+    let Matmul { x_tk, weight, y_tn, t, compute, .. } = args;
     let Weight { n, k, .. } = weight;
+    let form = Form::new(compute, cpu.simd());
     let product = Product {
         left: Left::Rows { values: x_tk, stride: k },
         right: Right::Outputs(WeightRows::all(weight)),
+        form,
         rows: t,
         columns: n,
-        contraction: Contraction::Chain(k),
+        contraction: Contraction::Chain(form.steps(k)),
         start,
         out_first: 0,
         out_stride: n,
@@ -217,6 +241,7 @@ fn matmul_dx_cut(cpu: &Cpu, args: MatmulDx<'_>, blocking: &Blocking) {
     let product = Product {
         left: Left::Rows { values: dy_tn, stride: n },
         right: Right::Inputs(WeightRows::all(weight)),
+        form: Form::Floats,
         rows: t,
         columns: k,
         contraction: Contraction::Chain(n),
@@ -250,6 +275,7 @@ fn matmul_dw_cut(cpu: &Cpu, args: MatmulDw<'_>, blocking: &Blocking) {
     let product = Product {
         left: Left::Steps { values: dy_tn, stride: n },
         right: Right::Matrix { values: x_tk, stride: k },
+        form: Form::Floats,
         rows: n,
         columns: k,
         contraction: Contraction::TokenBlocks { t, row_tokens },

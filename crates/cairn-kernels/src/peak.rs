@@ -29,14 +29,27 @@ pub struct FmaPeak {
 /// Measures independent chains of fused multiply-adds on all threads of `cpu`.
 pub fn measure_fma_peak(cpu: &Cpu) -> FmaPeak {
     let simd = cpu.simd();
+    measure(cpu, |rounds| dispatch(simd, Chains { rounds }))
+}
+
+/// The same for bf16 products: by their instruction where the machine has it.
+pub fn measure_bf16_peak(cpu: &Cpu) -> FmaPeak {
+    let simd = cpu.simd();
+    if cpu.has_bf16_instruction() {
+        measure(cpu, |rounds| dispatch(simd, PairChains { rounds }))
+    } else {
+        measure_fma_peak(cpu)
+    }
+}
+
+fn measure(cpu: &Cpu, chains: impl Fn(usize) -> Burst + Sync) -> FmaPeak {
     let mut rounds = 1000;
-    while seconds_of(|| _ = dispatch(simd, Chains { rounds })) < BURST_SECONDS {
+    while seconds_of(|| _ = chains(rounds)) < BURST_SECONDS {
         rounds *= 2;
     }
     let threads = cpu.threads();
     // One task a thread: a thread that comes late for its task would take a second one otherwise.
-    let burst =
-        || seconds_of(|| cpu.parallel(threads, |_, _| _ = dispatch(simd, Chains { rounds })));
+    let burst = || seconds_of(|| cpu.parallel(threads, |_, _| _ = chains(rounds)));
     let (mut best, mut clear, mut since) = (f64::INFINITY, f64::INFINITY, 0);
     for _ in 0..BURSTS_MAX {
         best = best.min(burst());
@@ -48,7 +61,7 @@ pub fn measure_fma_peak(cpu: &Cpu) -> FmaPeak {
             break;
         }
     }
-    let flops = dispatch(simd, Chains { rounds: 1 }).flops_a_round * rounds as f64;
+    let flops = chains(1).flops_a_round * rounds as f64;
     FmaPeak { isa: cpu.isa(), threads, gflops: flops * threads as f64 / best / 1e9 }
 }
 
@@ -89,6 +102,38 @@ fn chains<V: F32x16, const N: usize>(rounds: usize) -> Burst {
     }
     let value = sums.into_iter().fold(0.0, |total, sum| total + sum.sum());
     Burst { flops_a_round: (2 * LANES * N) as f64, _value: std::hint::black_box(value) }
+}
+
+/// Chains of `vdpbf16ps`. Only where [`Cpu::has_bf16_instruction`].
+struct PairChains {
+    rounds: usize,
+}
+
+impl Kernel for PairChains {
+    type Output = Burst;
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) -> Burst {
+        struct Called(usize);
+        impl Kernel for Called {
+            type Output = Burst;
+            #[inline(always)]
+            fn run<V: F32x16>(self) -> Burst {
+                const N: usize = 12;
+                let factor = V::splat(std::hint::black_box(1.0));
+                let mut sums = [V::zero(); N];
+                for _ in 0..self.0 {
+                    for sum in &mut sums {
+                        *sum = factor.pair_dot(factor, *sum);
+                    }
+                }
+                let value = sums.into_iter().fold(0.0, |total, sum| total + sum.sum());
+                Burst { flops_a_round: (4 * LANES * N) as f64, _value: std::hint::black_box(value) }
+            }
+        }
+        // SAFETY: it is dispatched only where the handle has the instruction.
+        unsafe { V::call_pair_dot(Called(self.rounds)) }
+    }
 }
 
 #[cfg(test)]

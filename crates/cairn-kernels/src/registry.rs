@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::compute::Compute;
 use crate::cpu::Cpu;
 use crate::encoding::Encoding;
 use crate::isa::Isa;
@@ -77,6 +78,8 @@ pub struct Case {
     pub flops: f64,
     /// Bytes that one call must read or write at least, each counted once.
     pub bytes: f64,
+    /// The arithmetic that its operations are of: which peak they are held against.
+    pub compute: Compute,
     /// One call on prepared inputs. What it writes stays inside the case.
     pub run: Box<dyn FnMut(&Cpu)>,
 }
@@ -280,6 +283,7 @@ mod tests {
             let expected: &[Encoding] = match operator.name {
                 name if weights.contains(&name) => &Encoding::ALL,
                 name if halves.contains(&name) => &[Encoding::F32, Encoding::Bf16],
+                "matmul_bf16" => &[Encoding::Bf16],
                 _ => &[Encoding::F32],
             };
             assert_eq!(operator.encodings, expected, "{}", operator.name);

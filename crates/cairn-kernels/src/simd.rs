@@ -144,7 +144,49 @@ pub(crate) trait F32x16:
 
     /// Row i of the result is lane i of each row.
     fn transpose(rows: [Self; LANES]) -> [Self; LANES];
+
+    /// Clears everything but the sign.
+    #[inline(always)]
+    fn zero_of_its_sign(self) -> Self {
+        self.bits().and(Self::Int::splat(i32::MIN)).as_float()
+    }
+    /// Zeros of the lane's sign where it is subnormal.
+    #[inline(always)]
+    fn flushed(self) -> Self {
+        let is_subnormal = self.abs().lt(Self::splat(f32::MIN_POSITIVE));
+        Self::select(is_subnormal, self.zero_of_its_sign(), self)
+    }
+
+    /// Runs `kernel` in a function of its own, compiled for `vdpbf16ps` as well.
+    ///
+    /// # Safety
+    /// - [`Simd::has_pair_dot`](crate::isa::Simd::has_pair_dot) is true, and `Self` is its
+    ///   instruction set.
+    unsafe fn call_pair_dot<K: Kernel>(_kernel: K) -> K::Output {
+        unreachable!("{NO_PAIR_DOT}")
+    }
+    /// `vdpbf16ps`: adds the products of a pair of bf16 values a lane; see [`crate::compute`]. Only
+    /// inside [`call_pair_dot`](Self::call_pair_dot).
+    fn pair_dot(self, _w: Self, _sum: Self) -> Self {
+        unreachable!("{NO_PAIR_DOT}")
+    }
+    /// Rounds 32 consecutive activations to sixteen pairs. Only inside
+    /// [`call_pair_dot`](Self::call_pair_dot).
+    fn pairs_of(_first: Self, _second: Self) -> Self {
+        unreachable!("{NO_PAIR_DOT}")
+    }
+    /// Sixteen pairs as they lie. Only where [`call_pair_dot`](Self::call_pair_dot) is.
+    fn load_pairs(_bits: &[u16; 2 * LANES]) -> Self {
+        unreachable!("{NO_PAIR_DOT}")
+    }
+    /// Two columns of sixteen bf16 values as sixteen pairs. Only where
+    /// [`call_pair_dot`](Self::call_pair_dot) is.
+    fn interleave_pairs(_columns: &[u16; 2 * LANES]) -> Self {
+        unreachable!("{NO_PAIR_DOT}")
+    }
 }
+
+const NO_PAIR_DOT: &str = "only AVX-512 has vdpbf16ps";
 
 /// Sixteen 32-bit integers, wrapping.
 pub(crate) trait I32x16: Copy + Add<Output = Self> + Sub<Output = Self> {

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 pub(crate) mod bench;
 
+use crate::compute::Compute;
 use crate::cpu::Cpu;
 use crate::disjoint::{RowParts, RowSlice, parallel_rows, rows_per_task, serial_rows};
 use crate::encoding::Weight;
@@ -36,6 +37,8 @@ pub struct Head<'a> {
     pub bias_v: Option<&'a [f32]>,
     /// Bounds logits to ±cap by `cap · tanh(logit / cap)`.
     pub softcap: Option<f32>,
+    /// The arithmetic of the logits' product. Gradients belong to f32.
+    pub compute: Compute,
 }
 
 /// Log-probabilities of one token per row.
@@ -326,6 +329,7 @@ impl Products<'_> {
             t: x_od.len() / head.weight.k,
             y_tn: logits_ov,
             accumulate: false,
+            compute: head.compute,
         };
         match self.cpu {
             Some(cpu) => matmul(cpu, args),

@@ -34,6 +34,8 @@ const CLEARLY_FASTER: f64 = 0.98;
 pub enum ProductKind {
     /// The forward product.
     Matmul,
+    /// The forward product in bf16 arithmetic.
+    MatmulBf16,
     /// The input gradient.
     MatmulDx,
     /// The weight gradient.
@@ -45,6 +47,7 @@ impl ProductKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Matmul => "matmul",
+            Self::MatmulBf16 => "matmul_bf16",
             Self::MatmulDx => "matmul_dx",
             Self::MatmulDw => "matmul_dw",
         }

@@ -21,7 +21,7 @@ mod block;
 mod experts;
 mod latent;
 
-use cairn_kernels::{Act, Encoding, Layout};
+use cairn_kernels::{Act, Compute, Encoding, Layout};
 use cairn_program::{
     Builder, Dim, DimName, DropoutAttrs, HeadAttrs, NormAttrs, Op, Program, TOKEN_TYPES, ValueId,
     ValueType, VerifyError,
@@ -51,6 +51,9 @@ pub struct BuildOptions {
     pub encoding: Encoding,
     /// Layout of weight matrices: row-major to train, panels to stream them in generation.
     pub layout: Layout,
+    /// Arithmetic of the products by those matrices; anything but f32 wants them stored in what it
+    /// multiplies. Routers, adapters and attention stay in f32.
+    pub compute: Compute,
     /// What the program ends in.
     pub head: Head,
     /// Keeps `hidden_0 … hidden_L` readable.
@@ -68,6 +71,7 @@ impl BuildOptions {
         Self {
             encoding: Encoding::F32,
             layout: Layout::RowMajor,
+            compute: Compute::F32,
             head,
             keep_hidden: false,
             dropout: false,
@@ -80,6 +84,14 @@ impl BuildOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
+    /// The arithmetic multiplies what the weights are not stored as.
+    #[error("{compute} products need weights stored as {compute}; these are {encoding}")]
+    Compute {
+        /// The arithmetic asked for.
+        compute: Compute,
+        /// How the weights are stored.
+        encoding: Encoding,
+    },
     /// The program asked for ends in a head, and the model is a body alone.
     #[error("the model has no head over the vocabulary: it ends in hidden states")]
     NoHead,
@@ -107,6 +119,10 @@ pub fn build_adapted_program(
     options: &BuildOptions,
     adapters: &AdapterMap,
 ) -> Result<Program, BuildError> {
+    let (compute, encoding) = (options.compute, options.encoding);
+    if compute == Compute::Bf16 && encoding != Encoding::Bf16 {
+        return Err(BuildError::Compute { compute, encoding });
+    }
     if spec.head.is_none() && options.head != Head::Hidden {
         return Err(BuildError::NoHead);
     }
@@ -118,6 +134,7 @@ pub fn build_adapted_program(
         dropout_sites: 0,
         adapters,
     };
+    lowering.builder.set_compute(compute);
     let mut x = lowering.embedding()?;
     for layer in 0..spec.num_hidden_layers {
         lowering.keep_hidden(x);

@@ -59,6 +59,14 @@ pub enum DifferentiateError {
         /// Its name.
         op: &'static str,
     },
+    /// A product is computed in an arithmetic that has no gradients.
+    #[error("{value} is computed in {compute}; only f32 products can be trained")]
+    Compute {
+        /// What the product yields.
+        value: String,
+        /// Its arithmetic.
+        compute: cairn_kernels::Compute,
+    },
     /// The derived program does not verify: a bug in the derivation.
     #[error("the derived program does not verify")]
     Verify(#[from] VerifyError),
@@ -76,6 +84,11 @@ pub fn differentiate(
     trainable: &BTreeSet<String>,
     loss: &Loss,
 ) -> Result<Program, DifferentiateError> {
+    if let Some(instr) = forward.instrs.iter().find(|instr| !instr.compute.is_f32()) {
+        let names: Vec<&str> = instr.writes().map(|id| &*forward.value(id).name).collect();
+        let (value, compute) = (names.join(", "), instr.compute);
+        return Err(DifferentiateError::Compute { value, compute });
+    }
     let mut tape = Tape::new(forward, trainable)?;
     tape.replay_forward(forward, loss)?;
     let forward_len = tape.builder.program.instrs.len();

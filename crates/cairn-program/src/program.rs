@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use cairn_kernels::{Encoding, Layout};
+use cairn_kernels::{Compute, Encoding, Layout};
 use serde::{Deserialize, Serialize};
 
 use crate::dim::{Dim, Shape};
@@ -31,6 +31,9 @@ pub struct Instr {
     /// It is the first to write its gradient operand, so in the first micro-batch of a step it
     /// overwrites what is there instead of adding to it.
     pub first_write: bool,
+    /// The arithmetic of its product; f32 where it has none.
+    #[serde(default, skip_serializing_if = "Compute::is_f32")]
+    pub compute: Compute,
 }
 
 impl Instr {
@@ -100,7 +103,7 @@ impl Program {
 
     pub(crate) fn builder(self) -> Builder {
         let names = self.ids().map(|id| (self.value(id).name.clone(), id)).collect();
-        Builder { program: self, names, block: None }
+        Builder { program: self, names, block: None, compute: Compute::F32 }
     }
 }
 
@@ -110,6 +113,7 @@ pub struct Builder {
     pub(crate) program: Program,
     names: HashMap<String, ValueId>,
     block: Option<u32>,
+    compute: Compute,
 }
 
 impl Default for Builder {
@@ -128,12 +132,18 @@ impl Builder {
             outputs: Vec::new(),
             forward_len: 0,
         };
-        Self { program, names: HashMap::new(), block: None }
+        Self { program, names: HashMap::new(), block: None, compute: Compute::F32 }
     }
 
     /// Marks the instructions that follow as part of `block`.
     pub fn set_block(&mut self, block: Option<u32>) {
         self.block = block;
+    }
+
+    /// Sets the arithmetic of the products that follow, as far as their weights are stored in what
+    /// it multiplies; the others stay in f32.
+    pub fn set_compute(&mut self, compute: Compute) {
+        self.compute = compute;
     }
 
     /// Declares a value that a batch fills.
@@ -215,8 +225,14 @@ impl Builder {
         inputs: Vec<Option<ValueId>>,
         names: &[Option<&str>],
     ) -> Result<Vec<Option<ValueId>>, VerifyError> {
-        let mut instr =
-            Instr { op, inputs, outputs: Vec::new(), block: self.block, first_write: false };
+        let mut instr = Instr {
+            op,
+            inputs,
+            outputs: Vec::new(),
+            block: self.block,
+            first_write: false,
+            compute: Compute::F32,
+        };
         let results = verify::infer(&self.program, &instr)
             .map_err(|fault| fault.at(self.program.instrs.len(), &instr))?;
         for (slot, result) in results.into_iter().enumerate() {
@@ -228,6 +244,9 @@ impl Builder {
                 }
             };
             instr.outputs.push(output);
+        }
+        if verify::multiplies(&self.program, &instr, self.compute) {
+            instr.compute = self.compute;
         }
         let outputs = instr.outputs.clone();
         self.program.instrs.push(instr);

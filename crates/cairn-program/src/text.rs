@@ -67,6 +67,7 @@ impl Program {
         write!(f, "{})", operands.join(", "))?;
         // The attributes follow the name in the operation's own text.
         let text = instr.op.to_string();
-        writeln!(f, "{}", &text[instr.op.name().len()..])
+        f.write_str(&text[instr.op.name().len()..])?;
+        if instr.compute.is_f32() { writeln!(f) } else { writeln!(f, " compute={}", instr.compute) }
     }
 }

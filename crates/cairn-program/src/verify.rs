@@ -5,7 +5,7 @@
 
 mod experts;
 
-use cairn_kernels::Layout;
+use cairn_kernels::{Compute, Encoding, Layout};
 
 use crate::dim::{Dim, DimName, Shape};
 use crate::op::{AttentionAttrs, Op};
@@ -64,6 +64,17 @@ pub enum VerifyError {
         /// Name of the value.
         value: String,
     },
+    /// The instruction has no product of that arithmetic: another operation, or a weight stored as
+    /// something else.
+    #[error("instruction {instr} ({op}) has no product in {compute}")]
+    Compute {
+        /// Index of the instruction.
+        instr: usize,
+        /// Its operation.
+        op: &'static str,
+        /// The arithmetic.
+        compute: Compute,
+    },
 }
 
 /// What an operation yields in one result slot.
@@ -114,6 +125,10 @@ pub(crate) fn verify(program: &Program) -> Result<(), VerifyError> {
             }
         }
         let inferred = infer(program, instr).map_err(|fault| fault.at(index, instr))?;
+        if !multiplies(program, instr, instr.compute) {
+            let (op, compute) = (instr.op.name(), instr.compute);
+            return Err(VerifyError::Compute { instr: index, op, compute });
+        }
         for (slot, id) in instr.outputs.iter().enumerate() {
             let Some(id) = *id else { continue };
             check_result(program, index, slot, id, inferred.get(slot))?;
@@ -136,6 +151,18 @@ pub(crate) fn verify(program: &Program) -> Result<(), VerifyError> {
         }
     }
     Ok(())
+}
+
+/// Whether the instruction may be computed in that arithmetic: anything in f32; in bf16 a forward product
+/// by a weight that is stored so.
+pub(crate) fn multiplies(program: &Program, instr: &Instr, compute: Compute) -> bool {
+    let is_product = matches!(instr.op, Op::Matmul | Op::ExpertMatmul | Op::TokenLogprob(_));
+    let weight = instr.inputs.get(1).copied().flatten();
+    let stored = weight.and_then(|id| program.value(id).value_type.encoding());
+    match compute {
+        Compute::F32 => true,
+        Compute::Bf16 => is_product && stored == Some(Encoding::Bf16),
+    }
 }
 
 fn check_result(

@@ -7,7 +7,7 @@ use cairn_artifacts::{FileError, atomic};
 use cairn_kernels::peak::{FmaPeak, measure_fma_peak};
 use cairn_kernels::profile::MachineProfile;
 use cairn_kernels::tuner::{ProductKind, TuneCase};
-use cairn_kernels::{Cpu, CpuError, Encoding};
+use cairn_kernels::{Compute, Cpu, CpuError, Encoding};
 use cairn_program::{Op, Program, ValueType};
 
 use crate::context::Context;
@@ -104,7 +104,11 @@ pub(crate) fn cases(program: &Program, tokens: usize) -> Vec<TuneCase> {
         let case = match instr.op {
             Op::Matmul => {
                 let encoding = encoding(second.value_type);
-                TuneCase { product: ProductKind::Matmul, encoding, t, n: other / rows, k: rows }
+                let product = match instr.compute {
+                    Compute::F32 => ProductKind::Matmul,
+                    Compute::Bf16 => ProductKind::MatmulBf16,
+                };
+                TuneCase { product, encoding, t, n: other / rows, k: rows }
             }
             Op::MatmulDx => {
                 let encoding = encoding(second.value_type);

@@ -10,6 +10,7 @@ mod args;
 mod chat;
 mod chat_sampling;
 mod command;
+mod compute_dtype;
 mod context;
 mod encoder;
 mod environment;

@@ -5,6 +5,8 @@ mod batches;
 #[cfg(test)]
 mod beams;
 #[cfg(test)]
+mod compute;
+#[cfg(test)]
 mod goldens;
 #[cfg(test)]
 mod kept;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
 use cairn_engine::{Engine, EngineOptions, EnginePlan, Event, Request, SamplingParams};
-use cairn_kernels::{Cpu, Encoding, Layout, SeqSlot};
+use cairn_kernels::{Compute, Cpu, Encoding, Layout, SeqSlot};
 use cairn_model::{BuildOptions, Head, build_program, load_weights};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
@@ -90,9 +90,17 @@ pub(crate) struct Uncached {
 
 impl Uncached {
     pub(crate) fn new(name: &str, head: Head, storage: (Encoding, Layout)) -> Self {
+        Self::in_arithmetic(name, head, storage, Compute::F32)
+    }
+
+    pub(crate) fn in_arithmetic(
+        name: &str,
+        head: Head,
+        (encoding, layout): (Encoding, Layout),
+        compute: Compute,
+    ) -> Self {
         let spec = spec(name);
-        let (encoding, layout) = storage;
-        let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
+        let options = BuildOptions { encoding, layout, compute, ..BuildOptions::new(head) };
         let program = build_program(&spec, &options).unwrap();
         let sizes = Sizes::dense(CONTEXT, 1);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };

@@ -6,6 +6,7 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::compute::Compute;
 use crate::cpu::Cpu;
 use crate::encoding::{Encoding, Layout, Weight, encode};
 use crate::memory::{ALIGNMENT, Anonymous, Bytes, BytesMut};
@@ -78,7 +79,8 @@ pub(crate) fn ids(len: usize, limit: usize) -> Vec<u32> {
 
 /// A case that moves `floats` floats.
 pub(crate) fn case(flops: f64, floats: usize, run: impl FnMut(&Cpu) + 'static) -> Case {
-    Case { flops, bytes: 4.0 * floats as f64, run: Box::new(run) }
+    let bytes = 4.0 * floats as f64;
+    Case { flops, bytes, compute: Compute::F32, run: Box::new(run) }
 }
 
 /// An encoded weight in huge pages like those of a session, alone or in copies that are read in

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::TOKEN_BLOCK;
 use crate::bench::inputs::{F32_ONLY, Table, case, values, zeros};
+use crate::compute::Compute;
 use crate::encoding::{Encoding, Layout};
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -36,6 +37,22 @@ const FORWARD: &[&[Dim]] = &[
     &product(8, 3072, 768),
     &product(8, 50257, 768),
 ];
+/// The layers of Qwen3-0.6B, reading and decoding; then the shapes of [`FORWARD`].
+const BF16: &[&[Dim]] = &[
+    &product(512, 2048, 1024),
+    &product(512, 1024, 1024),
+    &product(512, 1024, 2048),
+    &product(512, 3072, 1024),
+    &product(512, 1024, 3072),
+    &product(256, 3072, 1024),
+    &product(1024, 3072, 768),
+    &product(1024, 768, 3072),
+    &product(1, 3072, 1024),
+    &product(1, 1024, 3072),
+    &product(1, 151_936, 1024),
+    &product(4, 3072, 1024),
+    &product(8, 3072, 1024),
+];
 /// Without decoding.
 const TRAINING: &[&[Dim]] = FORWARD.split_at(8).0;
 /// Absorbed latent attention: queries of 128 to latents of 512, of a chunk and of one token.
@@ -52,6 +69,13 @@ pub(crate) const OPERATORS: &[Operator] = &[
         encodings: &Encoding::ALL,
         shapes: FORWARD,
         prepare: matmul_case,
+    },
+    Operator {
+        name: "matmul_bf16",
+        description: "y = x · Wᵀ of bf16 operands, one chain over pairs of inputs",
+        encodings: &[Encoding::Bf16],
+        shapes: BF16,
+        prepare: matmul_bf16_case,
     },
     Operator {
         name: "matmul_dx",
@@ -116,8 +140,23 @@ fn matmul_case(shape: &Shape, encoding: Encoding) -> Case {
     let (x_tk, mut y_tn) = (values(t * k, 1), zeros(t * n));
     case(flops(&[t, n, k]), table.bytes / 4 + t * (k + n), move |cpu| {
         let (weight, y_tn) = (table.weight(), &mut y_tn[..]);
-        matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn, t, accumulate: false });
+        let (accumulate, compute) = (false, Compute::F32);
+        matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn, t, accumulate, compute });
     })
+}
+
+fn matmul_bf16_case(shape: &Shape, encoding: Encoding) -> Case {
+    let [t, n, k] = shape.sizes(["t", "n", "k"]);
+    let layout = (encoding, Layout::Panel);
+    let mut table =
+        if t <= COLD_TOKENS { Table::cold(layout, n, k) } else { Table::warm(layout, n, k) };
+    let (x_tk, mut y_tn) = (values(t * k, 1), zeros(t * n));
+    let case = case(flops(&[t, n, k]), table.bytes / 4 + t * (k + n), move |cpu| {
+        let (weight, y_tn) = (table.weight(), &mut y_tn[..]);
+        let (accumulate, compute) = (false, Compute::Bf16);
+        matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn, t, accumulate, compute });
+    });
+    Case { compute: Compute::Bf16, ..case }
 }
 
 fn matmul_dx_case(shape: &Shape, encoding: Encoding) -> Case {

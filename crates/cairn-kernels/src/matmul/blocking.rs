@@ -2,8 +2,10 @@
 
 use std::cell::RefCell;
 
+use super::arithmetic::Form;
 use super::product::{RIGHT_FLOATS_MAX, STEPS_MAX};
 use crate::TOKEN_BLOCK;
+use crate::compute::Compute;
 use crate::cpu::Cpu;
 use crate::simd::LANES;
 use crate::tuner::{ProductKind, TuneCase};
@@ -73,6 +75,9 @@ impl Blocking {
         let TuneCase { t, n, k, .. } = case;
         match case.product {
             ProductKind::Matmul => Self::guess(t, n, k, cpu),
+            ProductKind::MatmulBf16 => {
+                Self::guess(t, n, Form::new(Compute::Bf16, cpu.simd()).steps(k), cpu)
+            }
             ProductKind::MatmulDx => Self::guess(t, k, n, cpu),
             ProductKind::MatmulDw => Self::guess(n, k, TOKEN_BLOCK, cpu),
         }
@@ -114,7 +119,9 @@ impl Blocking {
     /// longest steps.
     fn estimate(rows: usize, columns: usize, steps: usize, cpu: &Cpu, columns_max: usize) -> Self {
         let tile = cpu.isa().tile();
-        let block_steps = steps.clamp(32, STEPS_MAX);
+        // As long as the blocks are that the chain is cut into.
+        let blocks = steps.div_ceil(STEPS_MAX).max(1);
+        let block_steps = steps.div_ceil(blocks).next_multiple_of(32).clamp(32, STEPS_MAX);
         let columns_max = (columns_max * STEPS_MAX / block_steps).min(RIGHT_FLOATS_MAX / STEPS_MAX);
         let column_parts_min = columns.div_ceil(columns_max).max(1);
         let row_parts_max = rows.div_ceil(tile.1).clamp(1, PARTS_TRIED);

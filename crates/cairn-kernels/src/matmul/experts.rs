@@ -16,13 +16,16 @@
 
 use std::ops::Range;
 
+use super::arithmetic::Form;
 use super::blocking::Blocking;
+use super::check_compute;
 use super::pack::{Left, Right};
 use super::product::{Contraction, Product, Region, Start};
 use super::reference::row_blocks;
 use super::rows::{RowList, WeightRows};
-use super::stream::{STREAM_TOKENS_MAX, StreamProduct};
+use super::stream::{Inputs, STREAM_TOKENS_MAX, StreamProduct};
 use crate::TOKEN_BLOCK;
+use crate::compute::{Compute, bf16_chain};
 use crate::cpu::{Cpu, SharedSlice};
 use crate::encoding::{Layout, Weight};
 use crate::simd::{LANES, dispatch};
@@ -45,6 +48,8 @@ pub struct ExpertMatmul<'a> {
     pub y_tan: &'a mut [f32],
     /// [`expert_scratch_len`] words; overwritten.
     pub scratch: &'a mut [u32],
+    /// The arithmetic; anything but f32 wants a weight of that encoding.
+    pub compute: Compute,
 }
 
 /// `dx[t][a] = dy[t][a] · W[experts[t][a]]`, the gradient of [`ExpertMatmul`] for its routed rows.
@@ -115,6 +120,7 @@ impl ExpertMatmul<'_> {
     fn check(&self) -> Sizes {
         let Weight { n: rows, k, .. } = self.weight;
         self.weight.check();
+        check_compute(self.compute, self.weight);
         assert!(self.num_experts > 0 && rows.is_multiple_of(self.num_experts), "whole experts");
         let (n, m) = (rows / self.num_experts, self.experts_ta.len());
         assert_eq!(self.y_tan.len(), m * n, "y_tan");
@@ -249,18 +255,25 @@ impl Grid {
 /// The product over the routed rows. See [`expert_matmul_reference`] for its definition.
 pub fn expert_matmul(cpu: &Cpu, args: ExpertMatmul<'_>) {
     let Sizes { n, k, divisor } = args.check();
-    let ExpertMatmul { x, weight, experts_ta, num_experts, y_tan, scratch, .. } = args;
+    let ExpertMatmul { x, weight, experts_ta, num_experts, y_tan, scratch, compute, .. } = args;
     if n == 0 {
         return;
     }
+    let form = Form::new(compute, cpu.simd());
+    let mut inputs = Inputs::new(cpu, form, x, k);
+    let streamed = inputs.as_mut().map(Inputs::get);
     let grouped = Grouped::new(experts_ta, num_experts, scratch);
-    let grid = Grid::new(Blocking::guess(grouped.typical_rows(cpu), n, k, cpu), n, cpu);
+    let grid = Grid::new(Blocking::guess(grouped.typical_rows(cpu), n, form.steps(k), cpu), n, cpu);
     let panels = n.div_ceil(LANES);
     let streams = |rows: &[u32]| {
-        weight.layout == Layout::Panel && !rows.is_empty() && rows.len() <= STREAM_TOKENS_MAX
+        weight.layout == Layout::Panel
+            && streamed.is_some()
+            && !rows.is_empty()
+            && rows.len() <= STREAM_TOKENS_MAX
     };
     let stream = |expert: usize, rows| StreamProduct {
-        x_tk: x,
+        x: streamed.unwrap_or_default(),
+        form,
         rows: WeightRows::part(weight, expert, n),
         start: Start::Zero,
         t: <[u32]>::len(rows),
@@ -286,9 +299,10 @@ pub fn expert_matmul(cpu: &Cpu, args: ExpertMatmul<'_>) {
                 list: RowList { entries: rows, divisor },
             },
             right: Right::Outputs(WeightRows::part(weight, expert, n)),
+            form,
             rows: rows.len(),
             columns: n,
-            contraction: Contraction::Chain(k),
+            contraction: Contraction::Chain(form.steps(k)),
             start: Start::Zero,
             out_first: 0,
             out_stride: n,
@@ -317,6 +331,7 @@ pub fn expert_matmul_dx(cpu: &Cpu, args: ExpertMatmulDx<'_>) {
         let product = Product {
             left: Left::ListedRows { values: dy_tan, stride: n, list },
             right: Right::Inputs(WeightRows::part(weight, expert, n)),
+            form: Form::Floats,
             rows: rows.len(),
             columns: k,
             contraction: Contraction::Chain(n),
@@ -373,6 +388,7 @@ pub fn expert_matmul_dw(cpu: &Cpu, args: ExpertMatmulDw<'_>) {
                     stride: k,
                     list: RowList { entries, divisor },
                 },
+                form: Form::Floats,
                 rows: n,
                 columns: k,
                 contraction: Contraction::RowBlocks {
@@ -397,8 +413,12 @@ pub fn expert_matmul_reference(args: ExpertMatmul<'_>) {
         let x_k = &args.x[row / divisor * k..][..k];
         for output in 0..n {
             let weight = |input| args.weight.value(expert as usize * n + output, input);
-            args.y_tan[row * n + output] =
-                (0..k).fold(0.0, |sum, input| x_k[input].mul_add(weight(input), sum));
+            args.y_tan[row * n + output] = match args.compute {
+                Compute::F32 => {
+                    (0..k).fold(0.0, |sum, input| x_k[input].mul_add(weight(input), sum))
+                }
+                Compute::Bf16 => bf16_chain(0.0, k, |input| x_k[input], weight),
+            };
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Each head has its own `[o][i]` weight; the chains are those of [`super::matmul`].
 
+use super::arithmetic::Form;
 use super::blocking::Blocking;
 use super::pack::{Left, Right};
 use super::product::{self, Contraction, Product, Start};
@@ -111,6 +112,7 @@ pub fn head_matmul(cpu: &Cpu, args: HeadMatmul<'_>) {
         .map(|head| Product {
             left: Left::Rows { values: head_of(x_thi, head * inputs), stride: heads * inputs },
             right: Right::Outputs(head_weight(w_hoi, head, outputs, inputs)),
+            form: Form::Floats,
             rows: t,
             columns: outputs,
             contraction: Contraction::Chain(inputs),
@@ -132,6 +134,7 @@ pub fn head_matmul_dx(cpu: &Cpu, args: HeadMatmulDx<'_>) {
         .map(|head| Product {
             left: Left::Rows { values: head_of(dy_tho, head * outputs), stride: heads * outputs },
             right: Right::Inputs(head_weight(w_hoi, head, outputs, inputs)),
+            form: Form::Floats,
             rows: t,
             columns: inputs,
             contraction: Contraction::Chain(outputs),
@@ -159,6 +162,7 @@ pub fn head_matmul_dw(cpu: &Cpu, args: HeadMatmulDw<'_>) {
         .map(|head| Product {
             left: Left::Steps { values: head_of(dy_tho, head * outputs), stride: heads * outputs },
             right: Right::Matrix { values: head_of(x_thi, head * inputs), stride: heads * inputs },
+            form: Form::Floats,
             rows: outputs,
             columns: inputs,
             contraction: Contraction::TokenBlocks { t, row_tokens: args.row_tokens },

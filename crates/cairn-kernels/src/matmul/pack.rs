@@ -15,12 +15,15 @@ use crate::simd::{F32x16, Kernel, LANES};
 const PANEL_GROUP: usize = 4;
 
 /// The stored elements of a matrix, sixteen at a time.
-pub(super) trait Elements: Copy {
+pub(super) trait Elements: Columns {
     /// Elements (`row`, `column`) … (`row`, `column + count - 1`) of a row-major matrix, zeros
     /// after them. `column` is a multiple of 16, `count` at most 16.
     fn row<V: F32x16>(self, row: usize, column: usize, count: usize) -> V;
+}
 
-    /// Column `column` of panel `panel` of a matrix in panels.
+/// The columns of a matrix in panels.
+pub(super) trait Columns: Copy {
+    /// Column `column` of panel `panel`.
     ///
     /// # Safety
     /// - The matrix has that panel and that column.
@@ -49,8 +52,19 @@ pub(super) struct F32Elements<'a> {
 /// bf16 bits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bf16Elements<'a> {
-    values: &'a [u16],
-    stride: usize,
+    pub(super) values: &'a [u16],
+    pub(super) stride: usize,
+}
+
+impl<'a> Bf16Elements<'a> {
+    /// # Panics
+    /// If the weight is not stored as bf16.
+    pub(super) fn new(rows: &WeightRows<'a>) -> Self {
+        let WeightRows { weight, first, .. } = rows;
+        assert_eq!(weight.encoding, Encoding::Bf16, "a weight of bf16 values");
+        // Rows of both layouts take k elements, so the first one starts at the same place.
+        Self { values: &weight.u16s()[first * weight.k..], stride: weight.k }
+    }
 }
 
 /// Signed bytes with a scale for each block of a row.
@@ -96,6 +110,9 @@ impl Elements for F32Elements<'_> {
             V::load_partial(&self.values[start..start + count], 0.0)
         }
     }
+}
+
+impl Columns for F32Elements<'_> {
     #[inline(always)]
     unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
         let start = (panel * self.stride + column) * LANES;
@@ -118,6 +135,9 @@ impl Elements for Bf16Elements<'_> {
             V::from_bf16(&padded(self.values, start, count))
         }
     }
+}
+
+impl Columns for Bf16Elements<'_> {
     #[inline(always)]
     unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
         let start = (panel * self.stride + column) * LANES;
@@ -142,6 +162,9 @@ impl Elements for Q8Elements<'_> {
         };
         V::from_i8(&bytes) * V::splat(scale)
     }
+}
+
+impl Columns for Q8Elements<'_> {
     #[inline(always)]
     unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
         let start = (panel * self.stride + column) * LANES;
@@ -175,7 +198,7 @@ pub(super) fn visit<X: ElementsVisitor>(rows: &WeightRows<'_>, visitor: X) -> X:
     let start = first * stride;
     match weight.encoding {
         Encoding::F32 => visitor.visit(F32Elements { values: &weight.f32s()[start..], stride }),
-        Encoding::Bf16 => visitor.visit(Bf16Elements { values: &weight.u16s()[start..], stride }),
+        Encoding::Bf16 => visitor.visit(Bf16Elements::new(rows)),
         Encoding::Q8 => {
             let scales = &weight.scales()[first * stride.div_ceil(Q8_BLOCK)..];
             let values = &weight.i8s()[start..];
@@ -240,7 +263,19 @@ fn walk_weight(rows: &WeightRows<'_>, outputs: &Range<usize>, inputs: &Range<usi
     }
 }
 
-impl Left<'_> {
+impl<'a> Left<'a> {
+    /// The values that row `row` lies among, and its first. Not for an operand by steps.
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> (&'a [f32], usize) {
+        match self {
+            Left::Rows { values, stride } => (values, row * stride),
+            Left::ListedRows { values, stride, list } => (values, list.at(row) * stride),
+            Left::Steps { .. } | Left::ListedSteps { .. } => {
+                unreachable!("the operand lies by steps")
+            }
+        }
+    }
+
     /// Walks what [`PackLeft`] will read for these rows and steps.
     pub(super) fn walk(&self, rows: &Range<usize>, steps: &Range<usize>) -> Walk {
         match self {

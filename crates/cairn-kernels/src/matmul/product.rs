@@ -10,8 +10,12 @@
 
 use std::ops::Range;
 
+use super::arithmetic::{
+    Arithmetic, Form, Fused, LeastMagnitudes, PairDot, PairFlushed, PairFused, starts_normal,
+};
 use super::blocking::Blocking;
 use super::pack::{Left, PackLeft, Right, pack_right};
+use super::pack_bf16::{PackLeftPairs, PackRightPairs, Settle};
 use super::reference::{row_blocks, token_blocks};
 use super::rows::RowList;
 use super::tile::{
@@ -98,6 +102,8 @@ impl Contraction<'_> {
 pub(super) struct Product<'a> {
     pub(super) left: Left<'a>,
     pub(super) right: Right<'a>,
+    /// How the operands are packed. Anything but floats is a forward product by a bf16 weight.
+    pub(super) form: Form,
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) contraction: Contraction<'a>,
@@ -116,6 +122,27 @@ impl Product<'_> {
     fn row_start(&self, row: usize) -> usize {
         let row = self.out_rows.map_or(row, |rows| rows[row] as usize);
         self.out_first + row * self.out_stride
+    }
+
+    /// What these steps contract, in both operands.
+    #[inline(always)]
+    fn inputs(&self, steps: &Range<usize>) -> Range<usize> {
+        match (self.form, &self.right) {
+            (Form::Pairs, Right::Outputs(rows)) => {
+                2 * steps.start..rows.weight.k.min(2 * steps.end)
+            }
+            _ => steps.clone(),
+        }
+    }
+
+    /// Whether chains that are summed as floats need no care for subnormal numbers, as far as their
+    /// starts are concerned.
+    fn starts_normal(&self, columns: &Range<usize>) -> bool {
+        match self.start {
+            Start::Zero => true,
+            Start::Bias(bias) => starts_normal(&bias[columns.clone()]),
+            Start::Keep => false,
+        }
     }
 }
 
@@ -156,17 +183,18 @@ impl Kernel for Region<'_> {
     fn run<V: F32x16>(self) {
         let Self { product, out, rows, columns, steps_max, scratch } = self;
         let [right, left, stage] = scratch.f32_parts([RIGHT_FLOATS_MAX, LEFT_FLOATS, STAGE_FLOATS]);
+        let mut is_normal = product.form != Form::Bf16Floats || product.starts_normal(&columns);
         product.contraction.for_each_block(steps_max, |steps, next, is_first| {
             let panels = columns.len().div_ceil(LANES);
             let packed = &mut right[..panels * LANES * steps.len()];
-            pack_right::<V>(&product.right, columns.clone(), steps.clone(), packed);
+            let least = pack_block::<V>(product, columns.clone(), steps.clone(), packed);
             // After the last block, the first one of the next columns: whoever has a task to go on with
             // likely begins there.
             let walk = if next.is_empty() {
                 let end = product.columns.min(columns.end + columns.len());
-                product.right.walk(&(columns.end..end), &(0..steps.len()))
+                product.right.walk(&(columns.end..end), &product.inputs(&(0..steps.len())))
             } else {
-                product.right.walk(&columns, &next)
+                product.right.walk(&columns, &product.inputs(&next))
             };
             let mut block = Block {
                 product,
@@ -176,17 +204,46 @@ impl Kernel for Region<'_> {
                 next_steps: next,
                 is_first,
                 right: packed,
+                least,
                 walks: [walk; 2],
             };
-            match product.left {
-                Left::Rows { .. } | Left::ListedRows { .. } => {
-                    block.run::<V, false>(rows.clone(), left, stage);
+            let rows = rows.clone();
+            match (product.form, product.left) {
+                (Form::Pairs, _) => block.run::<V, PairDot, false>(rows, left, stage),
+                (Form::Bf16Floats, _) => {
+                    is_normal = block.run_bf16_floats::<V>(rows, left, stage, is_normal);
                 }
-                Left::Steps { .. } | Left::ListedSteps { .. } => {
-                    block.run::<V, true>(rows.clone(), left, stage);
+                (Form::Floats, Left::Rows { .. } | Left::ListedRows { .. }) => {
+                    block.run::<V, Fused, false>(rows, left, stage);
+                }
+                (Form::Floats, Left::Steps { .. } | Left::ListedSteps { .. }) => {
+                    block.run::<V, Fused, true>(rows, left, stage);
                 }
             }
         });
+    }
+}
+
+/// Packs a block of the right operand. Gives the smallest magnitude in it where that matters.
+#[inline(always)]
+fn pack_block<V: F32x16>(
+    product: &Product<'_>,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    packed: &mut [f32],
+) -> f32 {
+    match (product.form, &product.right) {
+        (Form::Pairs, Right::Outputs(rows)) => {
+            V::call(PackRightPairs { rows, columns, steps, panels: packed });
+            f32::INFINITY
+        }
+        (form, right) => {
+            pack_right::<V>(right, columns, steps, packed);
+            match form {
+                Form::Bf16Floats => V::call(Settle::<false> { packed }),
+                Form::Floats | Form::Pairs => f32::INFINITY,
+            }
+        }
     }
 }
 
@@ -199,13 +256,15 @@ struct Block<'a> {
     next_steps: Range<usize>,
     is_first: bool,
     right: &'a [f32],
+    /// The smallest magnitude other than 0 in `right`, where the form asks for it.
+    least: f32,
     /// What to ask memory for while multiplying: the next left rows and the next right block.
     walks: [Walk; 2],
 }
 
 impl Block<'_> {
     #[inline(always)]
-    fn run<V: F32x16, const BY_STEPS: bool>(
+    fn run<V: F32x16, A: Arithmetic, const BY_STEPS: bool>(
         &mut self,
         all_rows: Range<usize>,
         left: &mut [f32],
@@ -213,27 +272,84 @@ impl Block<'_> {
     ) {
         for first in all_rows.clone().step_by(V::TILE.1) {
             let rows = first..all_rows.end.min(first + V::TILE.1);
-            if rows.end < all_rows.end {
-                // The next rows of this block; after the last, the first of the next block.
-                let next = rows.end..all_rows.end.min(rows.end + V::TILE.1);
-                self.walks[0] = self.product.left.walk(&next, &self.steps);
+            let tile_rows = self.pack_left::<V, A>(&rows, &all_rows, left);
+            self.tiles::<V, A, BY_STEPS>(&rows, tile_rows, left, stage);
+        }
+    }
+
+    /// A block of a bf16 product by multiply-adds. The chains go on from multiples of 2^−126 if
+    /// `is_normal`; gives whether they still are. Once they might not be, they are flushed.
+    #[inline(always)]
+    fn run_bf16_floats<V: F32x16>(
+        &mut self,
+        all_rows: Range<usize>,
+        left: &mut [f32],
+        stage: &mut [f32],
+        is_normal: bool,
+    ) -> bool {
+        let mut stays_normal = is_normal;
+        for first in all_rows.clone().step_by(V::TILE.1) {
+            let rows = first..all_rows.end.min(first + V::TILE.1);
+            let tile_rows = self.pack_left::<V, PairFused>(&rows, &all_rows, left);
+            let mut x = f32::INFINITY;
+            for row in left.chunks_mut(LEFT_ROW_STRIDE).take(tile_rows) {
+                let packed = &mut row[..self.steps.len()];
+                x = x.min(V::call(Settle::<true> { packed }));
+            }
+            if is_normal && (LeastMagnitudes { x, w: self.least }).keep_normal() {
+                self.tiles::<V, PairFused, false>(&rows, tile_rows, left, stage);
             } else {
-                let next = all_rows.start..all_rows.end.min(all_rows.start + V::TILE.1);
-                self.walks[0] = self.product.left.walk(&next, &self.next_steps);
+                self.tiles::<V, PairFlushed, false>(&rows, tile_rows, left, stage);
+                stays_normal = false;
             }
-            let tile_rows = tile_rows::<V>(rows.len());
-            let (source, steps) = (self.product.left, self.steps.clone());
-            let packed = &mut *left;
-            V::call(PackLeft { left: source, rows: rows.clone(), steps, tile_rows, packed });
-            for column in (0..self.columns.len()).step_by(V::TILE.0 * LANES) {
-                self.tile::<V, BY_STEPS>(rows.clone(), tile_rows, column, left, stage);
-            }
+        }
+        stays_normal
+    }
+
+    /// Packs the left rows of some tiles, and gives how many there are with those that fill them up.
+    #[inline(always)]
+    fn pack_left<V: F32x16, A: Arithmetic>(
+        &mut self,
+        rows: &Range<usize>,
+        all_rows: &Range<usize>,
+        left: &mut [f32],
+    ) -> usize {
+        let (product, steps) = (self.product, &self.steps);
+        self.walks[0] = if rows.end < all_rows.end {
+            // The next rows of this block; after the last, the first of the next block.
+            let next = rows.end..all_rows.end.min(rows.end + V::TILE.1);
+            product.left.walk(&next, &product.inputs(steps))
+        } else {
+            let next = all_rows.start..all_rows.end.min(all_rows.start + V::TILE.1);
+            product.left.walk(&next, &product.inputs(&self.next_steps))
+        };
+        let tile_rows = tile_rows::<V>(rows.len());
+        let (source, rows, packed) = (product.left, rows.clone(), left);
+        if product.form == Form::Pairs {
+            let inputs = product.inputs(steps);
+            A::call::<V, _>(PackLeftPairs { left: source, rows, inputs, tile_rows, packed });
+        } else {
+            V::call(PackLeft { left: source, rows, steps: steps.clone(), tile_rows, packed });
+        }
+        tile_rows
+    }
+
+    #[inline(always)]
+    fn tiles<V: F32x16, A: Arithmetic, const BY_STEPS: bool>(
+        &mut self,
+        rows: &Range<usize>,
+        tile_rows: usize,
+        left: &[f32],
+        stage: &mut [f32],
+    ) {
+        for column in (0..self.columns.len()).step_by(V::TILE.0 * LANES) {
+            self.tile::<V, A, BY_STEPS>(rows.clone(), tile_rows, column, left, stage);
         }
     }
 
     /// One tile, `column` columns after the block's first.
     #[inline(always)]
-    fn tile<V: F32x16, const BY_STEPS: bool>(
+    fn tile<V: F32x16, A: Arithmetic, const BY_STEPS: bool>(
         &mut self,
         rows: Range<usize>,
         tile_rows: usize,
@@ -262,7 +378,7 @@ impl Block<'_> {
         if rows.len() == tile_rows && columns == vectors * LANES && out_rows.is_none() {
             // SAFETY: operands are packed for this tile; the whole tile lies in the output, in this
             // task's rows and columns; the bias covers the columns; the walks are this block's.
-            unsafe { run_tile::<V, BY_STEPS>(tile_rows, vectors, args) };
+            unsafe { run_tile::<V, A, BY_STEPS>(tile_rows, vectors, args) };
             return;
         }
         if !matches!((begin, finish), (Begin::Zero, Finish::Store | Finish::FoldIntoZero)) {
@@ -272,7 +388,7 @@ impl Block<'_> {
         args.out_stride = STAGE_STRIDE;
         args.begin = if matches!(begin, Begin::Bias(_)) { Begin::Keep } else { begin };
         // SAFETY: as above, with the stage as the output: it holds the largest tile.
-        unsafe { run_tile::<V, BY_STEPS>(tile_rows, vectors, args) };
+        unsafe { run_tile::<V, A, BY_STEPS>(tile_rows, vectors, args) };
         for (i, row) in rows.enumerate() {
             let start = self.product.row_start(row) + first;
             // SAFETY: these columns of this row belong to this task.

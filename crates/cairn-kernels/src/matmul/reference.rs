@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::rows::RowList;
 use super::{BiasGrad, Matmul, MatmulDw, MatmulDx};
 use crate::TOKEN_BLOCK;
+use crate::compute::{Compute, bf16_chain};
 use crate::encoding::Weight;
 
 /// The token blocks of `t` tokens in batch rows of `row_tokens`: at most [`TOKEN_BLOCK`] long, the
@@ -40,15 +41,18 @@ pub(super) fn row_blocks(
 /// Defines [`matmul`](super::matmul): plain loops in the canonical order.
 pub fn matmul_reference(args: Matmul<'_>) {
     args.check();
-    let Matmul { x_tk, weight, bias_n, y_tn, t, accumulate } = args;
+    let Matmul { x_tk, weight, bias_n, y_tn, t, accumulate, compute } = args;
     let Weight { n, k, .. } = weight;
     for token in 0..t {
         for output in 0..n {
             let y = &mut y_tn[token * n + output];
             let start = if accumulate { *y } else { bias_n.map_or(0.0, |bias| bias[output]) };
-            *y = (0..k).fold(start, |sum, input| {
-                x_tk[token * k + input].mul_add(weight.value(output, input), sum)
-            });
+            let x = |input: usize| x_tk[token * k + input];
+            let w = |input: usize| weight.value(output, input);
+            *y = match compute {
+                Compute::F32 => (0..k).fold(start, |sum, input| x(input).mul_add(w(input), sum)),
+                Compute::Bf16 => bf16_chain(start, k, x, w),
+            };
         }
     }
 }

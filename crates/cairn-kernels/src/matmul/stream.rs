@@ -4,13 +4,18 @@
 //! weight's bytes cost. Several panels at a time cover the latency of one chain and keep several
 //! streams of the memory system busy. The chains are those of the blocked product, bit for bit.
 
+use std::cell::RefMut;
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::pack::{Elements, ElementsVisitor, visit};
+use super::arithmetic::{Arithmetic, Form, Fused, PairDot, PairFlushed};
+use super::pack::{Bf16Elements, Columns, Elements, ElementsVisitor, visit};
+use super::pack_bf16::{FlushedColumns, PairColumns, RoundRowsToPairs, RoundToBf16};
 use super::product::Start;
 use super::rows::{RowList, WeightRows};
 use crate::cpu::{Cpu, SharedSlice};
 use crate::isa::Simd;
+use crate::pool::{SCRATCH_BYTES, Scratch};
 use crate::simd::{F32x16, Kernel, LANES, dispatch};
 
 /// Tokens up to which panels are streamed: beyond, packing pays.
@@ -24,7 +29,9 @@ const AHEAD: usize = 32;
 
 /// A forward product over a weight in panels.
 pub(super) struct StreamProduct<'a> {
-    pub(super) x_tk: &'a [f32],
+    /// Rows of inputs as the form's steps, from [`Inputs`].
+    pub(super) x: &'a [f32],
+    pub(super) form: Form,
     pub(super) rows: WeightRows<'a>,
     pub(super) start: Start<'a>,
     pub(super) t: usize,
@@ -57,9 +64,64 @@ impl StreamProduct<'_> {
 
     /// Computes the panels of one task. No other task has them.
     pub(super) fn run_part(&self, simd: Simd, y: &SharedSlice<'_, f32>, panels: Range<usize>) {
-        let Range { start: first, end: last } = panels;
-        visit(&self.rows, Panels { product: self, y, first, last, simd });
+        let task = Task { product: self, y, panels, simd };
+        match self.form {
+            Form::Floats => visit(&self.rows, task),
+            Form::Pairs => task.run::<_, PairDot>(PairColumns(Bf16Elements::new(&self.rows))),
+            Form::Bf16Floats => {
+                task.run::<_, PairFlushed>(FlushedColumns(Bf16Elements::new(&self.rows)));
+            }
+        }
     }
+}
+
+/// The inputs of a streamed product as its form wants them: rounded once for all tasks.
+pub(super) struct Inputs<'a> {
+    x: &'a [f32],
+    rounded: Option<(RefMut<'a, Scratch>, usize)>,
+}
+
+impl<'a> Inputs<'a> {
+    /// `None` where rounded inputs are more than the scratch memory holds.
+    pub(super) fn new(cpu: &'a Cpu, form: Form, x: &'a [f32], k: usize) -> Option<Self> {
+        if form == Form::Floats {
+            return Some(Self { x, rounded: None });
+        }
+        let len = x.len().checked_div(k).unwrap_or(0) * form.steps(k);
+        if len > SCRATCH_BYTES / size_of::<f32>() {
+            return None;
+        }
+        let mut scratch = cpu.partials();
+        let target = scratch.f32s(len);
+        match form {
+            Form::Pairs => dispatch_call::<PairDot, _>(
+                cpu.simd(),
+                RoundRowsToPairs { x_tk: x, k, pairs: target },
+            ),
+            _ => dispatch(cpu.simd(), RoundToBf16 { x, y: target }),
+        }
+        Some(Self { x, rounded: Some((scratch, len)) })
+    }
+
+    pub(super) fn get(&mut self) -> &[f32] {
+        match &mut self.rounded {
+            Some((scratch, len)) => scratch.f32s(*len),
+            None => self.x,
+        }
+    }
+}
+
+/// Runs a kernel as an arithmetic's kernels run.
+fn dispatch_call<A: Arithmetic, K: Kernel>(simd: Simd, kernel: K) -> K::Output {
+    struct Called<A, K>(K, PhantomData<A>);
+    impl<A: Arithmetic, K: Kernel> Kernel for Called<A, K> {
+        type Output = K::Output;
+        #[inline(always)]
+        fn run<V: F32x16>(self) -> K::Output {
+            A::call::<V, K>(self.0)
+        }
+    }
+    dispatch(simd, Called(kernel, PhantomData::<A>))
 }
 
 /// Computes the product, panels shared out over the threads.
@@ -77,33 +139,38 @@ pub(super) fn run(cpu: &Cpu, product: &StreamProduct<'_>, y_tn: &mut [f32]) {
     });
 }
 
-/// The panels of one task, before their encoding is known.
-struct Panels<'a> {
+/// The panels of one task, before it is known how they are read.
+struct Task<'a> {
     product: &'a StreamProduct<'a>,
     y: &'a SharedSlice<'a, f32>,
-    first: usize,
-    last: usize,
+    panels: Range<usize>,
     simd: Simd,
 }
 
-impl ElementsVisitor for Panels<'_> {
+impl Task<'_> {
+    fn run<C: Columns, A: Arithmetic>(self, columns: C) {
+        let Self { product, y, panels, simd } = self;
+        dispatch(simd, Part { columns, product, y, panels, arithmetic: PhantomData::<A> });
+    }
+}
+
+impl ElementsVisitor for Task<'_> {
     type Output = ();
     fn visit<E: Elements>(self, elements: E) {
-        let Self { product, y, first, last, simd } = self;
-        dispatch(simd, Part { elements, product, y, first, last });
+        self.run::<E, Fused>(elements);
     }
 }
 
 /// The panels of one task.
-struct Part<'a, E> {
-    elements: E,
+struct Part<'a, C, A> {
+    columns: C,
     product: &'a StreamProduct<'a>,
     y: &'a SharedSlice<'a, f32>,
-    first: usize,
-    last: usize,
+    panels: Range<usize>,
+    arithmetic: PhantomData<A>,
 }
 
-impl<E: Elements> Kernel for Part<'_, E> {
+impl<C: Columns, A: Arithmetic> Kernel for Part<'_, C, A> {
     type Output = ();
 
     #[inline(always)]
@@ -127,19 +194,20 @@ impl<E: Elements> Kernel for Part<'_, E> {
     }
 }
 
-impl<E: Elements> Part<'_, E> {
+impl<C: Columns, A: Arithmetic> Part<'_, C, A> {
     #[inline(always)]
     fn groups<V: F32x16, const ROWS: usize, const VECS: usize>(&self) {
-        for panel in (self.first..self.last).step_by(VECS) {
+        for panel in self.panels.clone().step_by(VECS) {
             for token in (0..self.product.t).step_by(ROWS) {
-                V::call(Group::<E, ROWS, VECS> {
-                    elements: self.elements,
+                A::call::<V, _>(Group::<C, A, ROWS, VECS> {
+                    columns: self.columns,
                     product: self.product,
                     y: self.y,
                     panel,
-                    panels: VECS.min(self.last - panel),
+                    panels: VECS.min(self.panels.end - panel),
                     token,
                     tokens: ROWS.min(self.product.t - token),
+                    arithmetic: PhantomData,
                 });
             }
         }
@@ -147,58 +215,81 @@ impl<E: Elements> Part<'_, E> {
 }
 
 /// Up to `VECS` panels times up to `ROWS` tokens. Missing ones repeat the last and are not stored.
-struct Group<'a, E, const ROWS: usize, const VECS: usize> {
-    elements: E,
+struct Group<'a, C, A, const ROWS: usize, const VECS: usize> {
+    columns: C,
     product: &'a StreamProduct<'a>,
     y: &'a SharedSlice<'a, f32>,
     panel: usize,
     panels: usize,
     token: usize,
     tokens: usize,
+    arithmetic: PhantomData<A>,
 }
 
-impl<E: Elements, const ROWS: usize, const VECS: usize> Kernel for Group<'_, E, ROWS, VECS> {
+impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Kernel
+    for Group<'_, C, A, ROWS, VECS>
+{
     type Output = ();
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let k = self.product.rows.weight.k;
+        let steps = self.product.form.steps(self.product.rows.weight.k);
         let x: [*const f32; ROWS] = std::array::from_fn(|i| {
             let row = self.product.input_row(self.token + i.min(self.tokens - 1));
-            self.product.x_tk[row * k..(row + 1) * k].as_ptr()
+            self.product.x[row * steps..(row + 1) * steps].as_ptr()
         });
         let panels: [usize; VECS] = std::array::from_fn(|j| self.panel + j.min(self.panels - 1));
         let mut sums = self.begin::<V>();
-        let mut column = 0;
-        while column < k {
+        let mut step = 0;
+        while step < steps {
             for &panel in &panels {
-                self.elements.prefetch::<V>(panel, column + AHEAD);
+                self.columns.prefetch::<V>(panel, step + AHEAD);
             }
-            let until = k.min(column + 4);
-            while column < until {
-                let mut lanes = [V::zero(); VECS];
-                for (lane, &panel) in lanes.iter_mut().zip(&panels) {
-                    // SAFETY: the weight has `panel` (below its last) and `column` (below k).
-                    *lane = unsafe { self.elements.lanes(panel, column) };
+            let until = steps.min(step + 4);
+            while step + A::TOGETHER <= until {
+                for i in (0..A::TOGETHER).rev() {
+                    self.step::<V>(&panels, &x, step + i, &mut sums);
                 }
-                for (row, x) in sums.iter_mut().zip(x) {
-                    // SAFETY: `x` points to a row of k floats.
-                    let x = V::splat(unsafe { *x.wrapping_add(column) });
-                    for (sum, lane) in row.iter_mut().zip(lanes) {
-                        *sum = x.mul_add(lane, *sum);
-                    }
-                }
-                column += 1;
+                step += A::TOGETHER;
+            }
+            if step < until {
+                // The last input is the first of a pair whose second is zero: −0 becomes 0.
+                sums.iter_mut().flatten().for_each(|sum| *sum = *sum + V::zero());
+                self.step::<V>(&panels, &x, step, &mut sums);
+                step += 1;
             }
         }
         self.finish(&sums);
     }
 }
 
-impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS> {
+impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Group<'_, C, A, ROWS, VECS> {
+    /// One step of all chains.
+    #[inline(always)]
+    fn step<V: F32x16>(
+        &self,
+        panels: &[usize; VECS],
+        x: &[*const f32; ROWS],
+        step: usize,
+        sums: &mut [[V; VECS]; ROWS],
+    ) {
+        let mut lanes = [V::zero(); VECS];
+        for (lane, &panel) in lanes.iter_mut().zip(panels) {
+            // SAFETY: the weight has `panel` (below its last) and the columns of `step`.
+            *lane = unsafe { self.columns.lanes(panel, step) };
+        }
+        for (row, x) in sums.iter_mut().zip(x) {
+            // SAFETY: `x` points to a row of as many floats as there are steps.
+            let x = V::splat(unsafe { *x.wrapping_add(step) });
+            for (sum, lane) in row.iter_mut().zip(lanes) {
+                *sum = A::step(x, lane, *sum);
+            }
+        }
+    }
+
     /// The output's columns of panel `j`, and how many there are.
     #[inline(always)]
-    fn columns(&self, j: usize) -> (usize, usize) {
+    fn outputs_of(&self, j: usize) -> (usize, usize) {
         let first = (self.panel + j) * LANES;
         (first, LANES.min(self.product.rows.n - first))
     }
@@ -206,7 +297,7 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS>
     /// Where the outputs of token `i` and panel `j` lie.
     #[inline(always)]
     fn outputs(&self, i: usize, j: usize) -> Range<usize> {
-        let (first, count) = self.columns(j);
+        let (first, count) = self.outputs_of(j);
         let row = self.product.output_row(self.token + i);
         let start = row * self.product.rows.n + first;
         start..start + count
@@ -220,13 +311,13 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS>
                 match self.product.start {
                     Start::Zero => {}
                     Start::Bias(bias) => {
-                        let (first, count) = self.columns(j);
-                        *sum = V::load_partial(&bias[first..first + count], 0.0);
+                        let (first, count) = self.outputs_of(j);
+                        *sum = A::begin(V::load_partial(&bias[first..first + count], 0.0));
                     }
                     Start::Keep => {
                         // SAFETY: these panels' columns belong to this task alone.
                         let outputs = unsafe { self.y.slice_mut(self.outputs(i, j)) };
-                        *sum = V::load_partial(outputs, 0.0);
+                        *sum = A::begin(V::load_partial(outputs, 0.0));
                     }
                 }
             }
@@ -239,7 +330,7 @@ impl<E: Elements, const ROWS: usize, const VECS: usize> Group<'_, E, ROWS, VECS>
         for (i, row) in sums.iter().enumerate().take(self.tokens) {
             for (j, &sum) in row.iter().enumerate().take(self.panels) {
                 // SAFETY: these panels' columns belong to this task alone.
-                sum.store_partial(unsafe { self.y.slice_mut(self.outputs(i, j)) });
+                A::finish(sum).store_partial(unsafe { self.y.slice_mut(self.outputs(i, j)) });
             }
         }
     }

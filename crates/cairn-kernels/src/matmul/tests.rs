@@ -32,10 +32,18 @@ pub(super) struct Stored {
 
 impl Stored {
     pub(super) fn new(encoding: Encoding, layout: Layout, n: usize, k: usize, seed: u32) -> Self {
+        Self::of((encoding, layout), (n, k), &values(n * k, seed))
+    }
+
+    pub(super) fn of(
+        (encoding, layout): (Encoding, Layout),
+        (n, k): (usize, usize),
+        values_nk: &[f32],
+    ) -> Self {
         let bytes = Weight::stored_bytes(encoding, layout, n, k);
         let mut storage = vec![0.0; bytes.div_ceil(4)];
         let target = &mut bytes_of_mut(&mut storage)[..bytes];
-        encode((encoding, layout), (n, k), &values(n * k, seed), target);
+        encode((encoding, layout), (n, k), values_nk, target);
         Self { encoding, layout, n, k, storage }
     }
 
@@ -47,7 +55,7 @@ impl Stored {
 }
 
 /// Every instruction set of the machine, with one and two threads.
-fn cpus() -> Vec<Cpu> {
+pub(super) fn cpus() -> Vec<Cpu> {
     let pairs = Isa::supported().into_iter().flat_map(|isa| [(isa, 1), (isa, 2)]);
     pairs.map(|(isa, threads)| Cpu::new(isa, threads)).collect()
 }
@@ -59,13 +67,23 @@ pub(super) fn bits(values: &[f32]) -> Vec<u32> {
 /// Runs the reference (no processor) and the kernel on every processor handle, from the same
 /// `initial` output, and compares.
 pub(super) fn check(initial: &[f32], run: impl Fn(Option<&Cpu>, &mut [f32])) {
+    check_on(cpus(), initial, run);
+}
+
+/// As [`check`], on these handles.
+pub(super) fn check_on(
+    cpus: impl IntoIterator<Item = Cpu>,
+    initial: &[f32],
+    run: impl Fn(Option<&Cpu>, &mut [f32]),
+) {
     let mut expected = initial.to_vec();
     run(None, &mut expected);
-    for cpu in cpus() {
+    for cpu in cpus {
         let mut found = initial.to_vec();
         run(Some(&cpu), &mut found);
         let first = bits(&found).iter().zip(bits(&expected)).position(|(a, b)| *a != b);
-        assert_eq!(first, None, "{} with {} threads", cpu.isa(), cpu.threads());
+        let by = if cpu.has_bf16_instruction() { " with its bf16 instruction" } else { "" };
+        assert_eq!(first, None, "{}{by}, {} threads", cpu.isa(), cpu.threads());
     }
 }
 
@@ -74,7 +92,7 @@ fn any_weight_form() -> impl Strategy<Value = (Encoding, Layout)> {
 }
 
 /// Small sizes often, and some beyond one block of steps, columns or rows.
-fn any_size(max: usize) -> impl Strategy<Value = usize> {
+pub(super) fn any_size(max: usize) -> impl Strategy<Value = usize> {
     prop_oneof![0..4_usize, 10..40_usize, 0..max]
 }
 
@@ -95,7 +113,7 @@ proptest! {
         check(&initial, |cpu, y_tn| {
             let args = Matmul {
             x_tk: &x_tk, weight: stored.weight(), bias_n: (start == 2).then_some(&bias[..]),
-            y_tn, t, accumulate,
+            y_tn, t, accumulate, compute: Compute::F32,
         };
             match cpu {
                 None => matmul_reference(args),
@@ -203,8 +221,8 @@ proptest! {
         let (x_tk, bias) = (values(t * k, seed + 1), values(n, seed + 2));
         let (accumulate, bias_n) = (start == 1, (start == 2).then_some(&bias[..]));
         check(&values(t * n, seed + 3), |cpu, y_tn| {
-            let args =
-                Matmul { x_tk: &x_tk, weight: stored.weight(), bias_n, y_tn, t, accumulate };
+            let (weight, compute) = (stored.weight(), Compute::F32);
+            let args = Matmul { x_tk: &x_tk, weight, bias_n, y_tn, t, accumulate, compute };
             run!(cpu, matmul, matmul_reference, args);
         });
     }
@@ -220,7 +238,8 @@ fn large_products_are_the_reference() {
     let mut expected = vec![0.0; t * n];
     let mut found = values(t * n, 1);
     fn args<'a>(x_tk: &'a [f32], weight: Weight<'a>, t: usize, y_tn: &'a mut [f32]) -> Matmul<'a> {
-        Matmul { x_tk, weight, bias_n: None, y_tn, t, accumulate: false }
+        let compute = Compute::F32;
+        Matmul { x_tk, weight, bias_n: None, y_tn, t, accumulate: false, compute }
     }
     matmul_reference(args(&x_tk, stored.weight(), t, &mut expected));
     matmul(&cpu, args(&x_tk, stored.weight(), t, &mut found));

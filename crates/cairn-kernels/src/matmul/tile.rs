@@ -3,8 +3,10 @@
 //! Cost of the AVX-512 tile of 14 × 32, for each step of the contraction: 28 fused multiply-adds,
 //! 2 loads of packed columns and 14 broadcasts, so arithmetic bounds it with room to spare.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::arithmetic::Arithmetic;
 use crate::simd::{F32x16, Kernel, LANES};
 
 /// Floats between two packed rows. 25 cache lines: the rows of a tile spread over all cache sets.
@@ -126,48 +128,85 @@ pub(super) struct TileArgs {
 
 /// One tile of `ROWS` × `VECS` · 16 outputs. The left operand has `ROW_STRIDE` floats between rows
 /// and `STEP_STRIDE` between steps.
-struct Tile<const ROWS: usize, const VECS: usize, const ROW_STRIDE: usize, const STEP_STRIDE: usize>
-{
+struct Tile<
+    A,
+    const ROWS: usize,
+    const VECS: usize,
+    const ROW_STRIDE: usize,
+    const STEP_STRIDE: usize,
+> {
     args: TileArgs,
+    arithmetic: PhantomData<A>,
 }
 
-impl<const ROWS: usize, const VECS: usize, const ROW_STRIDE: usize, const STEP_STRIDE: usize> Kernel
-    for Tile<ROWS, VECS, ROW_STRIDE, STEP_STRIDE>
+impl<
+    A: Arithmetic,
+    const ROWS: usize,
+    const VECS: usize,
+    const ROW_STRIDE: usize,
+    const STEP_STRIDE: usize,
+> Kernel for Tile<A, ROWS, VECS, ROW_STRIDE, STEP_STRIDE>
 {
     type Output = ();
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let TileArgs { steps, left, right, panel_stride, walks, .. } = self.args;
+        let TileArgs { steps, left, right, walks, .. } = self.args;
         // SAFETY: the caller lends its walks for the call (`run_tile`).
         let walks = unsafe { &mut *walks };
-        let mut sums = self.args.begin::<V, ROWS, VECS>();
+        let mut sums = self.args.begin::<V, A, ROWS, VECS>();
         let (mut left, mut right) = (left, right);
         let mut done = 0;
         while done < steps {
             for walk in walks.iter_mut() {
                 walk.step::<V>();
             }
-            let until = steps.min(done + steps_a_line(V::TILE.0));
-            for _ in done..until {
-                let mut columns = [V::zero(); VECS];
-                for (j, column) in columns.iter_mut().enumerate() {
-                    // SAFETY: packed panels hold `steps` vectors (`run_tile`).
-                    *column = unsafe { V::load_ptr(right.wrapping_add(j * panel_stride)) };
+            let stride = steps_a_line(V::TILE.0);
+            self.args.ask_for_row::<V, VECS>((steps - done).div_ceil(stride), ROWS);
+            let until = steps.min(done + stride);
+            for _ in 0..(until - done) / A::TOGETHER {
+                for step in (0..A::TOGETHER).rev() {
+                    let left = left.wrapping_add(step * STEP_STRIDE);
+                    let right = right.wrapping_add(step * LANES);
+                    self.step::<V>(left, right, &mut sums);
                 }
-                for (i, row) in sums.iter_mut().enumerate() {
-                    // SAFETY: the packed left operand holds `ROWS` rows of `steps` (`run_tile`).
-                    let x = V::splat(unsafe { *left.wrapping_add(i * ROW_STRIDE) });
-                    for (sum, column) in row.iter_mut().zip(columns) {
-                        *sum = x.mul_add(column, *sum);
-                    }
-                }
-                left = left.wrapping_add(STEP_STRIDE);
-                right = right.wrapping_add(LANES);
+                left = left.wrapping_add(A::TOGETHER * STEP_STRIDE);
+                right = right.wrapping_add(A::TOGETHER * LANES);
+            }
+            if !(until - done).is_multiple_of(A::TOGETHER) {
+                // The last input is the first of a pair whose second is zero: −0 becomes 0.
+                sums.iter_mut().flatten().for_each(|sum| *sum = *sum + V::zero());
+                self.step::<V>(left, right, &mut sums);
             }
             done = until;
         }
-        self.args.finish(&sums);
+        self.args.finish::<V, A, ROWS, VECS>(&sums);
+    }
+}
+
+impl<
+    A: Arithmetic,
+    const ROWS: usize,
+    const VECS: usize,
+    const ROW_STRIDE: usize,
+    const STEP_STRIDE: usize,
+> Tile<A, ROWS, VECS, ROW_STRIDE, STEP_STRIDE>
+{
+    /// One step of all chains.
+    #[inline(always)]
+    fn step<V: F32x16>(&self, left: *const f32, right: *const f32, sums: &mut [[V; VECS]; ROWS]) {
+        let mut columns = [V::zero(); VECS];
+        for (j, column) in columns.iter_mut().enumerate() {
+            // SAFETY: packed panels hold `steps` vectors (`run_tile`).
+            *column = unsafe { V::load_ptr(right.wrapping_add(j * self.args.panel_stride)) };
+        }
+        for (i, row) in sums.iter_mut().enumerate() {
+            // SAFETY: the packed left operand holds `ROWS` rows of `steps` (`run_tile`).
+            let x = V::splat(unsafe { *left.wrapping_add(i * ROW_STRIDE) });
+            for (sum, column) in row.iter_mut().zip(columns) {
+                *sum = A::step(x, column, *sum);
+            }
+        }
     }
 }
 
@@ -177,21 +216,34 @@ impl TileArgs {
         self.out.wrapping_add(i * self.out_stride + j * LANES)
     }
 
-    /// What the chains start from; asks for the output's cache lines early.
+    /// Asks for a row of the output, and of the tile beside it, which likely comes next. `left` says how
+    /// many more times that will be, so that the rows are there for the tile's stores: what was asked
+    /// for at its beginning would be driven out by the packed operands.
     #[inline(always)]
-    fn begin<V: F32x16, const ROWS: usize, const VECS: usize>(&self) -> [[V; VECS]; ROWS] {
+    fn ask_for_row<V: F32x16, const VECS: usize>(&self, left: usize, rows: usize) {
+        if left <= rows {
+            for j in 0..2 * VECS {
+                V::prefetch(self.out_at(rows - left, j).cast());
+            }
+        }
+    }
+
+    /// What the chains start from.
+    #[inline(always)]
+    fn begin<V: F32x16, A: Arithmetic, const ROWS: usize, const VECS: usize>(
+        &self,
+    ) -> [[V; VECS]; ROWS] {
         let mut sums = [[V::zero(); VECS]; ROWS];
         for (i, row) in sums.iter_mut().enumerate() {
             for (j, sum) in row.iter_mut().enumerate() {
                 match self.begin {
-                    Begin::Zero => V::prefetch(self.out_at(i, j).cast()),
+                    Begin::Zero => {}
                     Begin::Bias(bias) => {
-                        V::prefetch(self.out_at(i, j).cast());
                         // SAFETY: the bias has a value for every column of the tile (`run_tile`).
-                        *sum = unsafe { V::load_ptr(bias.wrapping_add(j * LANES)) };
+                        *sum = A::begin(unsafe { V::load_ptr(bias.wrapping_add(j * LANES)) });
                     }
                     // SAFETY: the output holds the whole tile (`run_tile`).
-                    Begin::Keep => *sum = unsafe { V::load_ptr(self.out_at(i, j)) },
+                    Begin::Keep => *sum = A::begin(unsafe { V::load_ptr(self.out_at(i, j)) }),
                 }
             }
         }
@@ -199,12 +251,15 @@ impl TileArgs {
     }
 
     #[inline(always)]
-    fn finish<V: F32x16, const ROWS: usize, const VECS: usize>(&self, sums: &[[V; VECS]; ROWS]) {
+    fn finish<V: F32x16, A: Arithmetic, const ROWS: usize, const VECS: usize>(
+        &self,
+        sums: &[[V; VECS]; ROWS],
+    ) {
         for (i, row) in sums.iter().enumerate() {
             for (j, &sum) in row.iter().enumerate() {
                 let out = self.out_at(i, j);
                 let total = match self.finish {
-                    Finish::Store => sum,
+                    Finish::Store => A::finish(sum),
                     // SAFETY: the output holds the whole tile (`run_tile`).
                     Finish::Fold => (unsafe { V::load_ptr(out) }) + sum,
                     Finish::FoldIntoZero => V::zero() + sum,
@@ -232,39 +287,49 @@ pub(super) fn tile_rows<V: F32x16>(rows: usize) -> usize {
 /// - `Begin::Bias` points to `vectors` · 16 floats.
 /// - `walks` points to walks that nobody else uses meanwhile.
 #[inline(always)]
-pub(super) unsafe fn run_tile<V: F32x16, const BY_STEPS: bool>(
+pub(super) unsafe fn run_tile<V: F32x16, A: Arithmetic, const BY_STEPS: bool>(
     rows: usize,
     vectors: usize,
     args: TileArgs,
 ) {
     if vectors == 2 && V::TILE.0 == 2 {
-        run_rows::<V, 2, BY_STEPS>(rows, args);
+        run_rows::<V, A, 2, BY_STEPS>(rows, args);
     } else {
-        run_rows::<V, 1, BY_STEPS>(rows, args);
+        run_rows::<V, A, 1, BY_STEPS>(rows, args);
     }
 }
 
 #[inline(always)]
-fn run_rows<V: F32x16, const VECS: usize, const BY_STEPS: bool>(rows: usize, args: TileArgs) {
+fn run_rows<V: F32x16, A: Arithmetic, const VECS: usize, const BY_STEPS: bool>(
+    rows: usize,
+    args: TileArgs,
+) {
     match rows {
-        1 => run_exact::<V, 1, VECS, BY_STEPS>(args),
-        2 => run_exact::<V, 2, VECS, BY_STEPS>(args),
-        4 => run_exact::<V, 4, VECS, BY_STEPS>(args),
-        6 if V::TILE.1 >= 6 => run_exact::<V, 6, VECS, BY_STEPS>(args),
-        8 if V::TILE.1 >= 8 => run_exact::<V, 8, VECS, BY_STEPS>(args),
-        12 if V::TILE.1 >= 12 => run_exact::<V, 12, VECS, BY_STEPS>(args),
-        14 if V::TILE.1 >= 14 => run_exact::<V, 14, VECS, BY_STEPS>(args),
+        1 => run_exact::<V, A, 1, VECS, BY_STEPS>(args),
+        2 => run_exact::<V, A, 2, VECS, BY_STEPS>(args),
+        4 => run_exact::<V, A, 4, VECS, BY_STEPS>(args),
+        6 if V::TILE.1 >= 6 => run_exact::<V, A, 6, VECS, BY_STEPS>(args),
+        8 if V::TILE.1 >= 8 => run_exact::<V, A, 8, VECS, BY_STEPS>(args),
+        12 if V::TILE.1 >= 12 => run_exact::<V, A, 12, VECS, BY_STEPS>(args),
+        14 if V::TILE.1 >= 14 => run_exact::<V, A, 14, VECS, BY_STEPS>(args),
         _ => unreachable!("tiles of {rows} rows do not exist"),
     }
 }
 
 #[inline(always)]
-fn run_exact<V: F32x16, const ROWS: usize, const VECS: usize, const BY_STEPS: bool>(
+fn run_exact<
+    V: F32x16,
+    A: Arithmetic,
+    const ROWS: usize,
+    const VECS: usize,
+    const BY_STEPS: bool,
+>(
     args: TileArgs,
 ) {
+    let arithmetic = PhantomData::<A>;
     if BY_STEPS {
-        V::call(Tile::<ROWS, VECS, 1, LEFT_STEP_STRIDE> { args });
+        A::call::<V, _>(Tile::<A, ROWS, VECS, 1, LEFT_STEP_STRIDE> { args, arithmetic });
     } else {
-        V::call(Tile::<ROWS, VECS, LEFT_ROW_STRIDE, 1> { args });
+        A::call::<V, _>(Tile::<A, ROWS, VECS, LEFT_ROW_STRIDE, 1> { args, arithmetic });
     }
 }

@@ -1,6 +1,8 @@
 //! What the tuner measures: the cuts a product can be made with, on operands of its own.
 
+use super::arithmetic::Form;
 use super::{Blocking, Matmul, MatmulDw, MatmulDx, matmul_cut, matmul_dw_cut, matmul_dx_cut};
+use crate::compute::Compute;
 use crate::cpu::Cpu;
 use crate::encoding::{Layout, Weight, encode};
 use crate::memory::{bytes_of, bytes_of_mut};
@@ -15,6 +17,7 @@ impl TuneCase {
         let Self { t, n, k, .. } = *self;
         let (rows, columns, steps) = match self.product {
             ProductKind::Matmul => (t, n, k),
+            ProductKind::MatmulBf16 => (t, n, Form::new(Compute::Bf16, cpu.simd()).steps(k)),
             ProductKind::MatmulDx => (t, k, n),
             ProductKind::MatmulDw => (n, k, ROW_TOKENS),
         };
@@ -43,7 +46,7 @@ impl Trial {
             encode((encoding, layout), (n, k), &ramp(n * k), target);
         }
         let (left, right, out) = match product {
-            ProductKind::Matmul => (t * k, 0, t * n),
+            ProductKind::Matmul | ProductKind::MatmulBf16 => (t * k, 0, t * n),
             ProductKind::MatmulDx => (t * n, 0, t * k),
             ProductKind::MatmulDw => (t * n, t * k, n * k),
         };
@@ -58,9 +61,11 @@ impl Trial {
         let weight = Weight { encoding, layout, n, k, bytes: &stored[..bytes.min(stored.len())] };
         let (accumulate, row_tokens) = (false, ROW_TOKENS);
         match product {
-            ProductKind::Matmul => {
+            ProductKind::Matmul | ProductKind::MatmulBf16 => {
+                let is_f32 = product == ProductKind::Matmul;
+                let compute = if is_f32 { Compute::F32 } else { Compute::Bf16 };
                 let (x_tk, y_tn) = (&self.left[..], &mut self.out[..]);
-                let args = Matmul { x_tk, weight, bias_n: None, y_tn, t, accumulate };
+                let args = Matmul { x_tk, weight, bias_n: None, y_tn, t, accumulate, compute };
                 matmul_cut(cpu, args, blocking);
             }
             ProductKind::MatmulDx => {

@@ -67,6 +67,37 @@ fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512>()
 }
 
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline(never)]
+fn run_pair_dot<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx512>()
+}
+
+/// Sixteen pairs of bf16 values, as the instructions on them name the register.
+#[inline(always)]
+fn pairs(lanes: Avx512) -> __m512bh {
+    // SAFETY: both are 64 bytes, and every pattern is a value of either.
+    unsafe { std::mem::transmute(lanes.0) }
+}
+
+/// Where the sixteen bits of each half lane come from: column 0 into the low halves, 1 into the high.
+const INTERLEAVE: [u16; 2 * LANES] = {
+    let mut from = [0; 2 * LANES];
+    let mut lane = 0;
+    while lane < 16 {
+        from[2 * lane as usize] = lane;
+        from[2 * lane as usize + 1] = lane + 16;
+        lane += 1;
+    }
+    from
+};
+
+#[inline(always)]
+fn load_words(words: &[u16; 2 * LANES]) -> __m512i {
+    // SAFETY: module invariant; the array is 64 bytes.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
 impl F32x16 for Avx512 {
     type Int = Avx512Int;
     type Mask = BitMask;
@@ -74,6 +105,29 @@ impl F32x16 for Avx512 {
 
     fn call<K: Kernel>(kernel: K) -> K::Output {
         op!(run(kernel))
+    }
+    unsafe fn call_pair_dot<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller promises that the machine has the instruction.
+        unsafe { run_pair_dot(kernel) }
+    }
+    #[inline(always)]
+    fn pair_dot(self, w: Self, sum: Self) -> Self {
+        Self(op!(_mm512_dpbf16_ps(sum.0, pairs(self), pairs(w))))
+    }
+    #[inline(always)]
+    fn pairs_of(first: Self, second: Self) -> Self {
+        let pairs = op!(_mm512_cvtne2ps_pbh(second.0, first.0));
+        // SAFETY: both are 64 bytes, and every pattern is a value of either.
+        Self(unsafe { std::mem::transmute::<__m512bh, __m512>(pairs) })
+    }
+    #[inline(always)]
+    fn load_pairs(bits: &[u16; 2 * LANES]) -> Self {
+        Self(op!(_mm512_castsi512_ps(load_words(bits))))
+    }
+    #[inline(always)]
+    fn interleave_pairs(columns: &[u16; 2 * LANES]) -> Self {
+        let pairs = op!(_mm512_permutexvar_epi16(load_words(&INTERLEAVE), load_words(columns)));
+        Self(op!(_mm512_castsi512_ps(pairs)))
     }
     #[inline(always)]
     fn splat(value: f32) -> Self {

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::TOKEN_BLOCK;
 use crate::bench::inputs::{EXP_FLOPS, Table, case, filled, ids, values, zeros};
+use crate::compute::Compute;
 use crate::encoding::{Encoding, Layout};
 use crate::registry::{Case, Dim, Operator, Shape};
 
@@ -57,7 +58,12 @@ fn token_logprob_case(shape: &Shape, encoding: Encoding) -> Case {
     case(pass_flops(sizes), o * d + table.bytes / 4, move |cpu| {
         let args = TokenLogprob {
             x_od: &x,
-            head: Head { weight: table.weight(), bias_v: None, softcap: None },
+            head: Head {
+                weight: table.weight(),
+                bias_v: None,
+                softcap: None,
+                compute: Compute::F32,
+            },
             targets_o: &targets,
             scratch: &mut scratch,
             logprob_o: &mut logprob,
@@ -78,7 +84,12 @@ fn token_logprob_grad_case(shape: &Shape, encoding: Encoding) -> Case {
     case(flops, 2 * o * d + 2 * v * d + table.bytes / 4, move |cpu| {
         let args = TokenLogprobGrad {
             x_od: &x,
-            head: Head { weight: table.weight(), bias_v: None, softcap: None },
+            head: Head {
+                weight: table.weight(),
+                bias_v: None,
+                softcap: None,
+                compute: Compute::F32,
+            },
             targets_o: &targets,
             dlogprob_o: &dlogprob,
             dlse_o: None,
@@ -106,7 +117,12 @@ fn cross_entropy_case(shape: &Shape, encoding: Encoding) -> Case {
     case(flops, 2 * o * d + 2 * v * d + table.bytes / 4, move |cpu| {
         let args = CrossEntropy {
             x_od: &x,
-            head: Head { weight: table.weight(), bias_v: None, softcap: None },
+            head: Head {
+                weight: table.weight(),
+                bias_v: None,
+                softcap: None,
+                compute: Compute::F32,
+            },
             targets_o: &targets,
             weights_o: &weights,
             scratch: &mut scratch,

@@ -36,7 +36,7 @@ fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
     let bytes = aligned(Weight::stored_bytes(encoding, layout, v, d), &mut bytes);
     encode(case.form, (v, d), case.weight, bytes);
     let weight = Weight { encoding, layout, n: v, k: d, bytes };
-    let head = Head { weight, bias_v: bias, softcap: case.softcap };
+    let head = Head { weight, bias_v: bias, softcap: case.softcap, compute: Compute::F32 };
     let mut scratch = vec![f32::NAN; head_scratch_len(o, v)];
     let mut out: Vec<Vec<f32>> =
         [o, o, o, o * d, v * d, o * d, v * d, o, v, v].map(|n| vec![0.5; n]).into();
@@ -135,7 +135,12 @@ fn a_row_of_logits_has_the_head_s_log_sum_exp() {
         let mut scratch = vec![0.0; head_scratch_len(1, v)];
         token_logprob_reference(TokenLogprob {
             x_od: &[1.0],
-            head: Head { weight: Weight::f32(v, 1, &logits), bias_v: None, softcap: None },
+            head: Head {
+                weight: Weight::f32(v, 1, &logits),
+                bias_v: None,
+                softcap: None,
+                compute: Compute::F32,
+            },
             targets_o: &[0],
             scratch: &mut scratch,
             logprob_o: &mut [0.0],

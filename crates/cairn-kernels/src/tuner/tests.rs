@@ -26,8 +26,10 @@ fn every_candidate_gives_the_same_bits() {
         .into_iter()
         .flat_map(|product| Encoding::ALL.map(|encoding| (product, encoding)))
         .flat_map(|(product, encoding)| Layout::ALL.map(|layout| (product, encoding, layout)));
+    let in_bf16 =
+        Layout::ALL.map(|layout| (ProductKind::MatmulBf16, Encoding::Bf16, layout)).into_iter();
     let plain = (ProductKind::MatmulDw, Encoding::F32, Layout::RowMajor);
-    for (product, encoding, layout) in weighted.chain([plain]) {
+    for (product, encoding, layout) in weighted.chain(in_bf16).chain([plain]) {
         for (t, n, k) in [(37, 49, 290), (300, 37, 51), (33, 217, 19)] {
             let case = TuneCase { product, encoding, t, n, k };
             let expected = std::cell::OnceCell::new();
@@ -81,7 +83,8 @@ fn products_use_the_choice() {
         let weight = crate::Weight::f32(case.n, case.k, &w_nk);
         let y = &mut y_tn[..];
         let t = case.t;
-        matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn: y, t, accumulate: false });
+        let (accumulate, compute) = (false, crate::Compute::F32);
+        matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn: y, t, accumulate, compute });
         y_tn.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
     };
     let expected = run(&cpu);

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod adapters;
+mod compute;
 mod detect;
 mod dropout;
 mod experts;

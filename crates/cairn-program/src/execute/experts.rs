@@ -74,6 +74,7 @@ impl Step<'_> {
                 num_experts,
                 y_tan: y.f32s(),
                 scratch: scratch.u32s(),
+                compute: self.instr.compute,
             },
         );
     }

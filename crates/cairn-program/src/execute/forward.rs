@@ -56,6 +56,7 @@ impl Step<'_> {
                 y_tn: y.f32s(),
                 t,
                 accumulate: false,
+                compute: self.instr.compute,
             },
         );
     }
@@ -255,6 +256,7 @@ impl Step<'_> {
                     weight: weight.of(w),
                     bias_v: biased.then(|| bias.f32s()),
                     softcap: attrs.softcap,
+                    compute: self.instr.compute,
                 },
                 targets_o: targets.u32s(),
                 scratch: scratch.f32s(),

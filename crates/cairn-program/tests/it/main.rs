@@ -6,6 +6,7 @@
     reason = "tests fail by panicking, and bits are compared"
 )]
 
+mod compute;
 mod cut;
 mod dropout;
 mod experts;

@@ -15,6 +15,7 @@ use cairn_kernels::{CacheType, Encoding};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::Count;
@@ -165,6 +166,8 @@ pub(crate) struct StorageArgs {
     /// Encoding of weight matrices in memory
     #[arg(long, value_enum, default_value_t = WeightType::F32)]
     weights: WeightType,
+    #[command(flatten)]
+    compute: ComputeDtypeArgs,
     /// Encoding of cached keys and values
     #[arg(long, value_enum, default_value_t = CachedType::F32)]
     cache: CachedType,
@@ -178,6 +181,7 @@ impl StorageArgs {
             WeightType::Bf16 => Encoding::Bf16,
             WeightType::Q8 => Encoding::Q8,
         };
+        options.compute = self.compute.compute();
         options.cache_type = match self.cache {
             CachedType::F32 => CacheType::F32,
             CachedType::Bf16 => CacheType::Bf16,

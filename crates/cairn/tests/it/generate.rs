@@ -120,3 +120,30 @@ fn settings_that_would_do_nothing_are_refused() {
     let text = failure(&["--prompt-ids", "5", "--beams", "2", "--temperature", "0.5"]);
     assert!(text.starts_with("exit 1\n") && text.contains("cannot be used with"), "{text}");
 }
+
+/// Products in bf16 give the same tokens on every instruction set and number of threads.
+#[test]
+fn bf16_products_do_not_depend_on_the_machine() {
+    let ids = |more: &[&str]| {
+        let arguments = ["--prompt-ids", "5,6,7", "--max-new-tokens", "60", "--seed", "3"];
+        let mut command = generate(&arguments);
+        succeed(command.args(["--weights", "bf16", "--compute-dtype", "bf16"]).args(more))
+    };
+    let expected = ids(&[]);
+    for isa in cairn_kernels::Isa::supported() {
+        assert_eq!(ids(&["--threads", "1", "--isa", isa.name()]), expected, "{isa}");
+    }
+}
+
+#[test]
+fn bf16_products_of_other_weights_are_refused() {
+    let arguments = ["--prompt-ids", "5,6", "--weights", "f32", "--compute-dtype", "bf16"];
+    insta::assert_snapshot!(failure(&arguments), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: the model cannot be lowered to a program
+      because: bf16 products need weights stored as bf16; these are f32
+    hint: hold the weights as bf16, or compute in f32
+    "#);
+}

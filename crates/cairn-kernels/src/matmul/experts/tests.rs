@@ -58,6 +58,7 @@ proptest! {
             let scratch = &mut scratch()[..];
             let args = ExpertMatmul {
                 x: &x, weight, experts_ta, top_k, num_experts, y_tan, scratch,
+                compute: Compute::F32,
             };
             run!(cpu, expert_matmul, expert_matmul_reference, args);
         });
@@ -107,7 +108,9 @@ fn a_row_depends_on_its_expert_alone() {
         let mut y = vec![0.0; experts_ta.len() * n];
         let mut scratch = vec![0; expert_scratch_len(experts_ta.len(), num_experts)];
         let (y_tan, scratch) = (&mut y[..], &mut scratch[..]);
-        let args = ExpertMatmul { x, weight, experts_ta, top_k, num_experts, y_tan, scratch };
+        let compute = Compute::F32;
+        let args =
+            ExpertMatmul { x, weight, experts_ta, top_k, num_experts, y_tan, scratch, compute };
         expert_matmul(&cpu, args);
         y
     };
@@ -124,6 +127,7 @@ fn a_row_depends_on_its_expert_alone() {
             y_tn: &mut plain,
             t: 1,
             accumulate: false,
+            compute: Compute::F32,
         };
         crate::matmul(&cpu, args);
         for (rank, row) in rows.enumerate() {

@@ -52,7 +52,8 @@ fn forward() {
             every_cpu(|cpu| {
                 let mut y_tn = before.clone();
                 let (accumulate, bias_n) = (start == 1, (start == 2).then_some(&bias[..]));
-                let args = Matmul { x_tk: &x_tk, weight, bias_n, y_tn: &mut y_tn, t, accumulate };
+                let (x_tk, y_tn_mut, compute) = (&x_tk[..], &mut y_tn[..], Compute::F32);
+                let args = Matmul { x_tk, weight, bias_n, y_tn: y_tn_mut, t, accumulate, compute };
                 matmul(cpu, args);
                 check_bound(&y_tn, k, |i| {
                     let (token, output) = (i / n, i % n);
@@ -201,10 +202,10 @@ fn products_of_experts() {
             let scratch = &mut vec![7; expert_scratch_len(rows, num_experts)][..];
             let mut y = vec![0.0; rows * n];
             let y_tan = &mut y[..];
-            expert_matmul(
-                cpu,
-                ExpertMatmul { x, weight, experts_ta, top_k, num_experts, y_tan, scratch },
-            );
+            let compute = Compute::F32;
+            let args =
+                ExpertMatmul { x, weight, experts_ta, top_k, num_experts, y_tan, scratch, compute };
+            expert_matmul(cpu, args);
             check_bound(&y, k, |i| {
                 let (row, output) = (i / n, whose(i / n) * n + i % n);
                 (0..k).map(move |i| product(x[row / top_k * k + i], weight.value(output, i)))

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::Output;
+use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::figures::{Bytes, Percent, Seconds};
 use crate::model_folder::read_spec;
@@ -35,6 +36,8 @@ pub(super) struct DecodeArgs {
     /// Encoding of weight matrices in memory
     #[arg(long, value_enum, default_value_t = WeightType::F32)]
     weights: WeightType,
+    #[command(flatten)]
+    compute: ComputeDtypeArgs,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 32)]
     prompt_tokens: usize,
@@ -66,6 +69,7 @@ pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
         WeightType::Bf16 => Encoding::Bf16,
         WeightType::Q8 => Encoding::Q8,
     };
+    options.compute = args.compute.compute();
     let plan = EnginePlan::new(&spec, options)?;
     let mut engine = if args.fresh {
         Engine::with_fresh_weights(plan, context.cpu()?, 0)?
@@ -85,6 +89,7 @@ pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
         "model": folder,
         "fresh": args.fresh,
         "encoding": options.encoding,
+        "compute": options.compute,
         "prompt_tokens": args.prompt_tokens,
         "new_tokens": args.new_tokens,
         "repetitions": args.repetitions,
