@@ -6,6 +6,9 @@
 //! the [`Manifest`]: the step, the states that are not tensors, and size and hash of every other
 //! file. It appears complete or not at all ([`crate::atomic`]).
 //!
+//! A run that trains an adapter has that in PEFT's layout in the model's place
+//! (`adapter_config.json`, `adapter_model.safetensors`).
+//!
 //! Nothing in it depends on the time, the path or the machine: equal training states are equal
 //! folders.
 
@@ -34,6 +37,10 @@ use std::path::{Component, Path, PathBuf};
 pub const SCHEMA: &str = "checkpoint/1";
 /// The list of everything else, and the states that are not tensors.
 pub const MANIFEST_FILE: &str = "cairn.json";
+/// The tensors of an adapter, by PEFT.
+pub const ADAPTER_FILE: &str = "adapter_model.safetensors";
+/// The description of an adapter, by PEFT.
+pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 /// Tensors of the optimizer.
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// The model, by transformers.
@@ -65,6 +72,16 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileRecord>,
 }
 
+impl Manifest {
+    /// What the tensors are.
+    pub fn kind(&self) -> Kind {
+        match self.files.contains_key(ADAPTER_FILE) {
+            true => Kind::Adapter,
+            false => Kind::Model,
+        }
+    }
+}
+
 /// What a file must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,9 +92,31 @@ pub struct FileRecord {
     pub hash: Hash,
 }
 
+/// What the tensors of a checkpoint are, which decides the names of its files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// A model, as transformers reads it.
+    #[default]
+    Model,
+    /// A low-rank adapter, as PEFT reads it.
+    Adapter,
+}
+
+impl Kind {
+    /// Names of the tensors' file and of the description.
+    const fn files(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Model => (SINGLE_FILE, CONFIG_FILE),
+            Self::Adapter => (ADAPTER_FILE, ADAPTER_CONFIG_FILE),
+        }
+    }
+}
+
 /// What goes into a checkpoint.
 #[derive(Debug, Default)]
 pub struct Contents<'a> {
+    /// What the tensors are.
+    pub kind: Kind,
     /// Optimizer steps taken.
     pub step: u64,
     /// Validation loss at this step, where one was measured.
@@ -88,11 +127,11 @@ pub struct Contents<'a> {
     pub data_hash: Option<Hash>,
     /// States that are not tensors.
     pub state: Map<String, Value>,
-    /// `config.json`.
+    /// `config.json`, or `adapter_config.json`.
     pub config: Value,
     /// `generation_config.json`; not written if null.
     pub generation_config: Value,
-    /// The model's tensors, under transformers' names.
+    /// The tensors, under transformers' or PEFT's names.
     pub weights: Vec<OutTensor<'a>>,
     /// The optimizer's tensors; the file is not written if there are none.
     pub optimizer: Vec<OutTensor<'a>>,
@@ -111,14 +150,15 @@ pub fn write(folder: &Path, contents: Contents<'_>) -> Result<Manifest, Checkpoi
     let mut files = BTreeMap::new();
     let Contents { weights, optimizer, config, generation_config, .. } = contents;
     let texts = BTreeMap::new();
-    let written = draft.write_file(SINGLE_FILE, |out| safetensors::write(out, weights, &texts))?;
-    files.insert(SINGLE_FILE.to_owned(), written.into());
+    let (weights_file, config_file) = contents.kind.files();
+    let written = draft.write_file(weights_file, |out| safetensors::write(out, weights, &texts))?;
+    files.insert(weights_file.to_owned(), written.into());
     if !optimizer.is_empty() {
         let written =
             draft.write_file(OPTIMIZER_FILE, |out| safetensors::write(out, optimizer, &texts))?;
         files.insert(OPTIMIZER_FILE.to_owned(), written.into());
     }
-    let mut plain = vec![(CONFIG_FILE.to_owned(), json_bytes(&config))];
+    let mut plain = vec![(config_file.to_owned(), json_bytes(&config))];
     if !generation_config.is_null() {
         plain.push((GENERATION_CONFIG_FILE.to_owned(), json_bytes(&generation_config)));
     }
@@ -200,7 +240,11 @@ impl Checkpoint {
     pub fn open(folder: &Path, verify: Verify) -> Result<Self, CheckpointError> {
         let manifest = read_manifest(folder)?;
         check_files(folder, &manifest, verify)?;
-        let weights = WeightFolder::open(folder).map_err(Box::new)?;
+        let weights = match manifest.kind() {
+            Kind::Model => WeightFolder::open(folder),
+            Kind::Adapter => WeightFolder::open_file(folder, ADAPTER_FILE),
+        };
+        let weights = weights.map_err(Box::new)?;
         let has_optimizer = manifest.files.contains_key(OPTIMIZER_FILE);
         let optimizer = has_optimizer.then(|| SafetensorsFile::open(&folder.join(OPTIMIZER_FILE)));
         let optimizer = optimizer.transpose()?;
@@ -217,7 +261,7 @@ impl Checkpoint {
         &self.manifest
     }
 
-    /// The model's tensors.
+    /// The tensors of the model or adapter.
     pub const fn weights(&self) -> &WeightFolder {
         &self.weights
     }

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use cairn_kernels::{Cpu, log_sum_exp};
-use cairn_model::{TensorSource, init_weights, load_weights};
+use cairn_model::{TensorSource, init_weights, load_adapter, load_weights};
 use cairn_program::Session;
 use cairn_spec::ModelSpec;
 
@@ -146,7 +146,27 @@ impl Engine {
         cpu: Cpu,
         source: &dyn TensorSource,
     ) -> Result<Self, EngineError> {
-        Self::with_weights(plan, cpu, |session, spec| load_weights(session, spec, source))
+        Self::load_adapted(plan, cpu, (source, None))
+    }
+
+    /// As [`load`](Self::load), with the weights of the plan's adapters from PEFT's tensors.
+    ///
+    /// # Errors
+    ///
+    /// As from [`load`](Self::load).
+    pub fn load_adapted(
+        plan: EnginePlan,
+        cpu: Cpu,
+        (source, adapter): (&dyn TensorSource, Option<&dyn TensorSource>),
+    ) -> Result<Self, EngineError> {
+        let adapters = plan.adapters.clone();
+        Self::with_weights(plan, cpu, |session, spec| {
+            load_weights(session, spec, source)?;
+            match adapter {
+                Some(adapter) => load_adapter(session, spec, &adapters, adapter),
+                None => Ok(()),
+            }
+        })
     }
 
     /// Allocates the plan and fills it with fresh weights: to measure speed, not to generate text.
@@ -166,7 +186,7 @@ impl Engine {
         cpu: Cpu,
         fill: impl FnOnce(&mut Session, &ModelSpec) -> Result<(), cairn_model::LoadError>,
     ) -> Result<Self, EngineError> {
-        let EnginePlan { memory, buckets, spec, options } = plan;
+        let EnginePlan { memory, buckets, spec, options, .. } = plan;
         let mut session = Session::new(memory, cpu)?;
         fill(&mut session, &spec)?;
         Ok(Self {

@@ -4,7 +4,7 @@
 //! bytes are known, though nothing is allocated yet.
 
 use cairn_kernels::{CacheType, Compute, Encoding, Layout};
-use cairn_model::{BuildOptions, Head, build_program};
+use cairn_model::{AdapterMap, BuildOptions, Head, build_adapted_program};
 use cairn_program::PlannedBytes;
 use cairn_program::{CacheOptions, KvPlacement, MemoryPlan, SessionProgram, Sizes};
 use cairn_spec::ModelSpec;
@@ -86,6 +86,7 @@ pub struct EnginePlan {
     /// Bounds of each program of `memory`, smallest first.
     pub(crate) buckets: Vec<Sizes>,
     pub(crate) spec: ModelSpec,
+    pub(crate) adapters: AdapterMap,
     pub(crate) options: EngineOptions,
 }
 
@@ -100,6 +101,19 @@ impl EnginePlan {
     /// [`EngineError::Limit`] names a limit that the model does not allow, [`EngineError::Build`] and
     /// [`EngineError::Session`] say why the model has no plan.
     pub fn new(spec: &ModelSpec, options: EngineOptions) -> Result<Self, EngineError> {
+        Self::with_adapters(spec, options, &AdapterMap::default())
+    }
+
+    /// As [`new`](Self::new), with low-rank adapters beside the model's projections.
+    ///
+    /// # Errors
+    ///
+    /// As from [`new`](Self::new).
+    pub fn with_adapters(
+        spec: &ModelSpec,
+        options: EngineOptions,
+        adapters: &AdapterMap,
+    ) -> Result<Self, EngineError> {
         options.check(spec)?;
         let build = BuildOptions {
             encoding: options.encoding,
@@ -107,7 +121,7 @@ impl EnginePlan {
             compute: options.compute,
             ..BuildOptions::new(Head::GatheredLogits)
         };
-        let program = build_program(spec, &build)?;
+        let program = build_adapted_program(spec, &build, adapters)?;
         let mut tokens = vec![1, options.max_num_seqs, options.max_num_batched_tokens];
         tokens.dedup();
         let buckets: Vec<Sizes> = tokens
@@ -128,7 +142,7 @@ impl EnginePlan {
             .collect();
         let cache = CacheOptions { dtype: options.cache_type, num_blocks: options.num_blocks };
         let memory = MemoryPlan::new(programs, Some(cache))?;
-        Ok(Self { memory, buckets, spec: spec.clone(), options })
+        Ok(Self { memory, buckets, spec: spec.clone(), adapters: adapters.clone(), options })
     }
 
     /// Bytes of weights, cache and arena; exactly what the engine will allocate.

@@ -7,7 +7,9 @@
 //! nothing else, so batches may be cut in any way.
 
 use cairn_kernels::{Compute, Cpu, Encoding, Layout, SeqSlot};
-use cairn_model::{BuildOptions, Head, TensorSource, build_program, load_weights};
+use cairn_model::{
+    AdapterMap, BuildOptions, Head, TensorSource, build_adapted_program, load_adapter, load_weights,
+};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, PlannedBytes, ProgramId, Run, Session, SessionProgram, Sizes,
 };
@@ -128,6 +130,7 @@ impl ModelScorerOptions {
 pub struct ModelScorerPlan {
     memory: MemoryPlan,
     spec: ModelSpec,
+    adapters: AdapterMap,
     limits: ScoreLimits,
 }
 
@@ -139,6 +142,19 @@ impl ModelScorerPlan {
     /// [`EvalError::Limit`] if the context is longer than the model's, [`EvalError::Build`] or
     /// [`EvalError::Session`] if the model has no plan.
     pub fn new(spec: &ModelSpec, options: ModelScorerOptions) -> Result<Self, EvalError> {
+        Self::with_adapters(spec, options, &AdapterMap::default())
+    }
+
+    /// As [`new`](Self::new), with low-rank adapters beside the model's projections.
+    ///
+    /// # Errors
+    ///
+    /// As from [`new`](Self::new).
+    pub fn with_adapters(
+        spec: &ModelSpec,
+        options: ModelScorerOptions,
+        adapters: &AdapterMap,
+    ) -> Result<Self, EvalError> {
         let ModelScorerOptions { encoding, compute, limits } = options;
         if spec.attention.mask != MaskKind::Causal {
             return Err(EvalError::NotCausal);
@@ -150,11 +166,11 @@ impl ModelScorerPlan {
             layout: Layout::Panel,
             ..BuildOptions::new(Head::TokenLogprob)
         };
-        let program = build_program(spec, &build)?;
+        let program = build_adapted_program(spec, &build, adapters)?;
         let sizes = Sizes::dense(limits.tokens, limits.pieces);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let memory = MemoryPlan::new(vec![program], None)?;
-        Ok(Self { memory, spec: spec.clone(), limits })
+        Ok(Self { memory, spec: spec.clone(), adapters: adapters.clone(), limits })
     }
 
     /// Bytes of weights and arena; exactly what the scorer will allocate.
@@ -183,9 +199,25 @@ impl ModelScorer {
         cpu: Cpu,
         source: &dyn TensorSource,
     ) -> Result<Self, EvalError> {
-        let ModelScorerPlan { memory, spec, limits } = plan;
+        Self::load_adapted(plan, cpu, (source, None))
+    }
+
+    /// As [`load`](Self::load), with the weights of the plan's adapters from PEFT's tensors.
+    ///
+    /// # Errors
+    ///
+    /// As from [`load`](Self::load).
+    pub fn load_adapted(
+        plan: ModelScorerPlan,
+        cpu: Cpu,
+        (source, adapter): (&dyn TensorSource, Option<&dyn TensorSource>),
+    ) -> Result<Self, EvalError> {
+        let ModelScorerPlan { memory, spec, adapters, limits } = plan;
         let mut session = Session::new(memory, cpu)?;
         load_weights(&mut session, &spec, source)?;
+        if let Some(adapter) = adapter {
+            load_adapter(&mut session, &spec, &adapters, adapter)?;
+        }
         Ok(Self { session, limits, vocab_size: spec.vocab_size })
     }
 

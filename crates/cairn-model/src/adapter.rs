@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use cairn_spec::model::Mlp;
 use cairn_spec::{Hint, LoraSpec, ModelSpec, TargetModules};
 
 use crate::load::{LoadError, Naming, TensorSource, check_tensors};
@@ -30,6 +31,12 @@ pub enum AdapterError {
         /// The names there are.
         modules: Vec<String>,
     },
+    /// No projection at all has one.
+    #[error("no projection of this model has an adapter")]
+    Nothing {
+        /// Blocks that may have some, where not all may.
+        layers_to_transform: Option<Vec<usize>>,
+    },
     /// A target that is no plain projection.
     #[error("{module} cannot have an adapter: it is {what}")]
     NotAProjection {
@@ -44,7 +51,10 @@ impl Hint for AdapterError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::NoSuchModule { modules, .. } => vec![format!("there are {}", modules.join(", "))],
-            Self::NotAProjection { .. } => Vec::new(),
+            Self::Nothing { layers_to_transform: Some(layers) } => {
+                vec![format!("layers_to_transform is {layers:?}, counted from 0")]
+            }
+            Self::Nothing { .. } | Self::NotAProjection { .. } => Vec::new(),
         }
     }
 }
@@ -81,18 +91,21 @@ impl AdapterMap {
         check_targets(&map, &lora.target_modules)?;
         let mut adapters = Self { dropout: lora.lora_dropout, ..Self::default() };
         let mut shared = BTreeSet::new();
+        let all = lora.target_modules == TargetModules::AllLinear;
+        // PEFT (0.21) takes every `gate_proj` of such a model for the experts' own, also that of the
+        // experts that all tokens share, and could not load the adapter.
+        let has_experts = matches!(spec.mlp, Mlp::Moe(_));
         for slice in &map.slices {
             let Some((module, layer)) = projection(slice) else { continue };
             let Some(rank) = lora.rank(module, layer) else { continue };
-            let refuse = |what| AdapterError::NotAProjection { module: module.to_owned(), what };
-            if map.slices_of(&slice.weight).len() > 1 || slice.shape.len() != 2 {
-                if lora.target_modules == TargetModules::AllLinear {
+            if all && has_experts && slice.weight.contains(".mlp.") {
+                continue;
+            }
+            if let Some(what) = not_a_projection(&map, slice) {
+                if all {
                     continue;
                 }
-                return Err(refuse("one of several experts"));
-            }
-            if slice.weight.starts_with("model.embed_") {
-                return Err(refuse("a table"));
+                return Err(AdapterError::NotAProjection { module: module.to_owned(), what });
             }
             let weight = slice.weight.strip_suffix(".weight").expect("a projection's weight");
             #[expect(clippy::cast_possible_truncation, reason = "applied to f32 values")]
@@ -103,6 +116,10 @@ impl AdapterMap {
             }
             adapters.tensors.push(slice_b(slice, module, &b, rank));
             adapters.adapted.insert(slice.weight.clone(), Adapted { a, b, rank, scale });
+        }
+        if adapters.is_empty() {
+            let layers_to_transform = lora.layers_to_transform.clone();
+            return Err(AdapterError::Nothing { layers_to_transform });
         }
         Ok(adapters)
     }
@@ -122,6 +139,22 @@ impl AdapterMap {
         self.tensors.iter().map(|slice| slice.weight.clone()).collect()
     }
 
+    /// Names of the family's modules that have an adapter.
+    pub fn modules(&self) -> Vec<&str> {
+        let names = self.tensors.iter().filter_map(|slice| slice.tensor.strip_prefix(WRAPPER));
+        names.filter_map(|name| name.strip_suffix(A_SUFFIX)).collect()
+    }
+
+    /// Whether there is no adapter.
+    pub fn is_empty(&self) -> bool {
+        self.adapted.is_empty()
+    }
+
+    /// Whether projections share an `A`, whose gradient they then add to by turns.
+    pub fn shares_weights(&self) -> bool {
+        self.tensors.len() < 2 * self.adapted.len()
+    }
+
     /// The adapters' weights with their places in `adapter_model.safetensors`.
     pub fn tensor_map(&self) -> TensorMap {
         TensorMap { slices: self.tensors.clone() }
@@ -129,8 +162,26 @@ impl AdapterMap {
 }
 
 /// Whether a weight of a program is part of an adapter.
-pub(crate) fn is_adapter_weight(name: &str) -> bool {
+pub fn is_adapter_weight(name: &str) -> bool {
     name.ends_with(A_SUFFIX) || name.ends_with(B_SUFFIX)
+}
+
+/// What a slice is instead of a matrix that a program multiplies its rows by.
+fn not_a_projection(map: &TensorMap, slice: &TensorSlice) -> Option<&'static str> {
+    let is = |module: &str| slice.weight.ends_with(&format!(".{module}.weight"));
+    if is("self_attn.k_b_proj") || is("self_attn.v_b_proj") {
+        Some("absorbed into the queries and results of latent attention")
+    } else if slice.weight == "lm_head.weight" {
+        Some("the head over the vocabulary, whose logits are never all there")
+    } else if is("mlp.gate") {
+        Some("a router")
+    } else if slice.weight.starts_with("model.embed_") {
+        Some("a table")
+    } else if map.slices_of(&slice.weight).len() > 1 || slice.shape.len() != 2 {
+        Some("one of several experts")
+    } else {
+        None
+    }
 }
 
 /// The family's module that a slice is the matrix of, and its block.

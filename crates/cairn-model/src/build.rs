@@ -95,6 +95,10 @@ pub enum BuildError {
     /// The program asked for ends in a head, and the model is a body alone.
     #[error("the model has no head over the vocabulary: it ends in hidden states")]
     NoHead,
+    /// An adapter belongs to a module that the program does not multiply by: a bug in the map of
+    /// adapters.
+    #[error("an adapter has no place in the program")]
+    UnusedAdapter,
     /// The program does not verify: a bug in the lowering.
     #[error("the program of this spec does not verify")]
     Verify(#[from] VerifyError),
@@ -144,7 +148,12 @@ pub fn build_adapted_program(
     }
     lowering.builder.set_block(None);
     lowering.head(x)?;
-    Ok(lowering.builder.finish()?)
+    let program = lowering.builder.finish()?;
+    // An adapter that nothing reads would be dropped without a word.
+    match adapters.weights().iter().all(|weight| program.find(weight).is_some()) {
+        true => Ok(program),
+        false => Err(BuildError::UnusedAdapter),
+    }
 }
 
 struct Lowering<'a> {

@@ -3,13 +3,13 @@
 //! Each element is drawn from a counter-based generator keyed by (seed, weight name, index), so the
 //! values depend neither on threads nor on the order in which weights are filled.
 
-use cairn_kernels::encoding::encode;
-use cairn_kernels::{Cpu, Encoding, FillNormal, Layout, Weight, fill_normal};
+use cairn_kernels::{Cpu, Encoding, FillNormal, Layout, fill_normal};
 use cairn_program::{Class, Session, ValueType};
 use cairn_spec::ModelSpec;
 use cairn_spec::model::{Family, Norm};
 
 use crate::adapter::is_adapter_weight;
+use crate::load::encode_rows;
 
 /// Elements encoded at a time, at most: they stay in the cache.
 const ELEMENTS_AT_A_TIME: usize = 1 << 18;
@@ -19,10 +19,6 @@ const ELEMENTS_AT_A_TIME: usize = 1 << 18;
 /// Matrices are normal with the spec's `initializer_range`; GPT-2 divides that of the projections
 /// back into the residual stream by `√(2 · num_hidden_layers)` (Radford et al. 2019, section 2.3).
 /// Norm weights are one (zero where they count from one), biases zero.
-///
-/// # Panics
-///
-/// Panics if a weight is stored in an encoding that has no fresh values (`q8`).
 pub fn init_weights(session: &mut Session, spec: &ModelSpec, seed: u64) {
     init(session, spec, seed, |_| true);
 }
@@ -63,9 +59,7 @@ fn init(session: &mut Session, spec: &ModelSpec, seed: u64, select: impl Fn(&str
             let count = rows_at_a_time.min(rows - first);
             let values = &mut values[..count * columns];
             fill.fill(cpu, key, (first * columns) as u64, values);
-            let bytes = |rows| Weight::stored_bytes(form.0, form.1, rows, columns);
-            let target = &mut stored[bytes(first)..][..bytes(count)];
-            encode(form, (count, columns), values, target);
+            encode_rows(form, (rows, columns), first, values, stored);
         }
     }
 }

@@ -287,8 +287,7 @@ fn load_weight(
     let columns = slices[0].columns;
     let encoding = value_type.encoding().expect("a weight has an encoding");
     let layout = value_type.layout();
-    // The scales of a q8 weight lie behind all of its values, so it is encoded whole.
-    let at_a_time = if encoding == Encoding::Q8 { rows } else { ROWS_AT_A_TIME.min(rows) };
+    let at_a_time = ROWS_AT_A_TIME.min(rows);
     let mut piece = vec![0.0; at_a_time * columns];
     for first in (0..rows).step_by(at_a_time.max(1)) {
         let count = at_a_time.min(rows - first);
@@ -301,10 +300,36 @@ fn load_weight(
                 read_rows(slice, from - slice.first_row, values, read)?;
             }
         }
-        let bytes = encoded_rows(encoding, layout, columns, first, count);
-        encode((encoding, layout), (count, columns), values, &mut stored[bytes]);
+        encode_rows((encoding, layout), (rows, columns), first, values, stored);
     }
     Ok(())
+}
+
+/// Encodes rows of a weight of `rows` rows, from row `first` on, a multiple of every panel height, into
+/// its bytes `stored`.
+pub(crate) fn encode_rows(
+    (encoding, layout): (Encoding, Layout),
+    (rows, columns): (usize, usize),
+    first: usize,
+    values: &[f32],
+    stored: &mut [u8],
+) {
+    let count = values.len() / columns;
+    let bytes = |rows| Weight::stored_bytes(encoding, layout, rows, columns);
+    if encoding != Encoding::Q8 || count == rows {
+        let target = &mut stored[bytes(first)..][..bytes(count)];
+        return encode((encoding, layout), (count, columns), values, target);
+    }
+    // The scales of a q8 weight lie behind all of its values.
+    let scale_bytes = |rows: usize| layout.stored_rows(rows) * columns.div_ceil(Q8_BLOCK) * 4;
+    let mut piece = vec![0; bytes(count)];
+    encode((encoding, layout), (count, columns), values, &mut piece);
+    let value_bytes = layout.stored_rows(count) * columns;
+    let scales = &piece[bytes(count) - scale_bytes(count)..];
+    stored[layout.stored_rows(first) * columns..][..value_bytes]
+        .copy_from_slice(&piece[..value_bytes]);
+    let behind = bytes(rows) - scale_bytes(rows) + scale_bytes(first);
+    stored[behind..][..scales.len()].copy_from_slice(scales);
 }
 
 /// Keeps a weight as the source has it, if all of it lies there in blocks of [`Encoding::Q8`];
@@ -344,18 +369,6 @@ fn load_q8(
     }
     store_q8(layout, (rows, columns), (&values, &scales), stored);
     Ok(true)
-}
-
-/// Where rows `first .. first + count` of a weight lie in its bytes.
-fn encoded_rows(
-    encoding: Encoding,
-    layout: Layout,
-    columns: usize,
-    first: usize,
-    count: usize,
-) -> Range<usize> {
-    let start = Weight::stored_bytes(encoding, layout, first, columns);
-    start..start + Weight::stored_bytes(encoding, layout, count, columns)
 }
 
 /// Reads rows out of the tensor that holds them, from the slice's row `first` on, as many as fill

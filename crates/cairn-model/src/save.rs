@@ -27,7 +27,19 @@ pub fn out_tensors<'a>(
     spec: &ModelSpec,
     prefix: &'a str,
 ) -> Vec<OutTensor<'a>> {
-    let map = TensorMap::new(spec);
+    out_tensors_of(session, &TensorMap::new(spec), prefix)
+}
+
+/// The tensors of a map, an adapter's for instance, as [`out_tensors`] gives a model's.
+///
+/// # Panics
+///
+/// As [`out_tensors`].
+pub fn out_tensors_of<'a>(
+    session: &'a Session,
+    map: &TensorMap,
+    prefix: &'a str,
+) -> Vec<OutTensor<'a>> {
     let (tensors, slices) = (map.tensors(), map.by_tensor());
     let out = tensors.iter().map(|(name, shape)| {
         let slices = slices[name].iter().map(|&slice| slice.clone()).collect();
@@ -97,7 +109,11 @@ pub fn widened_bf16(bytes: &[u8]) -> Vec<f32> {
 /// Most bytes that writing a tensor of a model takes beside the session: those that are rearranged
 /// exist a second time, widened, while they are written.
 pub fn gather_bytes_max(spec: &ModelSpec) -> usize {
-    let map = TensorMap::new(spec);
+    gather_bytes_max_of(&TensorMap::new(spec))
+}
+
+/// As [`gather_bytes_max`], for the tensors of a map.
+pub fn gather_bytes_max_of(map: &TensorMap) -> usize {
     let rearranged = map.slices.iter().filter(|slice| slice.placement != Placement::Whole);
     rearranged.map(|slice| 8 * slice.shape.iter().product::<usize>()).max().unwrap_or(0)
 }

@@ -30,15 +30,19 @@
 //! # Ok::<(), cairn_spec::recipe::RecipeError>(())
 //! ```
 
+mod adapter;
 mod error;
 mod file;
 mod migrate;
+mod model;
+mod objective;
 mod overrides;
 mod resolve;
 #[cfg(test)]
 mod tests;
 mod written;
 
+pub use adapter::{Adapter, AdapterSection, BaseEncoding, TargetModulesKey};
 pub use error::RecipeError;
 pub use file::{
     BatchSection, BudgetSection, CheckpointSection, DataSection, Decay, DropoutSection,
@@ -46,6 +50,7 @@ pub use file::{
     RecipeFile, Recompute, RunSection, ScheduleKind, ScheduleSection,
 };
 pub use migrate::SCHEMA;
+pub use objective::{MaskedLm, Objective, ObjectiveKind, ObjectiveSection};
 pub use overrides::{SWEEP_RUNS_MAX, expand_sweep};
 pub use resolve::{
     Batch, Budget, Checkpoint, Data, EarlyStop, Eval, Facts, Optimizer, Run, Schedule, THREADS_MAX,

@@ -8,14 +8,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use cairn_artifacts::checkpoint::{self, Contents, Manifest, Verify};
+use cairn_artifacts::checkpoint::{self, Contents, Kind, Manifest, Verify};
 use cairn_artifacts::safetensors::{OutTensor, SafetensorsFile, WeightsError};
 use cairn_artifacts::{Checkpoint, CheckpointError, Hash};
 use cairn_data::loader::LoaderState;
 use cairn_data::tokenizer::Tokenizer;
-use cairn_model::{LoadError, load_weights, out_tensors};
+use cairn_model::{AdapterMap, LoadError, load_adapter, load_weights, out_tensors, out_tensors_of};
 use cairn_program::{Class, Session, Shape};
-use cairn_spec::{Hint, ModelSpec, SpecError};
+use cairn_spec::model::MaskKind;
+use cairn_spec::{Hint, LoraSpec, ModelSpec, SpecError, TargetModules};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -40,6 +41,9 @@ pub struct TrainState {
     pub tokenizer_hash: Hash,
     /// Hash of parameters, optimizer, loader and random state.
     pub state_hash: Hash,
+    /// Hash of the frozen weights that an adapter is trained beside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_hash: Option<Hash>,
 }
 
 /// A training state that cannot be written or read.
@@ -103,10 +107,36 @@ impl Hint for StateError {
     }
 }
 
+/// An adapter that is trained, and the model beside it.
+#[derive(Clone, Debug)]
+pub(crate) struct TrainedAdapter {
+    pub(crate) lora: LoraSpec,
+    pub(crate) map: AdapterMap,
+    /// Hash of the frozen weights.
+    pub(crate) base_hash: Hash,
+}
+
+impl TrainedAdapter {
+    /// Its `adapter_config.json`.
+    fn config(&self, spec: &ModelSpec) -> Value {
+        let mut config = self.lora.to_peft_json();
+        if self.lora.target_modules == TargetModules::AllLinear {
+            // The modules themselves: PEFT's idea of all of them may be another.
+            config["target_modules"] = self.map.modules().into();
+        }
+        if spec.attention.mask != MaskKind::Causal {
+            // PEFT has no name for masked-LM models, and wraps them as they are without one.
+            config["task_type"] = Value::Null;
+        }
+        config
+    }
+}
+
 /// The model and its tokenizer, as they are written into every checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ModelFiles<'a> {
     pub(crate) spec: &'a ModelSpec,
+    pub(crate) adapter: Option<&'a TrainedAdapter>,
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) data_hash: Hash,
 }
@@ -114,16 +144,32 @@ pub(crate) struct ModelFiles<'a> {
 impl ModelFiles<'_> {
     /// The parts of a checkpoint that do not change while training.
     fn contents<'b>(&self) -> Result<Contents<'b>, StateError> {
+        let (kind, config, generation_config) = match self.adapter {
+            Some(adapter) => (Kind::Adapter, adapter.config(self.spec), Value::Null),
+            None => {
+                let generation = self.spec.to_hf_generation_config();
+                (Kind::Model, self.spec.to_hf_config()?, generation)
+            }
+        };
         Ok(Contents {
+            kind,
             data_hash: Some(self.data_hash),
-            config: self.spec.to_hf_config()?,
-            generation_config: self.spec.to_hf_generation_config(),
+            config,
+            generation_config,
             files: vec![
                 (checkpoint::TOKENIZER_FILE.to_owned(), self.tokenizer.json().to_vec()),
                 ("tokenizer_config.json".to_owned(), self.tokenizer.hf_config().into_bytes()),
             ],
             ..Contents::default()
         })
+    }
+
+    /// What is trained, or under `ema.` its average.
+    fn weights<'b>(&self, session: &'b Session, prefix: &'b str) -> Vec<OutTensor<'b>> {
+        match self.adapter {
+            Some(adapter) => out_tensors_of(session, &adapter.map.tensor_map(), prefix),
+            None => out_tensors(session, self.spec, prefix),
+        }
     }
 }
 
@@ -143,7 +189,7 @@ pub(crate) fn save(
         validation_loss,
         recipe_hash: Some(recipe_hash),
         state,
-        weights: out_tensors(session, model.spec, ""),
+        weights: model.weights(session, ""),
         optimizer: optimizer_tensors(session),
         ..model.contents()?
     };
@@ -158,7 +204,7 @@ pub(crate) fn save_average(
     model: ModelFiles<'_>,
     step: u64,
 ) -> Result<(), StateError> {
-    let weights = out_tensors(session, model.spec, "ema.");
+    let weights = model.weights(session, "ema.");
     checkpoint::write(folder, Contents { step, weights, ..model.contents()? })?;
     Ok(())
 }
@@ -183,15 +229,19 @@ pub(crate) fn train_state(folder: &Path, manifest: &Manifest) -> Result<TrainSta
     })
 }
 
-/// Fills a learner from a checkpoint; the hash of every file is checked first.
+/// Fills what is trained of a learner from a checkpoint; the hash of every file is checked first.
 pub(crate) fn load(
     folder: &Path,
-    spec: &ModelSpec,
+    (spec, adapter): (&ModelSpec, Option<&TrainedAdapter>),
     learner: &mut Learner,
 ) -> Result<(), StateError> {
     let saved = Checkpoint::open(folder, Verify::Hashes)?;
-    load_weights(learner.session_mut(), spec, saved.weights())
-        .map_err(|source| StateError::Weights { folder: folder.to_owned(), source })?;
+    let (session, weights) = (learner.session_mut(), saved.weights());
+    let loaded = match adapter {
+        Some(adapter) => load_adapter(session, spec, &adapter.map, weights),
+        None => load_weights(session, spec, weights),
+    };
+    loaded.map_err(|source| StateError::Weights { folder: folder.to_owned(), source })?;
     let optimizer = saved.optimizer().ok_or_else(|| StateError::NoState {
         folder: folder.to_owned(),
         problem: format!("{} is missing", checkpoint::OPTIMIZER_FILE),

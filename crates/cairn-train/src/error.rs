@@ -9,7 +9,7 @@ use cairn_artifacts::safetensors::WeightsError;
 use cairn_data::corpus::ReadError;
 use cairn_data::loader::LoaderError;
 use cairn_eval::EvalError;
-use cairn_model::LoadError;
+use cairn_model::{AdapterError, LoadError};
 use cairn_program::{RunError, SessionError};
 use cairn_spec::{Hint, SpecError};
 
@@ -75,6 +75,12 @@ pub enum TrainError {
         /// What does not fit.
         source: LoadError,
     },
+    /// The adapter does not fit the model.
+    #[error("the adapter does not fit the model")]
+    Adapter(#[from] AdapterError),
+    /// An adapter is trained, and there is no model to train it for.
+    #[error("an adapter is trained beside the weights of a model, and none is named")]
+    NoBase,
     /// The weights to start from are described as a model that is not known.
     #[error("the model in {} cannot be started from", folder.display())]
     InitialConfig {
@@ -102,6 +108,12 @@ pub enum TrainError {
         vocab_size: usize,
         /// Tokens of the tokenizer.
         tokenizer_vocab_size: usize,
+    },
+    /// Tokens are to be masked, and the tokenizer has no token for it.
+    #[error("the tokenizer has no mask token: none of {} is a token", spellings.join(", "))]
+    NoMaskToken {
+        /// The spellings looked for.
+        spellings: Vec<String>,
     },
     /// A batch does not fit the model.
     #[error("the batch of step {step} does not fit the model")]
@@ -168,13 +180,22 @@ impl Hint for TrainError {
             | Self::Record(RecordError::File(error)) => error.hints(),
             Self::Load(error) | Self::Save { source: error, .. } => error.hints(),
             Self::Resume(error) => error.hints(),
+            Self::Adapter(error) => error.hints(),
+            Self::NoBase => vec!["name its folder: model.initial=DIR".to_owned()],
             Self::InitialConfig { source, .. } => source.hints(),
             Self::InitialSpec { .. } => vec![
-                "set the recipe's [model] section to what the model's config.json says".to_owned(),
+                "leave the keys of the recipe's [model] section out: the folder's config.json \
+                 describes the model"
+                    .to_owned(),
             ],
             Self::Vocab { tokenizer_vocab_size, .. } => {
                 vec![format!("leave model.vocab_size out, or set it to {tokenizer_vocab_size}")]
             }
+            Self::NoMaskToken { .. } => vec![
+                "build the corpus with the model's own tokenizer (--tokenizer), or name a token: \
+                 objective.mask_token=TOKEN"
+                    .to_owned(),
+            ],
             Self::Busy { .. } => vec!["wait for it, or give this run another folder".to_owned()],
             Self::NotFinite { batch: FailedBatch::Lost(error), .. } => {
                 let mut hints = vec![LOWER_RATE.to_owned()];

@@ -10,7 +10,7 @@ use cairn_artifacts::Hash;
 use cairn_artifacts::hash::Hasher;
 use cairn_eval::{ScoreLimits, SessionScorer};
 use cairn_kernels::{Cpu, Encoding};
-use cairn_model::widened_bf16;
+use cairn_model::{is_adapter_weight, widened_bf16};
 use cairn_program::{
     Class, Feed, GRAD_NORM_SQUARED, MemoryPlan, Run, RunError, Session, SessionError, ValueType,
 };
@@ -166,10 +166,16 @@ impl Learner {
     }
 
     /// Adds names and bytes of every weight and state to a hash, in name order. Gradients are left
-    /// out: the next step starts them anew.
+    /// out: the next step starts them anew. Where adapters are trained, the frozen weights are left
+    /// out as well: they have a hash of their own.
     pub fn hash_into(&self, hasher: &mut Hasher) {
+        let trains_adapters = self.session.persistent().any(|(name, ..)| is_adapter_weight(name));
         for (name, class, ..) in self.session.persistent() {
-            if matches!(class, Class::Weight | Class::State) {
+            let counts = match class {
+                Class::Weight => !trains_adapters || is_adapter_weight(name),
+                class => class == Class::State,
+            };
+            if counts {
                 let bytes = self.session.stored(name).expect("listed by the session");
                 hash_part(hasher, name, bytes);
             }

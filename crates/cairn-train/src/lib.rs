@@ -7,7 +7,7 @@
 //! | `plan` | bytes, arithmetic and time of a run, before it starts |
 //! | `pace` | how fast this machine trains, measured |
 //! | `step_bench` | the same, instruction by instruction |
-//! | `batch`, `learner` | the steps that change a model |
+//! | `batch`, `masking`, `learner` | the steps that change a model |
 //! | `validation`, `progress` | how well it does, and when to give up |
 //! | `trainer` | the loop: opening, stepping, saving, concluding |
 //! | `checkpoint`, `resume`, `initial` | its state in files, and back |
@@ -24,6 +24,7 @@ mod error;
 mod host;
 mod initial;
 mod learner;
+mod masking;
 mod metrics;
 mod observer;
 mod pace;
@@ -44,6 +45,7 @@ pub use checkpoint::{StateError, TrainState};
 pub use error::{FailedBatch, TrainError};
 pub use host::{FakeHost, Host};
 pub use learner::{Learner, Place, Weights};
+pub use masking::Masking;
 pub use metrics::{Metric, read_metrics};
 pub use observer::{Event, Observer, Silent, StepMetrics, ValidationMetrics, Warning};
 pub use pace::{PaceError, measure_pace};

@@ -74,6 +74,18 @@ pub enum Warning {
         /// Steps now.
         now: u64,
     },
+    /// A mixture of experts learns with nothing that spreads tokens over the experts.
+    #[error("experts are trained without a load-balancing loss: watch that none is left idle")]
+    Unbalanced,
+    /// Tokens of the model's description mean something else to the tokenizer.
+    #[error(
+        "the model's {} is no special token of the corpus' tokenizer; checkpoints leave it out",
+        tokens.join(", ")
+    )]
+    ForeignTokens {
+        /// Names and ids.
+        tokens: Vec<String>,
+    },
     /// An old checkpoint could not be removed.
     #[error("an old checkpoint could not be removed: {problem}")]
     Retention {

@@ -8,13 +8,15 @@ use cairn_data::loader::{LoaderBatch, Sequence};
 use cairn_kernels::{Cpu, CpuError};
 use cairn_program::{Recompute, RunError, Workload};
 use cairn_spec::ModelSpec;
+use cairn_spec::model::moe::DenseLayers;
+use cairn_spec::model::{Mlp, WindowedLayers};
 use cairn_spec::recipe::TrainRecipe;
 
 use crate::batch::MicroBatch;
 use crate::host::Host;
 use crate::learner::{Learner, Place};
-use crate::plan::{Pace, programs_of};
-use crate::programs::ProgramsError;
+use crate::plan::{Pace, options_of};
+use crate::programs::{Programs, ProgramsError};
 
 /// Rows are added until a run has so many tokens, or the micro-batch is full.
 const TOKENS_WISHED: usize = 1024;
@@ -78,10 +80,14 @@ fn probe(
     cpu: Cpu,
     host: &dyn Host,
 ) -> Result<(Cost, f64), PaceError> {
-    let mut fields = recipe.model.clone().into_fields();
-    fields.num_hidden_layers = layers;
-    let spec = ModelSpec::new(fields).expect("fewer blocks of a valid model are valid");
-    let programs = programs_of(&spec, recipe, Recompute::None)?;
+    let spec = last_blocks(&recipe.model, layers);
+    // A block with adapters, whichever blocks have them.
+    let adapter = recipe.adapter.clone().map(|mut adapter| {
+        adapter.lora.layers_to_transform = None;
+        adapter
+    });
+    let options = options_of((&spec, adapter.as_ref()), recipe, Recompute::None)?;
+    let programs = Programs::new(&spec, &options)?;
     let parameters = programs.train.num_parameters() as f64;
     let seq_len = recipe.data.seq_len;
     let rows_max = usize::try_from(recipe.batch.micro_batch_size).unwrap_or(usize::MAX);
@@ -108,6 +114,28 @@ fn probe(
         }
     }
     Ok((Cost { seconds: training, flops }, updating / parameters))
+}
+
+/// The last blocks of a model: the first ones may be the only ones without experts.
+fn last_blocks(spec: &ModelSpec, count: usize) -> ModelSpec {
+    let mut fields = spec.clone().into_fields();
+    let dropped = fields.num_hidden_layers - count;
+    fields.num_hidden_layers = count;
+    if let Some(window) = &mut fields.attention.sliding_window
+        && let WindowedLayers::Listed(layers) = &mut window.layers
+    {
+        layers.drain(..dropped);
+    }
+    if let Mlp::Moe(moe) = &mut fields.mlp {
+        match &mut moe.dense_layers {
+            DenseLayers::None => {}
+            DenseLayers::First(first) => *first = first.saturating_sub(dropped),
+            DenseLayers::Listed(layers) => {
+                layers.drain(..dropped);
+            }
+        }
+    }
+    ModelSpec::new(fields).expect("fewer blocks of a valid model are valid")
 }
 
 /// Rows of one sequence each, over all of the vocabulary.

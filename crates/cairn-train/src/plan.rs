@@ -8,14 +8,15 @@ use std::fmt;
 
 use cairn_kernels::Encoding;
 use cairn_program::{MemoryPlan, PlannedBytes, Recompute, SessionError, Workload};
-use cairn_spec::recipe::{self, TrainRecipe};
+use cairn_spec::recipe::{self, Adapter, BaseEncoding, TrainRecipe};
 use cairn_spec::units::RoundedBytes;
 use cairn_spec::{DType, Hint, ModelSpec};
 use serde::Serialize;
 
 use crate::metrics::Metric;
 use crate::programs::{ProgramOptions, Programs, ProgramsError};
-use cairn_model::gather_bytes_max;
+use crate::resume::cuts_decide_bits;
+use cairn_model::{AdapterMap, gather_bytes_max, gather_bytes_max_of};
 
 /// Buffers of open files, the report and other small things that come and go.
 const SMALL_BYTES: u64 = 4 << 20;
@@ -142,7 +143,7 @@ pub enum PlanError {
         /// Bytes of the smallest plan of this model, where none fits.
         smallest: u64,
         /// Whether that choice changes the last bits of a gradient: it cuts the batch otherwise, and
-        /// the embedding is the head as well.
+        /// a weight is used twice (an embedding that is the head as well).
         last_bits: bool,
     },
 }
@@ -153,7 +154,7 @@ impl Hint for PlanError {
             Self::OverLimit { nearest: Some((shape, bytes)), last_bits, .. } => {
                 let learns = if *last_bits {
                     // Its two uses add to one gradient by turns: see `resume`.
-                    "learns the same but for the last bits of the tied embedding's gradient"
+                    "learns the same but for the last bits of the gradient of a shared weight"
                 } else {
                     "learns the same to the last bit"
                 };
@@ -202,7 +203,7 @@ impl Plan {
         };
         let (nearest, smallest) = nearest(request, limit)?;
         let cut = nearest.is_some_and(|(shape, _)| shape.micro_batch_size != rows);
-        let last_bits = cut && recipe.model.tie_word_embeddings;
+        let last_bits = cut && cuts_decide_bits(recipe);
         Err(PlanError::OverLimit { needed, limit, nearest, smallest, last_bits })
     }
 
@@ -313,12 +314,29 @@ pub(crate) fn programs_of(
     recipe: &TrainRecipe,
     recompute: Recompute,
 ) -> Result<Programs, ProgramsError> {
+    Programs::new(spec, &options_of((spec, recipe.adapter.as_ref()), recipe, recompute)?)
+}
+
+/// The options of a model's programs under a recipe's settings, with this adapter.
+pub(crate) fn options_of(
+    (spec, adapter): (&ModelSpec, Option<&Adapter>),
+    recipe: &TrainRecipe,
+    recompute: Recompute,
+) -> Result<ProgramOptions, ProgramsError> {
     let encoding = match recipe.run.weights {
         DType::Bf16 => Encoding::Bf16,
         _ => Encoding::F32,
     };
-    let options = ProgramOptions::of_recipe(&recipe.optimizer, encoding, recompute);
-    Programs::new(spec, &options)
+    let mut options = ProgramOptions::of_recipe(&recipe.optimizer, encoding, recompute);
+    if let Some(adapter) = adapter {
+        options.adapters = AdapterMap::new(spec, &adapter.lora)?;
+        options.encoding = match adapter.base_encoding {
+            BaseEncoding::F32 => Encoding::F32,
+            BaseEncoding::Bf16 => Encoding::Bf16,
+            BaseEncoding::Q8 => Encoding::Q8,
+        };
+    }
+    Ok(options)
 }
 
 /// The choice with the least arithmetic that fits (among those with the largest micro-batch), and
@@ -353,7 +371,12 @@ fn nearest(
 
 fn host_bytes(recipe: &TrainRecipe, total_steps: u64) -> u64 {
     let batch = BATCH_BYTES_PER_TOKEN * recipe.tokens_per_step();
-    let saving = gather_bytes_max(&recipe.model) as u64;
+    let adapters = recipe.adapter.as_ref();
+    let adapters = adapters.and_then(|adapter| AdapterMap::new(&recipe.model, &adapter.lora).ok());
+    let saving = match adapters {
+        Some(adapters) => gather_bytes_max_of(&adapters.tensor_map()),
+        None => gather_bytes_max(&recipe.model),
+    } as u64;
     let validations = recipe.eval.every.map_or(1, |every| total_steps / every + 1);
     // What the report is drawn from.
     let metrics = (total_steps + validations).saturating_mul(size_of::<Metric>() as u64);

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 
 use cairn_kernels::{Encoding, Layout};
-use cairn_model::{BuildError, BuildOptions, Head, build_program};
+use cairn_model::{
+    AdapterError, AdapterMap, BuildError, BuildOptions, Head, build_adapted_program,
+};
 use cairn_program::{
     AdamWAttrs, Class, DifferentiateError, Instr, KvPlacement, Loss, MemoryPlan, Op, Program,
     ProgramId, Recompute, SessionError, SessionProgram, Sizes, UpdateOptions, VerifyError,
@@ -32,7 +34,9 @@ const AVERAGE_PREFIX: &str = "ema.";
 pub struct ProgramOptions {
     /// Storage of weight matrices: `f32`, or `bf16` with an `f32` master beside it.
     pub encoding: Encoding,
-    /// Weights to train; `None` trains all.
+    /// Adapters beside the model's projections; then they alone are trained.
+    pub adapters: AdapterMap,
+    /// Weights to train; `None` trains all, or all adapters.
     pub trainable: Option<BTreeSet<String>>,
     /// What the backward pass computes again.
     pub recompute: Recompute,
@@ -49,6 +53,7 @@ impl ProgramOptions {
         let Optimizer { eps, weight_decay, decay, max_grad_norm, ema_decay, .. } = *optimizer;
         Self {
             encoding,
+            adapters: AdapterMap::default(),
             trainable: None,
             recompute,
             update: UpdateOptions {
@@ -73,6 +78,9 @@ pub enum ProgramsError {
     /// The model cannot be built.
     #[error("this model cannot be built")]
     Build(#[from] BuildError),
+    /// The model cannot have the adapters.
+    #[error("the adapter does not fit the model")]
+    Adapter(#[from] AdapterError),
     /// The model cannot be differentiated.
     #[error("this model cannot be trained as asked")]
     Differentiate(#[from] DifferentiateError),
@@ -114,9 +122,12 @@ impl Programs {
             dropout,
             ..BuildOptions::new(Head::TokenLogprob)
         };
-        let forward = build_program(spec, &build(true))?;
+        let adapters = &options.adapters;
+        let program = |build: &BuildOptions| build_adapted_program(spec, build, adapters);
+        let forward = program(&build(true))?;
         let trainable = match &options.trainable {
             Some(names) => names.clone(),
+            None if !adapters.is_empty() => adapters.weights(),
             None => forward.of_class(Class::Weight).map(|(_, w)| w.name.clone()).collect(),
         };
         let differentiated = differentiate(&forward, &trainable, &Loss::CrossEntropy)?;
@@ -124,11 +135,16 @@ impl Programs {
         let mut update = update_program(&differentiated, &options.update)?;
         set_decay(&mut update, &differentiated, options);
         let train = recompute(&differentiated, options.recompute);
-        let score = build_program(spec, &build(false))?;
+        let score = program(&build(false))?;
         let score_average = match options.update.ema_decay {
             Some(_) => {
-                let in_f32 = BuildOptions { encoding: Encoding::F32, ..build(false) };
-                Some(over_averages(build_program(spec, &in_f32)?, &update)?)
+                // Averages are f32, and frozen weights are their own.
+                let encoding = match adapters.is_empty() {
+                    true => Encoding::F32,
+                    false => options.encoding,
+                };
+                let averaged = BuildOptions { encoding, ..build(false) };
+                Some(over_averages(program(&averaged)?, &update)?)
             }
             None => None,
         };

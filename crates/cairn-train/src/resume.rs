@@ -4,9 +4,11 @@
 //! recomputation and how often to validate or save decide none; another length changes the learning
 //! rates to come, so it is allowed and said.
 //!
-//! How a batch is cut into micro-batches decides no number either, unless the embedding is the head
-//! as well: the two uses then add to one gradient by turns, so their order is that of the cuts.
+//! How a batch is cut into micro-batches decides no number either, unless a weight is used twice (the
+//! embedding is the head as well; projections of one module share an adapter's `A`): the uses then
+//! add to one gradient by turns, so their order is that of the cuts.
 
+use cairn_model::AdapterMap;
 use cairn_spec::Hint;
 use cairn_spec::recipe::TrainRecipe;
 use serde_json::{Map, Value};
@@ -27,6 +29,16 @@ pub enum ResumeError {
         /// Hash in the checkpoint.
         started: String,
         /// Hash in the corpus.
+        now: String,
+    },
+    /// The frozen model is not the one that the adapter was trained beside.
+    #[error("the run trains an adapter beside a model with hash {started}, {folder} now has {now}")]
+    OtherBase {
+        /// The model's folder.
+        folder: String,
+        /// Hash in the checkpoint.
+        started: String,
+        /// Hash of the folder.
         now: String,
     },
     /// The run began with other weights, so those given would be ignored.
@@ -68,6 +80,9 @@ impl Hint for ResumeError {
             Self::AlreadyPast { step, .. } => format!(
                 "give it a budget of more than {step} steps, or give the new run another folder"
             ),
+            Self::OtherBase { .. } => {
+                "restore the model as it was, or give the new run another folder".to_owned()
+            }
             Self::OtherRecipe { .. } | Self::OtherTokenizer { .. } => {
                 "resume with the recipe the run was started with, or give the new run another \
                  folder"
@@ -79,7 +94,9 @@ impl Hint for ResumeError {
 }
 
 /// The sections all of whose keys decide numbers.
-const SECTIONS: [&str; 4] = ["model", "dropout", "optimizer", "schedule"];
+const SECTIONS: [&str; 6] = ["model", "objective", "adapter", "dropout", "optimizer", "schedule"];
+/// A key among them that decides none: what the weights are, and not where, is recorded of them.
+const FOLDER: (&str, &str) = ("model", "initial");
 /// Keys of other sections that do.
 const KEYS: [(&str, &str); 4] =
     [("run", "seed"), ("run", "weights"), ("data", "seq_len"), ("batch", "global_batch_size")];
@@ -90,8 +107,8 @@ pub(crate) fn deciding_keys(recipe: &TrainRecipe) -> Value {
     let mut deciding = Map::new();
     for section in SECTIONS {
         let Some(Value::Object(keys)) = file.get(section) else { continue };
-        for (key, value) in keys.iter().filter(|(_, value)| !value.is_null()) {
-            deciding.insert(format!("{section}.{key}"), value.clone());
+        for (key, value) in keys.iter().filter(|(key, _)| (section, key.as_str()) != FOLDER) {
+            insert(&mut deciding, format!("{section}.{key}"), value);
         }
     }
     for (section, key) in KEYS {
@@ -99,12 +116,36 @@ pub(crate) fn deciding_keys(recipe: &TrainRecipe) -> Value {
             deciding.insert(format!("{section}.{key}"), value.clone());
         }
     }
-    if recipe.model.tie_word_embeddings {
+    if cuts_decide_bits(recipe) {
         let rows = recipe.batch.micro_batch_size;
         deciding.insert("batch.micro_batch_size".to_owned(), rows.into());
     }
     deciding.sort_keys();
     Value::Object(deciding)
+}
+
+/// Inserts what is set of a value, key by key, so that a difference is said by name.
+fn insert(deciding: &mut Map<String, Value>, key: String, value: &Value) {
+    match value {
+        Value::Null => {}
+        Value::Object(keys) => {
+            for (inner, value) in keys {
+                insert(deciding, format!("{key}.{inner}"), value);
+            }
+        }
+        value => {
+            deciding.insert(key, value.clone());
+        }
+    }
+}
+
+/// Whether a weight is used twice, so that its gradient depends on how the batch is cut.
+pub(crate) fn cuts_decide_bits(recipe: &TrainRecipe) -> bool {
+    match &recipe.adapter {
+        None => recipe.model.tie_word_embeddings,
+        Some(adapter) => AdapterMap::new(&recipe.model, &adapter.lora)
+            .is_ok_and(|adapters| adapters.shares_weights()),
+    }
 }
 
 /// Refuses a recipe that would not continue the numbers of one with the deciding keys `started`.

@@ -24,10 +24,11 @@ use cairn_spec::ModelSpec;
 use cairn_spec::recipe::TrainRecipe;
 use serde::Serialize;
 
-use crate::checkpoint::{self, ModelFiles, TrainState};
+use crate::checkpoint::{self, ModelFiles, TrainState, TrainedAdapter};
 use crate::error::TrainError;
 use crate::host::Host;
 use crate::learner::{Learner, Weights, hash_part};
+use crate::masking::Masking;
 use crate::metrics::{Metric, RunLog};
 use crate::observer::{Event, Observer, ValidationMetrics, Warning};
 use crate::plan::Plan;
@@ -76,6 +77,10 @@ pub struct Trainer {
     learner: Learner,
     loader: Loader,
     tokenizer: Tokenizer,
+    /// What is taken away of a batch, where that is what the model learns to predict.
+    masking: Option<Masking>,
+    /// What is trained in the model's place.
+    adapter: Option<TrainedAdapter>,
     validation: Option<Validation>,
     folder: RunFolder,
     checkpoints: CheckpointSeries,
@@ -134,8 +139,8 @@ impl Trainer {
         self.step >= self.plan.total_steps || self.progress.exhausted(self.early_stop())
     }
 
-    /// Hash of the training state: parameters, optimizer, loader and random state. Times, paths
-    /// and thread counts are no part of it.
+    /// Hash of the training state: parameters, optimizer, loader and random state; of frozen weights
+    /// beside an adapter, their hash. Times, paths and thread counts are no part of it.
     pub fn state_hash(&self) -> Hash {
         let mut hasher = Hasher::new();
         self.learner.hash_into(&mut hasher);
@@ -145,6 +150,9 @@ impl Trainer {
         // Dropout is keyed by seed and step; there is no other randomness.
         hash_part(&mut hasher, "random.seed", &self.recipe.run.seed.to_le_bytes());
         hash_part(&mut hasher, "random.step", &self.step.to_le_bytes());
+        if let Some(adapter) = &self.adapter {
+            hash_part(&mut hasher, "base", adapter.base_hash.to_string().as_bytes());
+        }
         hasher.finish()
     }
 
@@ -268,7 +276,8 @@ impl Trainer {
             Err(ValidationError::Eval(error @ EvalError::NotANumber { .. })) => {
                 Err(TrainError::ValidationNotFinite { step: self.step, source: Box::new(error) })
             }
-            result => Ok(Some(result?)),
+            // Chance may have taken nothing away of a few short documents.
+            result => Ok(Some(result?).filter(|score| 0 < score.targets)),
         }
     }
 
@@ -286,6 +295,7 @@ impl Trainer {
             recipe: deciding_keys(&self.recipe),
             tokenizer_hash: self.tokenizer.hash(),
             state_hash: self.state_hash(),
+            base_hash: self.adapter.as_ref().map(|adapter| adapter.base_hash),
         };
         let path = self.checkpoints.path_of(self.step);
         let step = (self.step, self.validation_loss(), &state);
@@ -313,7 +323,8 @@ impl Trainer {
 
     fn files(&self) -> ModelFiles<'_> {
         let data_hash = self.loader.corpus().data_hash();
-        ModelFiles { spec: &self.spec, tokenizer: &self.tokenizer, data_hash }
+        let (spec, adapter) = (&self.spec, self.adapter.as_ref());
+        ModelFiles { spec, adapter, tokenizer: &self.tokenizer, data_hash }
     }
 
     fn early_stop(&self) -> Option<EarlyStop> {

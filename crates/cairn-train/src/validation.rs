@@ -10,7 +10,12 @@ use std::sync::Arc;
 use cairn_data::corpus::{Corpus, ReadError, Split};
 use cairn_data::loader::LoaderError;
 use cairn_data::tokenizer::Tokenizer;
-use cairn_eval::{DocumentScore, DocumentScorer, EvalError, ScoreLimits, TokenScorer, Windows};
+use cairn_eval::{
+    DocumentScore, DocumentScorer, EvalError, ScoreBatch, ScoreLimits, TokenScorer, Windows,
+};
+use cairn_kernels::SeqSlot;
+
+use crate::masking::Masking;
 
 /// What was scored and how well.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -65,7 +70,12 @@ pub struct Validation {
     taken: Vec<(usize, usize)>,
     bytes: Option<u64>,
     windows: Windows,
+    masking: Option<Masking>,
 }
+
+/// Keys the masks of validation, in the place of a run's seed: every validation of every run asks
+/// the same.
+const MASK_SEED: u64 = 0x7661_6c69_6461_7465;
 
 impl Validation {
     /// Scores up to about `max_tokens` tokens in windows of `seq_len` inputs. A side with more is
@@ -100,7 +110,15 @@ impl Validation {
         }
         let windows = Windows::new(seq_len, seq_len).expect("recipes have sequences of a token");
         let bytes = bytes_of(corpus, tokenizer, &taken)?;
-        Ok(Self { corpus: Arc::clone(corpus), taken, bytes, windows })
+        Ok(Self { corpus: Arc::clone(corpus), taken, bytes, windows, masking: None })
+    }
+
+    /// Asks for tokens that are taken away instead of the next ones. Then no bits are counted: what
+    /// stays tells of what is missing, so this is no code for the text.
+    #[must_use]
+    pub fn with_masking(self, masking: Option<Masking>) -> Self {
+        let bytes = self.bytes.filter(|_| masking.is_none());
+        Self { masking, bytes, ..self }
     }
 
     /// How much a scorer must take at once if it has room for `tokens` tokens.
@@ -115,6 +133,9 @@ impl Validation {
     /// [`ValidationError`] if the data cannot be read or does not fit, or a log-probability is no
     /// number.
     pub fn score(&self, scorer: &mut impl TokenScorer) -> Result<Score, ValidationError> {
+        if let Some(masking) = &self.masking {
+            return self.score_masked(masking, scorer);
+        }
         let vocab_size = scorer.vocab_size();
         let mut score = Score { bytes: self.bytes, ..Score::default() };
         let mut documents = DocumentScorer::new(scorer, self.windows)?;
@@ -126,6 +147,85 @@ impl Validation {
         }
         documents.finish(&mut |document| score.add(document, vocab_size))?;
         Ok(score)
+    }
+
+    /// Scores what is taken away of each document, which is read in pieces of the sequence length.
+    fn score_masked(
+        &self,
+        masking: &Masking,
+        scorer: &mut impl TokenScorer,
+    ) -> Result<Score, ValidationError> {
+        let limits = scorer.limits();
+        let (mut score, mut pieces) = (Score::default(), MaskedPieces::default());
+        let mut tokens = Vec::new();
+        for &(number, count) in &self.taken {
+            tokens.clear();
+            self.corpus.documents(Split::Validation).read_tokens(number, 0, count, &mut tokens)?;
+            for (place, piece) in tokens.chunks(limits.context).enumerate() {
+                if limits.tokens < pieces.ids.len() + piece.len() {
+                    pieces.score(scorer, &mut score)?;
+                }
+                pieces.push(masking, piece, (number as u64, place * limits.context));
+            }
+        }
+        pieces.score(scorer, &mut score)?;
+        Ok(score)
+    }
+}
+
+/// Pieces of documents with tokens taken away, scored together.
+#[derive(Default)]
+struct MaskedPieces {
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    targets: Vec<u32>,
+    /// Tokens that were taken away, with the document and their place in it.
+    chosen: Vec<(usize, u64, usize)>,
+    /// First token and length of each piece.
+    pieces: Vec<(usize, usize)>,
+}
+
+impl MaskedPieces {
+    fn push(&mut self, masking: &Masking, piece: &[u32], (document, first): (u64, usize)) {
+        self.pieces.push((self.ids.len(), piece.len()));
+        for (index, &id) in piece.iter().enumerate() {
+            let place = first + index;
+            let replaced = masking.replaced(id, MASK_SEED, document, place as u64);
+            if replaced.is_some() {
+                self.chosen.push((self.ids.len(), document, place));
+            }
+            self.ids.push(replaced.unwrap_or(id));
+            self.positions.push(u32::try_from(index).expect("a piece is no longer than a row"));
+        }
+        self.targets.extend_from_slice(piece);
+    }
+
+    /// Adds what the pieces score, and begins anew.
+    fn score(
+        &mut self,
+        scorer: &mut impl TokenScorer,
+        score: &mut Score,
+    ) -> Result<(), ValidationError> {
+        if self.chosen.is_empty() {
+            *self = Self::default();
+            return Ok(());
+        }
+        let slot = |&(start, len): &(usize, usize)| SeqSlot { start, len, cached: 0, blocks: &[] };
+        let slots: Vec<SeqSlot<'_>> = self.pieces.iter().map(slot).collect();
+        let Self { ids, positions, targets, .. } = &*self;
+        let batch = ScoreBatch { ids, positions, targets, pieces: &slots };
+        let logprobs = scorer.logprobs(&batch)?;
+        for &(at, document, position) in &self.chosen {
+            let logprob = f64::from(logprobs[at]);
+            if !logprob.is_finite() {
+                let logprob = logprob.to_string();
+                return Err(EvalError::NotANumber { document, position, logprob }.into());
+            }
+            score.negative_log_likelihood -= logprob;
+            score.targets += 1;
+        }
+        *self = Self::default();
+        Ok(())
     }
 }
 

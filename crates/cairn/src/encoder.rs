@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use anyhow::Context as _;
 use cairn_kernels::SeqSlot;
-use cairn_model::{BuildOptions, Head, build_program, load_weights};
+use cairn_model::{BuildOptions, Head, build_adapted_program};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
@@ -80,12 +80,12 @@ impl Encoder {
             Wanted::Hidden => (Head::Hidden, format!("hidden_{}", model.spec.num_hidden_layers)),
             Wanted::Logits(_) => (Head::GatheredLogits, "logits".to_owned()),
         };
-        let program = build_program(&model.spec, &BuildOptions::new(head))?;
+        let options = BuildOptions::new(head);
+        let program = build_adapted_program(&model.spec, &options, &model.adapters())?;
         let sizes = sizes_of(texts, wanted);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let mut session = Session::new(MemoryPlan::new(vec![program], None)?, context.cpu()?)?;
-        load_weights(&mut session, &model.spec, &model.weights)
-            .with_context(|| format!("cannot load {}", model.path.display()))?;
+        model.load_into(&mut session)?;
         Ok(Self { session, output })
     }
 

@@ -56,8 +56,8 @@ pub(crate) fn measure(
     }
     let windows = Windows::new(length, how.stride.unwrap_or(length))?;
     let options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
-    let plan = ModelScorerPlan::new(&model.spec, options)?;
-    let mut scorer = ModelScorer::load(plan, context.cpu()?, &model.weights)
+    let plan = ModelScorerPlan::with_adapters(&model.spec, options, &model.adapters())?;
+    let mut scorer = ModelScorer::load_adapted(plan, context.cpu()?, model.tensors())
         .with_context(|| format!("cannot load {}", model.path.display()))?;
     let documents = sample(corpus, how.split, &tokenizer, how.max_bytes)?;
     let mut line = ProgressLine::new(context.terminal, "Evaluating");

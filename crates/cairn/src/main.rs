@@ -8,7 +8,6 @@
 
 mod args;
 mod chat;
-mod chat_sampling;
 mod command;
 mod compute_dtype;
 mod context;
@@ -27,6 +26,7 @@ mod plan_text;
 mod pooling;
 mod progress_line;
 mod runs;
+mod sampling;
 mod signals;
 mod stop_strings;
 mod table;

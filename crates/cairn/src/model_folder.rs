@@ -5,21 +5,69 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
-use cairn_artifacts::checkpoint::{MANIFEST_FILE, TOKENIZER_FILE, verify_model};
+use cairn_artifacts::checkpoint::{
+    ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, TOKENIZER_FILE, verify_model,
+};
 use cairn_artifacts::gguf::GgufFile;
-use cairn_artifacts::safetensors::WeightFolder;
-use cairn_data::tokenizer::Tokenizer;
-use cairn_model::{Naming, TensorSource};
-use cairn_spec::ModelSpec;
+use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
+use cairn_data::tokenizer::{Tokenizer, TokenizerConfig};
+use cairn_engine::{Engine, EngineOptions, EnginePlan};
+use cairn_kernels::Cpu;
+use cairn_model::{AdapterMap, Naming, TensorSource, load_adapter, load_weights};
+use cairn_program::Session;
 use cairn_spec::model::hf::HfConfig;
+use cairn_spec::{LoraSpec, ModelSpec};
+use clap::Args;
 
 use crate::failure::UserError;
+use crate::runs;
 use crate::terminal::Terminal;
 
 pub(crate) use cairn_artifacts::checkpoint::CONFIG_FILE;
 
 /// What can be named as a model.
 const MODEL_FORMS: &str = "a model is a folder with config.json and safetensors, or a GGUF file";
+
+/// Which model, for commands that use one.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Folder of a model or a run [default: the last run]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Folder of a low-rank adapter, as PEFT saves it, to use beside the model's weights; without
+    /// --model, beside the model that it names
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Opens the model, with the adapter if there is one.
+    pub(crate) fn open(&self, terminal: Terminal) -> anyhow::Result<ModelFolder> {
+        let adapter = self.adapter.as_deref().map(|adapter| runs::model_folder(Some(adapter)));
+        match (&self.model, adapter.transpose()?) {
+            (None, Some(adapter)) => ModelFolder::open(&adapter, terminal),
+            (model, None) => ModelFolder::open(&runs::model_folder(model.as_deref())?, terminal),
+            (Some(model), Some(adapter)) => {
+                let model = runs::model_folder(Some(model))?;
+                let model = ModelFolder::open(&model, terminal)?;
+                if let Some(own) = &model.adapter {
+                    let message = format!("{} is an adapter itself", own.path.display());
+                    return Err(UserError::new(message).hint("leave --adapter out").into());
+                }
+                model.with_adapter(&adapter)
+            }
+        }
+    }
+}
+
+/// A low-rank adapter beside a model.
+#[derive(Debug)]
+pub(crate) struct FolderAdapter {
+    /// Its folder.
+    pub(crate) path: PathBuf,
+    map: AdapterMap,
+    tensors: SafetensorsFile,
+}
 
 /// A model's description and its mapped weights.
 #[derive(Debug)]
@@ -30,6 +78,8 @@ pub(crate) struct ModelFolder {
     pub(crate) spec: ModelSpec,
     /// Its tensors.
     pub(crate) weights: ModelWeights,
+    /// What is used beside them.
+    pub(crate) adapter: Option<FolderAdapter>,
 }
 
 /// Where a model's tensors are.
@@ -79,24 +129,82 @@ impl TensorSource for ModelWeights {
 }
 
 impl ModelFolder {
-    /// Opens a folder in the Hugging Face layout, or a GGUF file; says on `terminal` what of it had
-    /// no influence.
+    /// Opens a folder in the Hugging Face layout, a GGUF file, or an adapter with the model that it
+    /// names; says on `terminal` what of it had no influence.
     pub(crate) fn open(path: &Path, terminal: Terminal) -> anyhow::Result<Self> {
+        if path.join(ADAPTER_CONFIG_FILE).exists() && !path.join(CONFIG_FILE).exists() {
+            return Self::open_base(path, terminal)?.with_adapter(path);
+        }
         if path.is_file() {
             let file = open_gguf(path)?;
             let spec = gguf_spec(&file)?;
             let weights = ModelWeights::Gguf(Box::new(file));
-            return Ok(Self { path: path.to_owned(), spec, weights });
+            return Ok(Self { path: path.to_owned(), spec, weights, adapter: None });
         }
         let spec = read_spec(path, terminal)?;
-        verify_model(path).with_context(|| {
-            format!(
-                "{} is not as it was saved; without {MANIFEST_FILE} it is taken as it is",
-                path.display()
-            )
-        })?;
+        verify(path)?;
         let weights = ModelWeights::Folder(WeightFolder::open(path)?);
-        Ok(Self { path: path.to_owned(), spec, weights })
+        Ok(Self { path: path.to_owned(), spec, weights, adapter: None })
+    }
+
+    /// Opens the model that an adapter was made for.
+    fn open_base(adapter: &Path, terminal: Terminal) -> anyhow::Result<Self> {
+        let base = read_lora(adapter)?.base_model_name_or_path;
+        match base.as_deref().map(Path::new).filter(|base| base.exists()) {
+            Some(base) => Self::open(&runs::model_folder(Some(base))?, terminal),
+            None => {
+                let (adapter, base) = (adapter.display(), base.as_deref().unwrap_or("no model"));
+                let message =
+                    format!("{adapter} is an adapter and names {base}, which is no folder here");
+                Err(UserError::new(message)
+                    .hint(format!("name its model: --model DIR --adapter {adapter}"))
+                    .into())
+            }
+        }
+    }
+
+    /// Puts an adapter beside the weights.
+    fn with_adapter(self, folder: &Path) -> anyhow::Result<Self> {
+        let lora = read_lora(folder)?;
+        verify(folder)?;
+        let map = AdapterMap::new(&self.spec, &lora)
+            .map_err(anyhow::Error::from)
+            .with_context(|| format!("{} does not fit this model", folder.display()))?;
+        let tensors = SafetensorsFile::open(&folder.join(ADAPTER_FILE))?;
+        let adapter = FolderAdapter { path: folder.to_owned(), map, tensors };
+        Ok(Self { adapter: Some(adapter), ..self })
+    }
+
+    /// The folder of the adapter, or that of the model where there is none.
+    pub(crate) fn used(&self) -> &Path {
+        self.adapter.as_ref().map_or(&self.path, |adapter| &adapter.path)
+    }
+
+    /// What of the program lies beside the projections.
+    pub(crate) fn adapters(&self) -> AdapterMap {
+        self.adapter.as_ref().map(|adapter| adapter.map.clone()).unwrap_or_default()
+    }
+
+    /// The tensors of model and adapter.
+    pub(crate) fn tensors(&self) -> (&dyn TensorSource, Option<&dyn TensorSource>) {
+        let adapter = self.adapter.as_ref().map(|adapter| &adapter.tensors as &dyn TensorSource);
+        (&self.weights, adapter)
+    }
+
+    /// Fills the weights of a session over the model's program.
+    pub(crate) fn load_into(&self, session: &mut Session) -> anyhow::Result<()> {
+        load_weights(session, &self.spec, &self.weights)
+            .with_context(|| format!("cannot load {}", self.path.display()))?;
+        let Some(adapter) = &self.adapter else { return Ok(()) };
+        load_adapter(session, &self.spec, &adapter.map, &adapter.tensors)
+            .with_context(|| format!("cannot load {}", adapter.path.display()))
+    }
+
+    /// The model as an engine.
+    pub(crate) fn engine(&self, options: EngineOptions, cpu: Cpu) -> anyhow::Result<Engine> {
+        let plan = EnginePlan::with_adapters(&self.spec, options, &self.adapters())?;
+        Engine::load_adapted(plan, cpu, self.tensors())
+            .with_context(|| format!("cannot load {}", self.path.display()))
     }
 
     /// The tokenizer beside or among the weights, if there is one.
@@ -124,6 +232,43 @@ impl ModelFolder {
             .hint(format!("copy the {TOKENIZER_FILE} that belongs to the model beside its weights"))
             .hint("or continue token ids: cairn generate --prompt-ids 5,6,7")
     }
+
+    /// What the model's files say beside its tokenizer.
+    pub(crate) fn tokenizer_config(
+        &self,
+        tokenizer: &Tokenizer,
+    ) -> anyhow::Result<TokenizerConfig> {
+        if let ModelWeights::Gguf(file) = &self.weights {
+            return Ok(TokenizerConfig::from_gguf(file, tokenizer));
+        }
+        let config = TokenizerConfig::read(&self.path)?;
+        config.check(tokenizer, &self.path)?;
+        Ok(config)
+    }
+}
+
+/// Reads an adapter's description.
+pub(crate) fn read_lora(folder: &Path) -> anyhow::Result<LoraSpec> {
+    let path = folder.join(ADAPTER_CONFIG_FILE);
+    if !path.exists() {
+        return Err(UserError::new(format!("{} holds no adapter", folder.display()))
+            .hint(format!("an adapter is a folder with {ADAPTER_CONFIG_FILE} and {ADAPTER_FILE}"))
+            .into());
+    }
+    let text = read_text(&path, CONFIG_BYTES_MAX)?;
+    LoraSpec::from_peft_json(&text)
+        .map_err(anyhow::Error::from)
+        .with_context(|| format!("{} cannot be used", path.display()))
+}
+
+/// Refuses a folder whose manifest says that it was altered.
+fn verify(folder: &Path) -> anyhow::Result<()> {
+    verify_model(folder).with_context(|| {
+        format!(
+            "{} is not as it was saved; without {MANIFEST_FILE} it is taken as it is",
+            folder.display()
+        )
+    })
 }
 
 /// Opens a file that is named as a model.
@@ -149,7 +294,7 @@ fn no_model(folder: &Path) -> UserError {
     if folder.join(cairn_data::corpus::MANIFEST_FILE).exists() {
         return error.hint(format!("it is a corpus: cairn corpus stats {shown}"));
     }
-    let run = crate::runs::last_in(folder);
+    let run = runs::last_in(folder);
     match run {
         Some(run) => error.hint(format!("name one of its runs, such as {}", run.root().display())),
         None => error.hint(MODEL_FORMS),
@@ -171,12 +316,22 @@ pub(crate) fn read_spec(folder: &Path, terminal: Terminal) -> anyhow::Result<Mod
     if !config.exists() {
         return Err(no_model(folder).into());
     }
-    let text = read_text(&config, CONFIG_BYTES_MAX)?;
+    let text = read_config(&config)?;
     let HfConfig { spec, ignored } = HfConfig::from_json(&text)
         .with_context(|| format!("{} does not describe a model", config.display()))?;
+    warn_of_ignored(&config, &ignored, terminal);
+    Ok(spec)
+}
+
+/// The text of a `config.json`.
+pub(crate) fn read_config(config: &Path) -> anyhow::Result<String> {
+    Ok(read_text(config, CONFIG_BYTES_MAX)?)
+}
+
+/// Says which fields of a `config.json` had no influence.
+pub(crate) fn warn_of_ignored(config: &Path, ignored: &[String], terminal: Terminal) {
     if !ignored.is_empty() {
         let (path, names) = (config.display(), ignored.join(", "));
         terminal.warn(format_args!("{path} has fields that nothing here knows: {names}"));
     }
-    Ok(spec)
 }

@@ -22,6 +22,15 @@ fn summary(job: &Job, plan: &Plan) -> String {
         &"model",
         &format!("{}, {layers} blocks, {parameters} parameters", recipe.model.family),
     ]);
+    if let Some(adapter) = &recipe.adapter {
+        // Gradients are f32.
+        let trained = Count(plan.bytes.session.gradients as f64 / 4.0);
+        let rank = adapter.lora.r;
+        table.row([
+            &"adapter",
+            &format!("rank {rank}, {trained} of the parameters; the rest is frozen"),
+        ]);
+    }
     let tokens = plan.total_steps * plan.tokens_per_step;
     let data = match &job.corpus {
         None => format!("{} (not there yet)", recipe.data.corpus),

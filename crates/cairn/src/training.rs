@@ -14,6 +14,7 @@ use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, meas
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::machine_profile;
+use crate::model_folder::{CONFIG_FILE, read_config, warn_of_ignored};
 use crate::outside::{Outside, code_revision};
 use crate::train_display::TrainDisplay;
 
@@ -33,12 +34,27 @@ impl Job {
         overrides: &[String],
         context: &Context,
     ) -> anyhow::Result<Self> {
+        Self::read_from(path, overrides, None, context)
+    }
+
+    /// As [`read`](Self::read), beginning with the weights of the model in `initial`.
+    pub(crate) fn read_from(
+        path: &Path,
+        overrides: &[String],
+        initial: Option<&Path>,
+        context: &Context,
+    ) -> anyhow::Result<Self> {
         let text = read_text(path, RECIPE_BYTES_MAX as u64)?;
         let what = || path.display().to_string();
         let extension = path.extension().unwrap_or_default().to_string_lossy();
         let format = Format::from_extension(&extension).with_context(what)?;
         let file = RecipeFile::parse(&text, format).with_context(what)?;
-        Self::resolve(&file.with_overrides(overrides)?, context).with_context(what)
+        let mut file = file.with_overrides(overrides)?;
+        if let Some(folder) = initial {
+            file.model.initial = Some(folder.display().to_string());
+        }
+        let file = with_described_model(file, context)?;
+        Self::resolve(&file, context).with_context(what)
     }
 
     /// Resolves a recipe against its corpus.
@@ -112,6 +128,18 @@ impl Job {
         };
         Ok(file.resolve(&facts)?)
     }
+}
+
+/// Reads the `config.json` that describes the model, where one does.
+fn with_described_model(file: RecipeFile, context: &Context) -> anyhow::Result<RecipeFile> {
+    let Some(path) = file.unread_config().map(Path::new) else { return Ok(file) };
+    let config = if path.is_dir() { path.join(CONFIG_FILE) } else { path.to_owned() };
+    let text = read_config(&config)?;
+    let (described, ignored) = file
+        .with_model_config(&text)
+        .with_context(|| format!("{} does not describe a model to train", config.display()))?;
+    warn_of_ignored(&config, &ignored, context.terminal);
+    Ok(described)
 }
 
 fn no_corpus(folder: &str) -> UserError {

@@ -22,6 +22,7 @@ fn write_golden(folder: &Path, step: u64, loss: Option<f64>) -> Result<Manifest,
     write(
         folder,
         Contents {
+            kind: Kind::Model,
             step,
             validation_loss: loss,
             recipe_hash: Some(Hash::of_bytes(b"recipe")),
@@ -232,4 +233,22 @@ proptest! {
         // None of the files is there.
         prop_assert!(Checkpoint::open(folder.path(), Verify::Sizes).is_err());
     }
+}
+
+#[test]
+fn an_adapter_lies_where_peft_looks_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("step");
+    let tensor = OutTensor::f32("base_model.model.q_proj.lora_A.weight", &[1, 2], &[1.0, 2.0]);
+    let config = serde_json::json!({"peft_type": "LORA"});
+    let contents =
+        Contents { kind: Kind::Adapter, weights: vec![tensor], config, ..Contents::default() };
+    let manifest = write(&path, contents).unwrap();
+    assert_eq!(manifest.kind(), Kind::Adapter);
+    let names: Vec<&str> = manifest.files.keys().map(String::as_str).collect();
+    assert_eq!(names, [ADAPTER_CONFIG_FILE, ADAPTER_FILE]);
+    // Weights of a model that lie beside it are not taken for the adapter's.
+    fs::write(path.join(SINGLE_FILE), b"something else").unwrap();
+    let saved = Checkpoint::open(&path, Verify::Hashes).unwrap();
+    assert_eq!(saved.weights().tensors().count(), 1);
 }

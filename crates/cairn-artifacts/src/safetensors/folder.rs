@@ -51,6 +51,15 @@ impl WeightFolder {
         open_sharded(folder, &index)
     }
 
+    /// Maps the one file of this name, whatever else lies in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// [`WeightsError`] naming the file.
+    pub fn open_file(folder: &Path, name: &str) -> Result<Self, WeightsError> {
+        Ok(Self::of_files(folder, vec![SafetensorsFile::open(&folder.join(name))?]))
+    }
+
     fn of_files(folder: &Path, files: Vec<SafetensorsFile>) -> Self {
         let mut file_of = BTreeMap::new();
         for (position, file) in files.iter().enumerate() {

@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet};
 use cairn_artifacts::gguf::{GgufError, GgufFile, Value};
 use serde_json::{Value as Json, json};
 
+use super::config::{NamedTemplate, TokenizerConfig};
 use super::{Tokenizer, TokenizerError, VOCAB_SIZE_MAX};
 
 /// Longest accepted token, in bytes: splits of it are looked up one by one.
@@ -41,6 +42,42 @@ impl Tokenizer {
         let Some(parts) = Parts::read(file).map_err(refused)? else { return Ok(None) };
         let json = parts.tokenizer_json().map_err(refused)?;
         Self::parse(json.to_string().into_bytes(), file.path()).map(Some)
+    }
+}
+
+/// Roles of special tokens, and how the metadata calls them.
+const ROLES: [(&str, &str); 5] = [
+    ("bos_token", "bos"),
+    ("eos_token", "eos"),
+    ("unk_token", "unknown"),
+    ("sep_token", "seperator"),
+    ("pad_token", "padding"),
+];
+
+impl TokenizerConfig {
+    /// What the metadata of a GGUF file says beside its tokenizer: special tokens by their roles, and
+    /// the chat template.
+    pub fn from_gguf(file: &GgufFile, tokenizer: &Tokenizer) -> Self {
+        let id = |role: &str| match file.value(&format!("tokenizer.ggml.{role}_token_id"))? {
+            Value::Unsigned(id, _) => u32::try_from(*id).ok(),
+            Value::Signed(id, _) => u32::try_from(*id).ok(),
+            _ => None,
+        };
+        let token =
+            |(name, role): &(&str, &str)| Some(((*name).to_owned(), tokenizer.token(id(role)?)?));
+        let template = match file.value("tokenizer.chat_template") {
+            Some(Value::Text(source)) => Some(NamedTemplate {
+                name: "default".to_owned(),
+                path: file.path().to_owned(),
+                source: source.to_string(),
+            }),
+            _ => None,
+        };
+        Self {
+            special_tokens: ROLES.iter().filter_map(token).collect(),
+            chat_templates: template.into_iter().collect(),
+            ..Self::default()
+        }
     }
 }
 

@@ -38,6 +38,12 @@ fn all_linear_leaves_tables_norms_and_head_alone() {
     assert_eq!(adapters.weights().len(), 2 * 7 * spec.num_hidden_layers);
     assert!(adapters.get("lm_head.weight").is_none());
     assert!(adapters.get("model.embed_tokens.weight").is_none());
+    // Beside experts it is the attention's projections.
+    let spec = self::spec("deepseek_v2");
+    let adapters = AdapterMap::new(&spec, &LoraSpec::new(2, TargetModules::AllLinear)).unwrap();
+    let modules = adapters.modules();
+    assert!(modules.len() >= 3 * spec.num_hidden_layers, "{modules:?}");
+    assert!(modules.iter().all(|module| module.contains(".self_attn.")), "{modules:?}");
 }
 
 #[test]
@@ -45,6 +51,22 @@ fn names_that_are_not_there_are_refused_with_those_that_are() {
     let error = AdapterMap::new(&spec("llama"), &lora(&["q_proj", "query"])).unwrap_err();
     assert!(matches!(&error, AdapterError::NoSuchModule { target, .. } if target == "query"));
     assert!(error.hints()[0].contains("q_proj"), "{error:?}");
-    let error = AdapterMap::new(&spec("llama"), &lora(&["embed_tokens"])).unwrap_err();
-    assert!(matches!(error, AdapterError::NotAProjection { .. }), "{error:?}");
+    let mut beyond = lora(&["q_proj"]);
+    beyond.layers_to_transform = Some(vec![99]);
+    let error = AdapterMap::new(&spec("llama"), &beyond).unwrap_err();
+    assert!(matches!(&error, AdapterError::Nothing { .. }) && error.hints()[0].contains("99"));
+    for (name, module) in [
+        ("llama", "embed_tokens"),
+        ("llama", "lm_head"),
+        ("mixtral", "gate"),
+        ("deepseek_v2", "kv_b_proj"),
+        ("bert", "decoder"),
+    ] {
+        let error = AdapterMap::new(&spec(name), &lora(&[module])).unwrap_err();
+        let is_named = matches!(
+            error,
+            AdapterError::NotAProjection { .. } | AdapterError::NoSuchModule { .. }
+        );
+        assert!(is_named, "{name} {module}: {error:?}");
+    }
 }

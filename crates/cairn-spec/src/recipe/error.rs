@@ -2,7 +2,7 @@
 
 use super::SCHEMA;
 use crate::model::Family;
-use crate::{Hint, SpecError};
+use crate::{Hint, LoraError, SpecError};
 use thiserror::Error;
 
 /// A recipe that cannot be read or cannot be run.
@@ -114,6 +114,37 @@ pub enum RecipeError {
     /// The model section does not describe a model.
     #[error("the [model] section does not describe a model")]
     Model(#[source] SpecError),
+    /// A file describes the model, and nobody has read it.
+    #[error("the model is described in {path}, which has not been read")]
+    UnreadConfig {
+        /// The file, or its folder.
+        path: String,
+    },
+    /// The model is described twice.
+    #[error("'{key}' is set, and a config.json describes the model")]
+    KeyBeside {
+        /// Section and key.
+        key: String,
+    },
+    /// A `config.json` asks for something in training that there is not.
+    #[error("the model's '{field}' is {value}, and there is no such thing in training here")]
+    TrainingField {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// The objective is not one that the model can learn by.
+    #[error("a model whose attention is {attention} cannot learn by {objective}")]
+    Objective {
+        /// `causal` or `bidirectional`.
+        attention: &'static str,
+        /// The name in the recipe.
+        objective: &'static str,
+    },
+    /// The adapter section does not describe an adapter.
+    #[error("the [adapter] section does not describe an adapter")]
+    Adapter(#[source] LoraError),
     /// The model cannot represent every token.
     #[error("model.vocab_size {vocab_size} is smaller than the tokenizer's {tokenizer_vocab_size}")]
     VocabTooSmall {
@@ -170,11 +201,37 @@ impl Hint for RecipeError {
             Self::UnknownKey { nearest: Some(nearest), .. } => {
                 format!("did you mean '{nearest}'?")
             }
+            Self::Missing { key: "model.family" } => {
+                "describe the model in [model], name the file \
+                 that does (model.config=DIR/config.json), or a folder to begin with \
+                 (model.initial=DIR)"
+                    .to_owned()
+            }
             Self::Missing { key } => format!("add it to the file, or pass {key}=VALUE"),
             Self::UnevenBatch { micro_batch_size, .. } => {
                 format!("choose a multiple of {micro_batch_size}")
             }
-            Self::Family { .. } => "families of recipes: llama, gpt2".to_owned(),
+            Self::Family { .. } => {
+                "keys describe llama and gpt2; give the Hugging Face file of any other model: \
+                 model.config=DIR/config.json"
+                    .to_owned()
+            }
+            Self::KeyBeside { key } => {
+                format!("take it out ({key}=null), or take model.config and model.initial out")
+            }
+            Self::TrainingField { field: "router_aux_loss_coef", .. } => {
+                "set output_router_logits to false in config.json to train without a \
+                 load-balancing loss, as transformers does then"
+                    .to_owned()
+            }
+            Self::TrainingField { field, .. } => {
+                format!("set {field} to 0 in config.json to train without it")
+            }
+            Self::Objective { attention: "causal", .. } => {
+                "leave objective.kind out, or set it to causal_lm".to_owned()
+            }
+            Self::Objective { .. } => "leave objective.kind out, or set it to masked_lm".to_owned(),
+            Self::Adapter(error) => return error.hints(),
             Self::NotExactlyOne { set, .. } => match set.as_slice() {
                 [] | [_] => return Vec::new(),
                 set => {

@@ -1,10 +1,12 @@
 //! The first stage: a recipe as it is written, in sections of optional keys.
 
+use super::adapter::AdapterSection;
 use super::migrate::{SCHEMA, migrate};
+use super::objective::ObjectiveSection;
 use super::{RecipeError, overrides};
 use crate::model::Family;
 use crate::units::{ByteSize, Count};
-use crate::{Activation, DType};
+use crate::{Activation, DType, ModelSpec};
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -43,6 +45,8 @@ impl Format {
 pub struct RecipeFile {
     pub run: RunSection,
     pub model: ModelSection,
+    pub objective: ObjectiveSection,
+    pub adapter: AdapterSection,
     pub dropout: DropoutSection,
     pub data: DataSection,
     pub optimizer: OptimizerSection,
@@ -146,10 +150,18 @@ impl<'de> Deserialize<'de> for Recompute {
     }
 }
 
-/// The model, by the names of `config.json`: `[model]`.
+/// The model: `[model]`, by the names of `config.json`, or by such a file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSection {
+    /// A Hugging Face `config.json` of any family, or the folder that holds it, instead of the keys
+    /// below.
+    pub config: Option<String>,
+    /// A model folder whose weights the run begins with, instead of fresh ones; its `config.json`
+    /// describes the model where nothing else does.
+    pub initial: Option<String>,
+    /// The whole description, as resolving writes it for models that the keys below cannot say.
+    pub spec: Option<ModelSpec>,
     /// `llama` or `gpt2`.
     pub family: Option<Family>,
     /// The tokenizer's size if absent.
@@ -406,21 +418,21 @@ impl RecipeFile {
     pub(super) fn to_sections(&self) -> Map<String, Value> {
         let tree = serde_json::to_value(self).expect("sections of numbers and texts are JSON");
         let Value::Object(sections) = tree else { unreachable!("a struct is an object") };
-        let set = |section: Value| match section {
-            Value::Object(keys) => {
-                Value::Object(keys.into_iter().filter(|(_, value)| !value.is_null()).collect())
-            }
-            other => other,
-        };
         let sections = sections.into_iter().map(|(name, section)| (name, set(section)));
         sections.filter(|(_, section)| section.as_object().is_some_and(|s| !s.is_empty())).collect()
     }
 
     fn from_sections(mut sections: Map<String, Value>) -> Result<Self, RecipeError> {
+        // Its keys all have defaults, and it is there or not by them.
+        if sections.get("adapter").and_then(Value::as_object).is_some_and(Map::is_empty) {
+            return Err(RecipeError::Missing { key: "adapter.r" });
+        }
         let mut take = |name: &'static str| (name, sections.remove(name));
         let file = Self {
             run: read_section(take("run"))?,
             model: read_section(take("model"))?,
+            objective: read_section(take("objective"))?,
+            adapter: read_section(take("adapter"))?,
             dropout: read_section(take("dropout"))?,
             data: read_section(take("data"))?,
             optimizer: read_section(take("optimizer"))?,
@@ -450,6 +462,17 @@ impl RecipeFile {
             _ => Vec::new(),
         };
         sections.into_iter().map(|(name, section)| (name, keys(section))).collect()
+    }
+}
+
+/// What is set of a value: TOML has no null, and what is absent is read as it.
+fn set(value: Value) -> Value {
+    match value {
+        Value::Object(keys) => {
+            let keys = keys.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(keys.map(|(key, value)| (key, set(value))).collect())
+        }
+        other => other,
     }
 }
 

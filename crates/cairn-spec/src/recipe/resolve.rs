@@ -1,14 +1,16 @@
 //! The second stage: a recipe in which everything is decided and checked.
 
+use super::adapter::{self, Adapter};
 use super::file::{
     BatchSection, BudgetSection, CheckpointSection, DataSection, Decay, DropoutSection,
-    EarlyStopSection, EvalSection, ModelSection, OptimizerSection, RecipeFile, Recompute,
-    RunSection, ScheduleKind, ScheduleSection,
+    EarlyStopSection, EvalSection, OptimizerSection, RecipeFile, Recompute, RunSection,
+    ScheduleKind, ScheduleSection,
 };
+use super::model::model;
+use super::objective::{self, Objective};
 use super::{RecipeError, written};
-use crate::model::{Dropout, Family, ModelFields};
-use crate::{Activation, DType, ModelSpec, SpecError};
-use serde_json::{Map, Value, json};
+use crate::model::Dropout;
+use crate::{DType, ModelSpec};
 use std::ops::Deref;
 
 /// What resolving needs to know about the world.
@@ -30,6 +32,9 @@ pub struct TrainRecipe(TrainFields);
 pub struct TrainFields {
     pub run: Run,
     pub model: ModelSpec,
+    pub initial: Option<String>,
+    pub objective: Objective,
+    pub adapter: Option<Adapter>,
     pub data: Data,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
@@ -228,15 +233,20 @@ impl RecipeFile {
     pub fn resolve(&self, facts: &Facts) -> Result<TrainRecipe, RecipeError> {
         let data = data(&self.data)?;
         let model = model(self, data.seq_len, facts)?;
-        if data.seq_len > model.max_position_embeddings {
-            return Err(RecipeError::SequenceTooLong {
-                seq_len: data.seq_len,
-                max_position_embeddings: model.max_position_embeddings,
-            });
+        // Less than `max_position_embeddings` where longer texts are rotated otherwise.
+        let max_position_embeddings = model.context_limit();
+        if data.seq_len > max_position_embeddings {
+            let seq_len = data.seq_len;
+            return Err(RecipeError::SequenceTooLong { seq_len, max_position_embeddings });
         }
+        let run = run(&self.run, facts)?;
+        let initial = self.model.initial.clone();
         Ok(TrainRecipe(TrainFields {
-            run: run(&self.run, facts)?,
+            objective: objective::resolve(&self.objective, &model)?,
+            adapter: adapter::resolve(&self.adapter, initial.as_deref(), run.weights)?,
+            run,
             model,
+            initial,
             data,
             optimizer: optimizer(&self.optimizer)?,
             schedule: schedule(&self.schedule)?,
@@ -294,103 +304,12 @@ fn data(section: &DataSection) -> Result<Data, RecipeError> {
     Ok(Data { corpus, tokenizer: section.tokenizer.clone(), seq_len })
 }
 
-/// Builds the spec through `config.json`'s reader, so that both mean the same by the same names.
-fn model(file: &RecipeFile, seq_len: usize, facts: &Facts) -> Result<ModelSpec, RecipeError> {
-    let section = &file.model;
-    let family = section.family.ok_or(RecipeError::Missing { key: "model.family" })?;
-    let vocab_size = section.vocab_size.or(facts.tokenizer_vocab_size);
-    let vocab_size = vocab_size.ok_or(RecipeError::Missing { key: "model.vocab_size" })?;
-    if let Some(tokenizer_vocab_size) = facts.tokenizer_vocab_size
-        && vocab_size < tokenizer_vocab_size
-    {
-        return Err(RecipeError::VocabTooSmall { vocab_size, tokenizer_vocab_size });
-    }
-    refuse_keys_of_other_families(section, family)?;
-    let config = config(section, family, vocab_size, seq_len)?;
-    let spec = ModelSpec::from_hf_config(&Value::Object(config)).map_err(RecipeError::Model)?;
-    let fields = ModelFields { dropout: dropout(&file.dropout), ..spec.into_fields() };
-    ModelSpec::new(fields).map_err(RecipeError::Model)
-}
-
-fn config(
-    section: &ModelSection,
-    family: Family,
-    vocab_size: usize,
-    seq_len: usize,
-) -> Result<Map<String, Value>, RecipeError> {
-    let eps = section.rms_norm_eps.unwrap_or(1e-5);
-    let mut config = json!({
-        "model_type": family.model_type(),
-        "vocab_size": vocab_size,
-        "hidden_size": section.hidden_size,
-        "num_hidden_layers": section.num_hidden_layers,
-        "num_attention_heads": section.num_attention_heads,
-        "max_position_embeddings": section.max_position_embeddings.unwrap_or(seq_len),
-        "tie_word_embeddings": section.tie_word_embeddings.unwrap_or(true),
-        "initializer_range": section.initializer_range,
-        // Which tokens these are is the tokenizer's to say.
-        "bos_token_id": null, "eos_token_id": null,
-    });
-    let activation = section.hidden_act.map(Activation::hf_name);
-    let own = match family {
-        Family::Llama => json!({
-            "num_key_value_heads": section.num_key_value_heads,
-            "head_dim": section.head_dim,
-            "intermediate_size": section.intermediate_size,
-            "rope_theta": section.rope_theta,
-            "rms_norm_eps": eps,
-            "hidden_act": activation,
-            "attention_bias": section.attention_bias,
-            "mlp_bias": section.mlp_bias,
-        }),
-        Family::Gpt2 => json!({
-            "n_inner": section.intermediate_size,
-            "layer_norm_epsilon": section.layer_norm_epsilon,
-            "activation_function": activation,
-        }),
-        _ => return Err(RecipeError::Family { family }),
-    };
-    match (&mut config, own) {
-        (Value::Object(config), Value::Object(own)) => {
-            config.extend(own);
-            Ok(std::mem::take(config))
-        }
-        _ => unreachable!("both are written as objects above"),
-    }
-}
-
-/// A key that the family has no use for would be ignored; that must not happen silently.
-fn refuse_keys_of_other_families(
-    section: &ModelSection,
-    family: Family,
-) -> Result<(), RecipeError> {
-    let foreign: &[(&str, bool)] = match family {
-        Family::Llama => &[("layer_norm_epsilon", section.layer_norm_epsilon.is_some())],
-        Family::Gpt2 => &[
-            ("num_key_value_heads", section.num_key_value_heads.is_some()),
-            ("head_dim", section.head_dim.is_some()),
-            ("rope_theta", section.rope_theta.is_some()),
-            ("rms_norm_eps", section.rms_norm_eps.is_some()),
-            ("attention_bias", section.attention_bias.is_some()),
-            ("mlp_bias", section.mlp_bias.is_some()),
-        ],
-        _ => return Err(RecipeError::Family { family }),
-    };
-    match foreign.iter().find(|(_, is_set)| *is_set) {
-        None => Ok(()),
-        Some((key, _)) => Err(RecipeError::Model(SpecError::Unsupported {
-            field: (*key).to_owned(),
-            value: "any value".to_owned(),
-            family,
-        })),
-    }
-}
-
-fn dropout(section: &DropoutSection) -> Dropout {
+/// The rates that a recipe asks for; where it says nothing, those of the model's description.
+pub(super) fn dropout(section: &DropoutSection, own: Dropout) -> Dropout {
     Dropout {
-        embd: section.embd.unwrap_or(0.0),
-        attn: section.attn.unwrap_or(0.0),
-        resid: section.resid.unwrap_or(0.0),
+        embd: section.embd.unwrap_or(own.embd),
+        attn: section.attn.unwrap_or(own.attn),
+        resid: section.resid.unwrap_or(own.resid),
     }
 }
 

@@ -274,7 +274,8 @@ fn wrong_types_are_named_with_section_and_key() {
     check_refused(
         &["model.family=qwen3"],
         "a recipe cannot describe a qwen3 model",
-        &["families of recipes: llama, gpt2"],
+        &["keys describe llama and gpt2; give the Hugging Face file of any other model: \
+           model.config=DIR/config.json"],
     );
     let error = RecipeFile::parse("schema = \"train/2\"\nmodel = 3", Format::Toml).unwrap_err();
     assert_eq!(error.to_string(), "'model' is wrong: it is a section, not the value 3");
@@ -454,4 +455,116 @@ proptest! {
             }
         }
     }
+}
+
+/// A small model of a family that keys cannot describe, with what TOML cannot say: nulls.
+const MISTRAL: &str = r#"{
+    "model_type": "mistral", "vocab_size": 600, "hidden_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
+    "max_position_embeddings": 256, "sliding_window": null, "bos_token_id": 1,
+    "eos_token_id": [2, 3], "pad_token_id": null, "tie_word_embeddings": false,
+    "rope_theta": 10000.0, "router_aux_loss_coef": 0.1, "made_up": 7
+}"#;
+
+/// The recipe above without its model.
+fn without_model(model: &str) -> RecipeFile {
+    let (before, rest) = LLAMA.split_once("[model]").unwrap();
+    let (_, after) = rest.split_once("[data]").unwrap();
+    parsed(&format!("{before}[model]\n{model}\n[data]{after}"))
+}
+
+#[test]
+fn a_config_file_describes_any_family() {
+    let file = without_model("config = \"mistral/config.json\"");
+    assert_eq!(file.unread_config(), Some("mistral/config.json"));
+    let unread = file.resolve(&FACTS).unwrap_err().to_string();
+    assert!(unread.contains("mistral/config.json"), "{unread}");
+    let (file, ignored) = file.with_model_config(MISTRAL).unwrap();
+    assert_eq!(
+        (file.unread_config(), ignored),
+        (None, vec!["made_up".to_owned(), "router_aux_loss_coef".to_owned()])
+    );
+    let recipe = file.resolve(&FACTS).unwrap();
+    assert_eq!(recipe.model.tokens.eos, [2, 3]);
+    assert_eq!(recipe.model.attention.sliding_window, None);
+    let text = recipe.to_toml();
+    assert_eq!(parsed(&text).resolve(&FACTS).unwrap(), recipe, "{text}");
+    let error = file.with_overrides(&["model.hidden_size=32"]).unwrap().resolve(&FACTS);
+    let message = "'model.hidden_size' is set, and a config.json describes the model";
+    assert_eq!(error.unwrap_err().to_string(), message);
+    let initial = without_model("initial = \"mistral\"");
+    assert_eq!(initial.unread_config(), Some("mistral"));
+    // Then it is the recipe's own model, and the weights only are the folder's.
+    let described = resolved(&["model.initial=llama"]).unwrap();
+    assert_eq!(described.initial.as_deref(), Some("llama"));
+    assert_eq!(parsed(&described.to_toml()).resolve(&FACTS).unwrap(), described);
+}
+
+#[test]
+fn what_a_config_asks_of_training_alone_is_refused_by_name() {
+    let file = without_model("config = \"c\"");
+    for (field, value) in [("output_router_logits", "true"), ("router_jitter_noise", "0.01")] {
+        let text = MISTRAL.replace("\"made_up\": 7", &format!("\"{field}\": {value}"));
+        let error = file.with_model_config(&text).unwrap_err();
+        let RecipeError::TrainingField { field: named, .. } = &error else { panic!("{error}") };
+        assert!(*named == field || *named == "router_aux_loss_coef", "{error}");
+        assert_eq!(error.hints().len(), 1);
+    }
+}
+
+#[test]
+fn encoders_learn_what_was_masked() {
+    let bert = r#"{"model_type": "bert", "vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}"#;
+    let file = without_model("config = \"c\"").with_model_config(bert).unwrap().0;
+    let with = |overrides: &[&str]| file.with_overrides(overrides).unwrap().resolve(&FACTS);
+    let recipe = with(&["objective.mlm_probability=0.3"]).unwrap();
+    let Objective::MaskedLm(masked) = &recipe.objective else { panic!() };
+    assert_eq!((masked.mlm_probability, masked.mask_replace_prob), (0.3, 0.8));
+    assert_eq!(parsed(&recipe.to_toml()).resolve(&FACTS).unwrap(), recipe);
+    for (overrides, words) in [
+        (&["objective.kind=causal_lm"][..], "bidirectional cannot learn by causal_lm"),
+        (&["objective.mlm_probability=0"], "above 0"),
+        (&["objective.mask_replace_prob=0.95"], "at most 1 together"),
+    ] {
+        let error = with(overrides).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    for overrides in [&["objective.kind=masked_lm"][..], &["objective.mlm_probability=0.1"]] {
+        let error = resolved(overrides).unwrap_err().to_string();
+        assert!(error.contains("causal"), "{error}");
+    }
+}
+
+#[test]
+fn adapters_go_by_pefts_names() {
+    let base = "model.initial=base";
+    let recipe = resolved(&[
+        base,
+        "adapter.r=4",
+        "adapter.lora_alpha=12",
+        "adapter.target_modules=[\"q_proj\", \"v_proj\"]",
+        "adapter.rank_pattern={ v_proj = 2 }",
+        "adapter.base_encoding=q8",
+    ]);
+    let recipe = recipe.unwrap();
+    let adapter = recipe.adapter.clone().unwrap();
+    assert_eq!((adapter.lora.r, adapter.base_encoding), (4, BaseEncoding::Q8));
+    assert_eq!(adapter.lora.rank("model.layers.0.self_attn.v_proj", Some(0)), Some(2));
+    assert_eq!(adapter.lora.base_model_name_or_path.as_deref(), Some("base"));
+    assert_eq!(parsed(&recipe.to_toml()).resolve(&FACTS).unwrap(), recipe);
+    for (overrides, words) in [
+        (&["adapter.r=4"][..], "'model.initial' is missing"),
+        (&[base, "adapter.bias=all"], "[adapter]"),
+        (&[base, "adapter.r=0"], "[adapter]"),
+        (&[base, "adapter.base_encoding=nf4"], "nf4"),
+        (&[base, "adapter.use_dora=true"], "use_dora"),
+        (&[base, "adapter.r=4", "run.weights=bf16"], "run.weights"),
+    ] {
+        let error = resolved(overrides).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let empty = RecipeFile::parse(&format!("{LLAMA}[adapter]\n"), Format::Toml).unwrap_err();
+    assert_eq!(empty, RecipeError::Missing { key: "adapter.r" });
 }

@@ -2,11 +2,9 @@
 
 use super::file::{
     BatchSection, BudgetSection, CheckpointSection, DataSection, DropoutSection, EarlyStopSection,
-    EvalSection, ModelSection, OptimizerSection, RecipeFile, RunSection, ScheduleSection,
+    EvalSection, OptimizerSection, RecipeFile, RunSection, ScheduleSection,
 };
 use super::resolve::{Budget, Optimizer, TrainFields};
-use crate::ModelSpec;
-use crate::model::{AttentionForm, Family, Mlp, Position};
 use crate::units::{ByteSize, Count};
 
 /// The file that resolves to `recipe` without a fact about the world.
@@ -21,7 +19,9 @@ pub(super) fn file(recipe: &TrainFields) -> RecipeFile {
             recompute: Some(run.recompute),
             weights: Some(run.weights),
         },
-        model: model_section(&recipe.model),
+        model: super::model::section(&recipe.model, recipe.initial.as_deref()),
+        objective: super::objective::section(&recipe.objective),
+        adapter: recipe.adapter.as_ref().map(super::adapter::section).unwrap_or_default(),
         dropout: DropoutSection {
             embd: Some(recipe.model.dropout.embd),
             attn: Some(recipe.model.dropout.attn),
@@ -78,38 +78,5 @@ fn budget_section(budget: Budget) -> BudgetSection {
         Budget::Steps(steps) => BudgetSection { steps: Some(steps), ..empty },
         Budget::Tokens(tokens) => BudgetSection { tokens: Some(Count(tokens)), ..empty },
         Budget::Flops(flops) => BudgetSection { flops: Some(flops), ..empty },
-    }
-}
-
-fn model_section(spec: &ModelSpec) -> ModelSection {
-    let AttentionForm::Gqa(gqa) = &spec.attention.form else {
-        unreachable!("recipes only describe grouped attention")
-    };
-    let is_llama = spec.family == Family::Llama;
-    let mlp_bias = match &spec.mlp {
-        Mlp::Glu { bias, .. } | Mlp::Plain { bias, .. } => *bias,
-        Mlp::Moe(_) => unreachable!("recipes only describe dense models"),
-    };
-    ModelSection {
-        family: Some(spec.family),
-        vocab_size: Some(spec.vocab_size),
-        hidden_size: Some(spec.hidden_size),
-        num_hidden_layers: Some(spec.num_hidden_layers),
-        num_attention_heads: Some(gqa.num_attention_heads),
-        num_key_value_heads: is_llama.then_some(gqa.num_key_value_heads),
-        head_dim: is_llama.then_some(gqa.head_dim),
-        intermediate_size: Some(spec.mlp.intermediate_size()),
-        max_position_embeddings: Some(spec.max_position_embeddings),
-        rope_theta: match &spec.position {
-            Position::Rope(rope) => Some(rope.theta),
-            Position::Learned => None,
-        },
-        rms_norm_eps: is_llama.then_some(spec.norm.eps),
-        layer_norm_epsilon: (!is_llama).then_some(spec.norm.eps),
-        hidden_act: Some(spec.mlp.activation()),
-        attention_bias: is_llama.then_some(gqa.qkv_bias),
-        mlp_bias: is_llama.then_some(mlp_bias),
-        tie_word_embeddings: Some(spec.tie_word_embeddings),
-        initializer_range: Some(spec.initializer_range),
     }
 }

@@ -35,6 +35,7 @@ fn spec(family: &str) -> ModelSpec {
 fn options(recompute: Recompute) -> ProgramOptions {
     ProgramOptions {
         encoding: Encoding::F32,
+        adapters: cairn_model::AdapterMap::default(),
         trainable: None,
         recompute,
         update: UpdateOptions {

@@ -12,19 +12,20 @@ use cairn_data::corpus::Corpus;
 use cairn_data::loader::{Loader, LoaderError, LoaderSettings};
 use cairn_data::tokenizer::Tokenizer;
 use cairn_kernels::Cpu;
-use cairn_model::{init_weights, load_weights};
+use cairn_model::{AdapterMap, init_adapter, init_weights, load_weights};
 use cairn_spec::ModelSpec;
-use cairn_spec::model::SpecialTokens;
-use cairn_spec::recipe::TrainRecipe;
+use cairn_spec::model::{Mlp, SpecialTokens};
+use cairn_spec::recipe::{Objective, TrainRecipe};
 use serde_json::json;
 
 use super::Trainer;
 use super::finish::timestamp;
-use crate::checkpoint::{self, StateError, TrainState};
+use crate::checkpoint::{self, StateError, TrainState, TrainedAdapter};
 use crate::error::TrainError;
 use crate::host::Host;
 use crate::initial::{INITIAL_WEIGHTS, InitialWeights, check_beginning};
 use crate::learner::Learner;
+use crate::masking::Masking;
 use crate::metrics::{Metric, RunLog};
 use crate::observer::Warning;
 use crate::plan::Plan;
@@ -67,11 +68,12 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         let recipe = setup.recipe;
         let tokenizer = setup.corpus.load_tokenizer()?;
-        let spec = saved_spec(recipe, &setup.corpus, &tokenizer)?;
+        let mut warnings = Vec::new();
+        let spec = saved_spec(recipe, &setup.corpus, &tokenizer, &mut warnings)?;
+        let masking = masking(recipe, &tokenizer)?;
         let loader = loader(recipe, &setup.corpus)?;
         let folder = RunFolder::new(setup.folder);
         let lock = lock(setup.folder)?;
-        let mut warnings = Vec::new();
         // Refusals come before the memory is taken and anything is written.
         let saved = match newest(&folder, &mut warnings)? {
             Some(saved) => Some((read_checked(&saved, recipe, &loader, &tokenizer, &plan)?, saved)),
@@ -82,15 +84,21 @@ impl Trainer {
         }
         let initial = setup.initial.map(InitialWeights::open).transpose()?;
         let given = initial.as_ref().map(|(initial, _)| initial);
+        let adapter = trained_adapter(recipe, &spec, given)?;
+        if let (Some(adapter), Some((state, _))) = (&adapter, &saved) {
+            check_base(adapter, state, given)?;
+        }
         let began = check_beginning(&folder, given, saved.is_some())?;
         let validation = validation(recipe, &setup.corpus, &tokenizer, &mut warnings)?;
+        let validation = validation.map(|validation| validation.with_masking(masking.clone()));
         let mut learner = Learner::new(plan.memory_plan()?, cpu)?;
-        match &saved {
-            Some((state, saved)) => {
-                checkpoint::load(&saved.folder, &spec, &mut learner).map_err(load_error)?;
-                warnings.extend(other_length(state, &plan));
-            }
-            None => start(recipe, &spec, initial.as_ref(), &mut learner)?,
+        if saved.is_none() || adapter.is_some() {
+            start(recipe, (&spec, adapter.as_ref()), initial.as_ref(), &mut learner)?;
+        }
+        if let Some((state, saved)) = &saved {
+            checkpoint::load(&saved.folder, (&spec, adapter.as_ref()), &mut learner)
+                .map_err(load_error)?;
+            warnings.extend(other_length(state, &plan));
         }
         let step = saved.as_ref().map_or(0, |(_, saved)| saved.manifest.step);
         let beginning = (step, began, host.unix_s());
@@ -113,6 +121,8 @@ impl Trainer {
             learner,
             loader,
             tokenizer,
+            masking,
+            adapter,
             validation,
             log,
             step,
@@ -184,12 +194,13 @@ fn newest(
     Ok(latest)
 }
 
-/// The recipe's model as checkpoints describe it: with the tokenizer's end-of-document token and
-/// the dtype that weights are saved in.
+/// The recipe's model as checkpoints describe it: with the tokenizer's special tokens, among them
+/// the one that ends documents, and the dtype that weights are saved in.
 fn saved_spec(
     recipe: &TrainRecipe,
     corpus: &Corpus,
     tokenizer: &Tokenizer,
+    warnings: &mut Vec<Warning>,
 ) -> Result<ModelSpec, TrainError> {
     let mut fields = recipe.model.clone().into_fields();
     let tokenizer_vocab_size = tokenizer.vocab_size() as usize;
@@ -197,9 +208,74 @@ fn saved_spec(
     if vocab_size < tokenizer_vocab_size {
         return Err(TrainError::Vocab { vocab_size, tokenizer_vocab_size });
     }
-    fields.tokens = SpecialTokens { eos: vec![corpus.end_of_document()], ..fields.tokens };
+    if matches!(fields.mlp, Mlp::Moe(_)) && recipe.adapter.is_none() {
+        warnings.push(Warning::Unbalanced);
+    }
+    fields.tokens = special_tokens(&fields.tokens, corpus, tokenizer, warnings);
     fields.dtype = recipe.run.weights;
     Ok(ModelSpec::new(fields).expect("the end-of-document token is below the vocabulary's size"))
+}
+
+/// What is taken away of a batch, where that is what the model learns to predict.
+fn masking(recipe: &TrainRecipe, tokenizer: &Tokenizer) -> Result<Option<Masking>, TrainError> {
+    match &recipe.objective {
+        Objective::CausalLm => Ok(None),
+        Objective::MaskedLm(settings) => Ok(Some(Masking::new(settings, tokenizer)?)),
+    }
+}
+
+/// The tokens of a model's description that are special in the tokenizer, and the end of a document.
+/// An id that is some word here would end texts where the word stands.
+fn special_tokens(
+    own: &SpecialTokens,
+    corpus: &Corpus,
+    tokenizer: &Tokenizer,
+    warnings: &mut Vec<Warning>,
+) -> SpecialTokens {
+    let end = corpus.end_of_document();
+    let is_special = |id: &u32| *id == end || tokenizer.specials().contains_key(id);
+    let named = [("bos_token_id", own.bos), ("pad_token_id", own.pad)];
+    let named = named.into_iter().filter_map(|(name, id)| Some((name, id?)));
+    let all = named.chain(own.eos.iter().map(|&id| ("eos_token_id", id)));
+    let foreign = all.filter(|(_, id)| !is_special(id));
+    let foreign: Vec<String> = foreign.map(|(name, id)| format!("{name} {id}")).collect();
+    if !foreign.is_empty() {
+        warnings.push(Warning::ForeignTokens { tokens: foreign });
+    }
+    let others = own.eos.iter().copied().filter(|id| *id != end && is_special(id));
+    SpecialTokens {
+        bos: own.bos.filter(is_special),
+        eos: std::iter::once(end).chain(others).collect(),
+        pad: own.pad.filter(is_special),
+    }
+}
+
+/// The adapter that a recipe trains.
+fn trained_adapter(
+    recipe: &TrainRecipe,
+    spec: &ModelSpec,
+    initial: Option<&InitialWeights>,
+) -> Result<Option<TrainedAdapter>, TrainError> {
+    let Some(adapter) = &recipe.adapter else { return Ok(None) };
+    let base_hash = initial.ok_or(TrainError::NoBase)?.hash;
+    let lora = adapter.lora.clone();
+    Ok(Some(TrainedAdapter { map: AdapterMap::new(spec, &lora)?, lora, base_hash }))
+}
+
+/// Refuses frozen weights that are not those of the checkpoint.
+fn check_base(
+    adapter: &TrainedAdapter,
+    state: &TrainState,
+    initial: Option<&InitialWeights>,
+) -> Result<(), ResumeError> {
+    if state.base_hash == Some(adapter.base_hash) {
+        return Ok(());
+    }
+    Err(ResumeError::OtherBase {
+        folder: initial.map_or_else(String::new, |initial| initial.folder.clone()),
+        started: state.base_hash.map_or_else(|| "none".to_owned(), |hash| hash.to_string()),
+        now: adapter.base_hash.to_string(),
+    })
 }
 
 fn loader(recipe: &TrainRecipe, corpus: &Arc<Corpus>) -> Result<Loader, LoaderError> {
@@ -252,10 +328,10 @@ fn validation(
     }
 }
 
-/// Fills the weights of a run that begins.
+/// Fills the weights of a run that begins, or those that are frozen of one that goes on.
 fn start(
     recipe: &TrainRecipe,
-    spec: &ModelSpec,
+    (spec, adapter): (&ModelSpec, Option<&TrainedAdapter>),
     initial: Option<&(InitialWeights, WeightFolder)>,
     learner: &mut Learner,
 ) -> Result<(), TrainError> {
@@ -266,6 +342,9 @@ fn start(
                 TrainError::InitialModel { folder: (&initial.folder).into(), source }
             })?;
         }
+    }
+    if adapter.is_some() {
+        init_adapter(learner.session_mut(), spec, recipe.run.seed);
     }
     learner.start_states();
     Ok(())

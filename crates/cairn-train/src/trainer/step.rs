@@ -35,6 +35,10 @@ impl Trainer {
     ) -> Result<StepMetrics, TrainError> {
         let (before_s, step) = (host.monotonic_s(), self.step);
         let batch = self.loader.batch(step)?;
+        let batch = match &self.masking {
+            Some(masking) => masking.apply(batch, self.recipe.run.seed, step),
+            None => batch,
+        };
         let loss = self.accumulate_batch(&batch)?;
         if !loss.is_finite() {
             return Err(self.failed("loss", loss, &batch));

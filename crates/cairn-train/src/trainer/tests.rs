@@ -1,6 +1,9 @@
 //! Runs of tiny models on a tiny corpus: the same state however a run is cut, and what is left of
 //! one that fails.
 
+mod adapters;
+mod families;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -7,24 +7,20 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use cairn_artifacts::FileError;
 use cairn_artifacts::atomic::FolderDraft;
-use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
-use cairn_artifacts::checkpoint::MANIFEST_FILE;
+use cairn_artifacts::checkpoint::{ADAPTER_FILE, MANIFEST_FILE};
 use cairn_artifacts::safetensors::{
     OutTensor, SINGLE_FILE, SafetensorsFile, TensorView, WeightFolder, write,
 };
 use cairn_kernels::encoding::encode;
 use cairn_kernels::{Encoding, Layout};
 use cairn_model::{AdapterMap, Merge, MergedSource, TensorSource};
-use cairn_spec::lora::ADAPTER_CONFIG_FILE;
-use cairn_spec::{DType, LoraSpec};
+use cairn_spec::DType;
 use clap::{Args, Subcommand};
 
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::model_folder::{ModelFolder, ModelWeights};
+use crate::model_folder::{ModelFolder, ModelWeights, read_lora};
 
-/// Name of an adapter's tensors beside its description.
-const ADAPTER_FILE: &str = "adapter_model.safetensors";
 /// Endings of files that hold the weights before the change, in one form or another.
 const WEIGHT_ENDINGS: [&str; 13] = [
     "safetensors",
@@ -103,6 +99,10 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
             .into());
     }
     let base = ModelFolder::open(model, context.terminal)?;
+    if base.adapter.is_some() {
+        let message = format!("{} is an adapter, not a model", model.display());
+        return Err(UserError::new(message).hint("name the model that it was made for").into());
+    }
     let ModelWeights::Folder(weights) = &base.weights else {
         return Err(UserError::new(format!("{} is not a folder", model.display()))
             .hint("adapters are merged into models in the Hugging Face layout")
@@ -125,20 +125,6 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
     let text = format!("{changed} tensors, into {}", output.display());
     context.terminal.step(verb, text);
     Ok(())
-}
-
-/// Reads an adapter's description.
-pub(crate) fn read_lora(folder: &Path) -> anyhow::Result<LoraSpec> {
-    let path = folder.join(ADAPTER_CONFIG_FILE);
-    if !path.exists() {
-        return Err(UserError::new(format!("{} holds no adapter", folder.display()))
-            .hint(format!("an adapter is a folder with {ADAPTER_CONFIG_FILE} and {ADAPTER_FILE}"))
-            .into());
-    }
-    let text = read_text(&path, CONFIG_BYTES_MAX)?;
-    LoraSpec::from_peft_json(&text)
-        .map_err(anyhow::Error::from)
-        .with_context(|| format!("{} cannot be used", path.display()))
 }
 
 /// What a model folder holds besides the weights: names, sorted.

@@ -8,18 +8,18 @@ use anyhow::Context as _;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text, text_of};
 use cairn_data::chat::{ChatTemplate, TEMPLATE_BYTES_MAX};
 use cairn_data::tokenizer::TokenizerConfig;
-use cairn_engine::{Engine, EngineOptions, EnginePlan};
+use cairn_engine::{EngineOptions, SamplingParams};
+use cairn_spec::model::MaskKind;
 use clap::Args;
 use serde_json::json;
 
 use crate::chat::{Answer, Chat, ChatParts};
-use crate::chat_sampling::ChatSamplingArgs;
 use crate::command::generate::StorageArgs;
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::model_folder::ModelFolder;
+use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::named_values::named_values;
-use crate::runs;
+use crate::sampling::{SamplingArgs, stated};
 use crate::signals::StopFlag;
 
 const EXAMPLES: &str = "\
@@ -41,9 +41,8 @@ const HELP: &str = "\
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ChatArgs {
-    /// Folder of a model or a run [default: the last run]
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// File with the chat template, in Jinja [default: the model's own]
     #[arg(long, value_name = "FILE")]
     template: Option<PathBuf>,
@@ -72,7 +71,7 @@ pub(crate) struct ChatArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    sampling: ChatSamplingArgs,
+    sampling: SamplingArgs,
     #[command(flatten)]
     storage: StorageArgs,
 }
@@ -82,19 +81,18 @@ const MAX_CONTEXT: usize = 4096;
 
 /// Talks.
 pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
-    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
+    let model = args.model.open(context.terminal)?;
+    refuse_encoder(&model)?;
     let tokenizer = model.text_tokenizer()?;
-    let config = TokenizerConfig::read(&model.path)?;
-    config.check(&tokenizer, &model.path)?;
+    let config = model.tokenizer_config(&tokenizer)?;
     let template = template(args, &config, &model)?;
-    let (sampling, generation) = args.sampling.resolve(&model, context)?;
+    let generation = stated(&model, context)?;
+    let sampling = SamplingParams::new(args.sampling.resolve(&generation, context))?;
     let positions = model.spec.max_position_embeddings;
     let max_context = args.max_context.unwrap_or_else(|| MAX_CONTEXT.min(positions));
     let mut options = EngineOptions::new(1, max_context);
     args.storage.apply(&mut options);
-    let plan = EnginePlan::new(&model.spec, options)?;
-    let engine = Engine::load(plan, context.cpu()?, &model.weights)
-        .with_context(|| format!("cannot load {}", model.path.display()))?;
+    let engine = model.engine(options, context.cpu()?)?;
     let mut stops = generation.eos_token_ids.clone();
     stops.extend(template.end_of_turn(&tokenizer, &config.special_tokens));
     stops.extend(config.special("eos_token").and_then(|token| tokenizer.token_id(token)));
@@ -128,6 +126,17 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
             .into());
     }
     answer(&mut chat, question, args.json, context)
+}
+
+/// An encoder reads whole texts; it has no next word to say.
+fn refuse_encoder(model: &ModelFolder) -> anyhow::Result<()> {
+    if model.spec.attention.mask == MaskKind::Causal {
+        return Ok(());
+    }
+    let (path, family) = (model.path.display(), model.spec.family);
+    Err(UserError::new(format!("{path} is a {family} model: an encoder, which does not answer"))
+        .hint("cairn fill-mask guesses masked words, cairn embed turns texts into vectors")
+        .into())
 }
 
 fn template(

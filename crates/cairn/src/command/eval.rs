@@ -12,8 +12,7 @@ use crate::evaluation::{
     Measurement, comparison_text, corpus_of, measure, recipe_of, run_of, save_record, settings,
 };
 use crate::failure::UserError;
-use crate::model_folder::{ModelFolder, ModelWeights};
-use crate::runs;
+use crate::model_folder::{ModelArgs, ModelFolder, ModelWeights};
 use crate::signals::StopFlag;
 
 const EXAMPLES: &str = "\
@@ -29,9 +28,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct EvalArgs {
-    /// Folder of a model or a run [default: the last run]
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Corpus made with the model's tokenizer [default: the one the run learned from]
     #[arg(long, value_name = "DIR")]
     corpus: Option<PathBuf>,
@@ -65,8 +63,8 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
         return Err(UserError::new("--max-bytes is 0, so there is nothing to measure on").into());
     }
     let stop = StopFlag::listen()?;
-    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
-    let run = run_of(&model.path);
+    let model = args.model.open(context.terminal)?;
+    let run = run_of(model.used());
     let folder = match (&args.corpus, &run) {
         (Some(folder), _) => folder.clone(),
         (None, Some(run)) => PathBuf::from(corpus_of(run)?),
@@ -91,10 +89,10 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
     };
     context
         .terminal
-        .step("Evaluating", format_args!("{} on {}", model.path.display(), folder.display()));
+        .step("Evaluating", format_args!("{} on {}", model.used().display(), folder.display()));
     let comparison = measure(&model, &corpus, &how, (context, &stop))?;
     if let Some(run) = &run {
-        save_record(run, &corpus, &comparison, settings(&model.path, &how))?;
+        save_record(run, &corpus, &comparison, settings(model.used(), &how))?;
     }
     if args.json {
         return context.terminal.print(serde_json::to_string_pretty(&comparison)?);

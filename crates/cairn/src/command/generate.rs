@@ -6,10 +6,9 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text, text_of};
-use cairn_data::tokenizer::{GenerationConfig, SpelledSpecials, TokenStream, Tokenizer};
+use cairn_data::tokenizer::{SpelledSpecials, TokenStream, Tokenizer};
 use cairn_engine::{
-    BeamParams, BeamRequest, Engine, EngineOptions, EnginePlan, Finish, Request, SamplingFields,
-    SamplingParams,
+    BeamParams, BeamRequest, Engine, EngineOptions, Finish, Request, SamplingFields, SamplingParams,
 };
 use cairn_kernels::{CacheType, Encoding};
 use clap::{Args, ValueEnum};
@@ -19,8 +18,8 @@ use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::Count;
-use crate::model_folder::ModelFolder;
-use crate::runs;
+use crate::model_folder::{ModelArgs, ModelFolder};
+use crate::sampling::{SamplingArgs, stated};
 use crate::stop_strings::StopStrings;
 
 const EXAMPLES: &str = "\
@@ -37,9 +36,8 @@ const MAX_NEW_TOKENS: usize = 128;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GenerateArgs {
-    /// Folder of a model or a run [default: the last run]
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     prompt: PromptArgs,
     /// Tokens to add at most [default: 128, or what the model has room for]
@@ -71,42 +69,6 @@ struct PromptArgs {
     /// Token ids to continue; no tokenizer is needed
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     prompt_ids: Vec<u32>,
-}
-
-/// How tokens are chosen.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Sampling")]
-struct SamplingArgs {
-    /// 0 takes the likeliest token, 1 leaves the model's distribution as it is
-    #[arg(long, value_name = "X", default_value_t = 0.8)]
-    temperature: f32,
-    /// Keep the N likeliest tokens
-    #[arg(long, value_name = "N")]
-    top_k: Option<usize>,
-    /// Keep the likeliest tokens that together reach this probability
-    #[arg(long, value_name = "P")]
-    top_p: Option<f32>,
-    /// Keep tokens with at least this share of the largest probability
-    #[arg(long, value_name = "P")]
-    min_p: Option<f32>,
-    /// Keep the most typical tokens that together reach this probability
-    #[arg(long, value_name = "P")]
-    typical_p: Option<f32>,
-    /// Divide the logits of tokens that occurred in prompt or output
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f32,
-    /// Subtract from the logits of tokens that occurred in the output
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
-    presence_penalty: f32,
-    /// Subtract once for every occurrence in the output
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true)]
-    frequency_penalty: f32,
-    /// Let no sequence of N tokens occur twice
-    #[arg(long, value_name = "N")]
-    no_repeat_ngram_size: Option<usize>,
-    /// Seed; the same seed gives the same text
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
 }
 
 /// When to end.
@@ -204,7 +166,7 @@ enum CachedType {
 
 /// Generates and prints.
 pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> {
-    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
+    let model = args.model.open(context.terminal)?;
     let tokenizer = model.tokenizer()?;
     args.ending.check(tokenizer.is_some())?;
     let prompt = Prompt::read(&args.prompt, &model, tokenizer.as_ref())?;
@@ -219,7 +181,7 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> 
             BeamRequest { prompt: prompt.ids.clone(), beams, max_new_tokens, stop_tokens: stops };
         return search(args, &mut engine, &request, (&prompt, tokenizer.as_ref()), context);
     }
-    let sampling = SamplingParams::new(args.sampling.fields())?;
+    let sampling = SamplingParams::new(args.sampling.resolve(&stated, context))?;
     let mut request = Request::new(prompt.ids.clone(), sampling, max_new_tokens);
     request.stop_tokens = stops;
     let form = Form { json: args.json, stops: &args.ending.stop };
@@ -238,8 +200,7 @@ pub(crate) fn show_off(
     let room = model.spec.context_limit().saturating_sub(ids.len()).max(1);
     let max_new_tokens = max_new_tokens.min(room);
     let options = EngineOptions::new(1, ids.len() + max_new_tokens);
-    let plan = EnginePlan::new(&model.spec, options)?;
-    let mut engine = Engine::load(plan, context.cpu()?, &model.weights)?;
+    let mut engine = model.engine(options, context.cpu()?)?;
     let fields =
         SamplingFields { temperature: 0.7, top_p: Some(0.95), ..SamplingFields::default() };
     let mut request = Request::new(ids.clone(), SamplingParams::new(fields)?, max_new_tokens);
@@ -276,24 +237,6 @@ impl GenerateArgs {
             )),
             Some(asked) => Ok(asked),
             None => Ok(MAX_NEW_TOKENS.min(room)),
-        }
-    }
-}
-
-impl SamplingArgs {
-    fn fields(&self) -> SamplingFields {
-        SamplingFields {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            typical_p: self.typical_p,
-            repetition_penalty: self.repetition_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            no_repeat_ngram_size: self.no_repeat_ngram_size,
-            logit_bias: Vec::new(),
-            seed: self.seed,
         }
     }
 }
@@ -346,29 +289,6 @@ fn stops(
     stops
 }
 
-/// What the model's authors generate with: the ends are taken, the sampling is named.
-fn stated(model: &ModelFolder, context: &Context) -> anyhow::Result<GenerationConfig> {
-    let stated = GenerationConfig::read(&model.path)?.unwrap_or_default();
-    let names = [
-        ("temperature", stated.temperature.is_some()),
-        ("top_k", stated.top_k.is_some()),
-        ("top_p", stated.top_p.is_some()),
-        ("min_p", stated.min_p.is_some()),
-        ("typical_p", stated.typical_p.is_some()),
-        ("repetition_penalty", stated.repetition_penalty.is_some()),
-        ("no_repeat_ngram_size", stated.no_repeat_ngram_size.is_some()),
-    ];
-    let names = names.iter().filter(|(_, is_there)| *is_there).map(|(name, _)| *name);
-    let names: Vec<&str> = names.chain(stated.ignored.iter().map(String::as_str)).collect();
-    if !names.is_empty() {
-        context.terminal.warn(format_args!(
-            "generation_config.json also sets {}; `generate` goes by its flags",
-            names.join(", ")
-        ));
-    }
-    Ok(stated)
-}
-
 fn engine(
     args: &GenerateArgs,
     model: &ModelFolder,
@@ -377,9 +297,7 @@ fn engine(
 ) -> anyhow::Result<Engine> {
     let mut options = EngineOptions::new(args.beams.beams.unwrap_or(1).max(1), max_context);
     args.storage.apply(&mut options);
-    let plan = EnginePlan::new(&model.spec, options)?;
-    Engine::load(plan, context.cpu()?, &model.weights)
-        .with_context(|| format!("cannot load {}", model.path.display()))
+    model.engine(options, context.cpu()?)
 }
 
 /// Samples, printing the text as it comes.

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use cairn_artifacts::atomic;
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
 use cairn_kernels::{Cpu, SeqSlot};
-use cairn_model::{BuildOptions, Head, build_program, load_weights};
+use cairn_model::{BuildOptions, Head, build_adapted_program};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
@@ -16,8 +16,7 @@ use clap::Args;
 
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::model_folder::ModelFolder;
-use crate::runs;
+use crate::model_folder::{ModelArgs, ModelFolder};
 
 const EXAMPLES: &str = "\
 The input holds `input_ids` [b, t] of int64. The output holds `logits` [b, t, v] and
@@ -31,9 +30,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LogitsArgs {
-    /// Folder of a model or a run [default: the last run]
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// File with `input_ids`
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
@@ -44,7 +42,7 @@ pub(crate) struct LogitsArgs {
 
 /// Computes and writes them.
 pub(crate) fn run(args: &LogitsArgs, context: &Context) -> anyhow::Result<()> {
-    let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
+    let model = args.model.open(context.terminal)?;
     let input = Input::read(args)?;
     if input.row_tokens > model.spec.max_position_embeddings {
         context.terminal.warn(format_args!(
@@ -107,12 +105,11 @@ fn compute(
         text_len: Some(input.row_tokens),
         ..BuildOptions::new(Head::Logits)
     };
-    let program = build_program(&model.spec, &options)?;
+    let program = build_adapted_program(&model.spec, &options, &model.adapters())?;
     let sizes = Sizes::dense(input.row_tokens, 1);
     let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
     let mut session = Session::new(MemoryPlan::new(vec![program], None)?, cpu)?;
-    load_weights(&mut session, &model.spec, &model.weights)
-        .with_context(|| format!("cannot load {}", model.path.display()))?;
+    model.load_into(&mut session)?;
     let hidden = (0..=model.spec.num_hidden_layers)
         .map(|layer| (format!("hidden_{layer}"), model.spec.hidden_size));
     let mut outputs: Vec<(String, usize, Vec<f32>)> = hidden

@@ -28,7 +28,9 @@ Examples:
   cairn train recipes/llama-12m.toml data.corpus=data/notes
   cairn train recipes/llama-12m.toml run.name=wide model.hidden_size=512 budget.tokens=20M
   cairn train recipes/llama-12m.toml budget.tokens=null budget.steps=100
-  cairn train recipes/llama-12m.toml --resume";
+  cairn train recipes/llama-12m.toml --resume
+  cairn train recipes/continue.toml --initial DIR                # any Hugging Face folder
+  cairn train recipes/lora.toml model.initial=DIR adapter.r=16   # an adapter beside it";
 
 /// Train a model by a recipe, or go on with a run
 #[derive(Debug, Args)]
@@ -46,8 +48,8 @@ pub(crate) struct TrainArgs {
     /// Go on with an earlier run; refuse to begin a new one
     #[arg(long)]
     resume: bool,
-    /// Begin with the weights of this model folder instead of fresh ones; a run that goes on takes
-    /// only the folder it began with
+    /// Begin with the weights of this model folder instead of fresh ones (`model.initial`); a run that
+    /// goes on takes only the folder it began with
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     initial: Option<PathBuf>,
     /// Print one JSON object at the end
@@ -58,10 +60,12 @@ pub(crate) struct TrainArgs {
 /// Trains.
 pub(crate) fn run(args: &TrainArgs, context: &Context) -> anyhow::Result<()> {
     let outside = Outside::new(StopFlag::listen()?);
-    let job = Job::read(&args.recipe, &args.overrides, context)?;
+    let initial = args.initial.as_deref();
+    let job = Job::read_from(&args.recipe, &args.overrides, initial, context)?;
     let corpus = job.corpus()?;
     let folder = args.output.clone().unwrap_or_else(|| runs::folder_of(&job.recipe.run.name));
-    if let Some(initial) = &args.initial {
+    let initial = job.recipe.initial.as_deref().map(Path::new);
+    if let Some(initial) = initial {
         warn_of_other_tokenizer(initial, &corpus, context)?;
     }
     let latest = RunFolder::new(&folder).checkpoints().latest()?;
@@ -86,7 +90,7 @@ pub(crate) fn run(args: &TrainArgs, context: &Context) -> anyhow::Result<()> {
     );
     context.terminal.step("Learning", format_args!("from {}", job.recipe.data.corpus));
     drop(corpus);
-    let options = RunOptions { folder: &folder, initial: args.initial.as_deref() };
+    let options = RunOptions { folder: &folder, initial };
     let trained = training::train(&job, plan, options, &outside, context)?;
     training::conclude(&trained, total_steps, &folder, context);
     if args.json {

@@ -1,6 +1,6 @@
 //! Conversations as a user has them, with a model of random weights.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -38,7 +38,7 @@ fn chat(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn with_input(command: &mut Command, input: &str) -> Output {
+pub(crate) fn with_input(command: &mut Command, input: &str) -> Output {
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // A command that refuses before it reads closes the pipe.
@@ -185,4 +185,60 @@ fn a_tokenizer_of_another_model_is_refused() {
     error: the tokenizer has 439 token ids, the model's vocab_size is 320
     hint: use the tokenizer.json that belongs to this config.json
     ");
+}
+
+#[test]
+fn an_encoder_is_refused_with_what_it_can_do() {
+    let output = with_input(&mut chat(&golden("bert"), &[]), "hello");
+    insta::assert_snapshot!(shown(&output, Some(&golden("bert"))), @r"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR is a bert model: an encoder, which does not answer
+    hint: cairn fill-mask guesses masked words, cairn embed turns texts into vectors
+    ");
+}
+
+#[test]
+fn an_interrupt_stops_the_answer_and_keeps_the_conversation() {
+    /// Far more than come before the interrupt.
+    const TOKENS: &str = "50000";
+    let folder = model(Some("{% for m in messages %}{{ m.content }}{% endfor %}"));
+    let path = folder.path();
+    // Nothing ends an answer, and there is room for a long one.
+    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["eos_token_id"] = Value::Null;
+    config["max_position_embeddings"] = json!(60000);
+    write(path, "config.json", &config);
+    let mut tokenizer = std::fs::read_to_string(path.join("tokenizer_config.json")).unwrap();
+    tokenizer = tokenizer.replace("\"eos_token\":\"<|endoftext|>\",", "");
+    std::fs::write(path.join("tokenizer_config.json"), tokenizer).unwrap();
+    let mut command = cairn(["chat", "--lines", "--temperature", "1", "--model"]);
+    command.arg(path).args(["--max-context", "60000", "--max-new-tokens", TOKENS]);
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"one\n").unwrap();
+    // Its first words are there, so the answer has begun.
+    let mut output = child.stdout.take().unwrap();
+    output.read_exact(&mut [0; 1]).unwrap();
+    let interrupt = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());
+    let files = ["first.json", "second.json"].map(|name| path.join(name));
+    let [first, second] = files.each_ref().map(|file| file.display());
+    input.write_all(format!("/save {first}\n/undo\n/save {second}\n/quit\n").as_bytes()).unwrap();
+    drop(input);
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success(), "{}", shown(&done, None));
+    let messages = |file: &Path| -> Vec<Value> {
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    };
+    let kept = messages(&files[0]);
+    assert_eq!((kept.len(), &kept[0]["content"]), (2, &json!("one")));
+    let answer = kept[1]["content"].as_str().unwrap().chars().count();
+    assert!(0 < answer && answer < 40_000, "{answer} characters came");
+    assert_eq!(messages(&files[1]), Vec::<Value>::new());
 }

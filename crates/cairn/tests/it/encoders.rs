@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
+use cairn_data::tokenizer::{SpelledSpecials, Tokenizer};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::workplace::Workplace;
 use crate::{cairn, golden, shown, succeed};
 
 /// The small BERT with a tokenizer of word pieces.
@@ -109,4 +112,91 @@ fn what_cannot_be_done_is_refused_with_what_can() {
     let mut command = cairn(["fill-mask", "--model"]);
     let text = shown(&command.arg(golden("llama")).arg("[MASK]").output().unwrap(), None);
     assert!(text.contains("was not made to fill masks"), "{text}");
+}
+
+#[test]
+fn modernbert_embeds_what_its_hidden_states_say() {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, name) in [
+        ("modernbert", "config.json"),
+        ("modernbert", "model.safetensors"),
+        ("tokenizers/word_piece", "tokenizer.json"),
+    ] {
+        std::fs::copy(golden(from).join(name), folder.path().join(name)).unwrap();
+    }
+    // Longer than the local windows of its layers.
+    let text = "a cairn is a stack of stones that shows the way ".repeat(4);
+    let found = embed(folder.path(), &["--pooling", "mean"], &[&text]);
+    let tokenizer = Tokenizer::load(&folder.path().join("tokenizer.json")).unwrap();
+    let ids = tokenizer.encode_for_model(&text, SpelledSpecials::Text).unwrap();
+    assert_eq!(found["num_tokens"], serde_json::json!([ids.len()]));
+    let bytes: Vec<u8> = ids.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect();
+    let shape = [1, ids.len()];
+    let tensor = OutTensor::bytes("input_ids", cairn_spec::DType::I64, &shape, &bytes);
+    let [input, output] = ["ids", "hidden"].map(|name| folder.path().join(name));
+    let mut file = std::fs::File::create(&input).unwrap();
+    safetensors::write(&mut file, vec![tensor], &Default::default()).unwrap();
+    let mut command = cairn(["logits", "--model"]);
+    command.arg(folder.path()).arg("--input").arg(&input).arg("--output").arg(&output);
+    succeed(&mut command);
+    let file = SafetensorsFile::open(&output).unwrap();
+    let last = file.tensors().filter(|tensor| tensor.name.starts_with("hidden_"));
+    let last = last.max_by_key(|tensor| tensor.name[7..].parse::<usize>().unwrap()).unwrap();
+    let (width, hidden) = (*last.shape.last().unwrap(), last.to_f32().unwrap());
+    let vector = numbers(&found["embeddings"][0]);
+    for (index, value) in vector.iter().enumerate() {
+        let sum: f64 = hidden.iter().skip(index).step_by(width).map(|&x| f64::from(x)).sum();
+        assert!((value - sum / ids.len() as f64).abs() < 1e-5, "{index}: {value}");
+    }
+    assert_eq!(vector.len(), width);
+}
+
+/// Trains an encoder by masked LM.
+const RECIPE: &str = r#"
+schema = "train/2"
+[run]
+name = "encoder"
+threads = 1
+[model]
+initial = "base"
+[data]
+corpus = "data/pieces"
+seq_len = 48
+[optimizer]
+learning_rate = 2e-3
+[batch]
+micro_batch_size = 8
+[budget]
+steps = 40
+[eval]
+every = 20
+[checkpoint]
+every = 20
+"#;
+
+#[test]
+fn an_encoder_goes_on_learning_what_is_masked() {
+    let workplace = Workplace::with_text();
+    let base = model();
+    std::os::unix::fs::symlink(base.path(), workplace.path().join("base")).unwrap();
+    workplace.write("encoder.toml", RECIPE);
+    let build = ["corpus", "build", "--input", "text", "--output", "data/pieces"];
+    let mut command = workplace.cairn(&build);
+    command.args(["--tokenizer", "base/tokenizer.json", "--validation-fraction", "0.3"]);
+    succeed(&mut command);
+    succeed(&mut workplace.cairn(&["train", "encoder.toml"]));
+    let losses: Vec<f64> = workplace
+        .metrics("encoder")
+        .iter()
+        .filter(|metric| metric["perplexity"].is_number())
+        .map(|metric| metric["loss"].as_f64().unwrap())
+        .collect();
+    assert!(losses.len() == 2 && losses[1] < losses[0] && losses[1] < 4.0, "{losses:?}");
+    let mut command = workplace.cairn(&["fill-mask", "--json", "--model", "runs/encoder"]);
+    let found: Value = serde_json::from_str(&succeed(command.arg("fn larch [MASK] 3"))).unwrap();
+    assert_eq!(found["masks"].as_array().unwrap().len(), 1);
+    let text = workplace.failure(&["eval", "--model", "runs/encoder"]);
+    assert!(text.starts_with("exit 1\n") && text.contains("the model is an encoder"), "{text}");
+    let text = workplace.failure(&["train", "encoder.toml", "objective.kind=causal_lm"]);
+    assert!(text.contains("bidirectional cannot learn by causal_lm"), "{text}");
 }

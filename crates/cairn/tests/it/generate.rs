@@ -147,3 +147,41 @@ fn bf16_products_of_other_weights_are_refused() {
     hint: hold the weights as bf16, or compute in f32
     "#);
 }
+
+#[test]
+fn what_no_flag_says_the_models_generation_config_does() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("llama").join(name), folder.path().join(name)).unwrap();
+    }
+    let stated = |text: &str| {
+        std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
+    };
+    let run = |arguments: &[&str]| {
+        let mut command = cairn(["generate", "--prompt-ids", "5,6,7", "--max-new-tokens", "16"]);
+        let output = command.arg("--model").arg(folder.path()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", shown(&output, None));
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (text(output.stdout), text(output.stderr))
+    };
+    let greedy = run(&["--temperature", "0"]).0;
+    stated(r#"{"do_sample": false}"#);
+    let (text, talk) = run(&[]);
+    assert_eq!(text, greedy);
+    assert!(talk.contains("Sampling at temperature 0"), "{talk}");
+    // One candidate is the likeliest, at any temperature.
+    stated(
+        r#"{"do_sample": true, "temperature": 1.5, "top_k": 1, "top_p": 0.9, "eta_cutoff": 0.1}"#,
+    );
+    let (text, talk) = run(&[]);
+    assert_eq!(text, greedy);
+    assert!(talk.contains("Sampling at temperature 1.5, top_k 1, top_p 0.9"), "{talk}");
+    assert!(talk.contains("eta_cutoff") && talk.contains("ignored"), "{talk}");
+    // A flag stands before the file, and settings that no flag names stay.
+    let (text, talk) = run(&["--top-k", "300"]);
+    assert_ne!(text, greedy);
+    assert!(talk.contains("temperature 1.5, top_k 300, top_p 0.9"), "{talk}");
+    stated(r#"{"bos_token_id": 1}"#);
+    let (_, talk) = run(&["--temperature", "0"]);
+    assert!(!talk.contains("Sampling"), "{talk}");
+}

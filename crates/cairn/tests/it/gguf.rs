@@ -5,6 +5,8 @@ use std::fs;
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
 use serde_json::Value;
 
+use crate::gguf_file::{TEMPLATE, write_llama};
+use crate::workplace::Workplace;
 use crate::{cairn, golden, shown, succeed};
 
 #[test]
@@ -81,4 +83,49 @@ fn a_gguf_file_that_is_cut_short_or_no_model_is_named() {
     let text = shown(&output, None);
     assert!(text.contains("models of architecture 'test' are not read from GGUF files"), "{text}");
     assert!(text.contains("hint: architectures that are read: llama, "), "{text}");
+}
+
+/// A GGUF file with the tokenizer of the tests' corpus, in the folder of the corpus.
+fn beside_a_corpus(template: Option<&str>) -> Workplace {
+    let workplace = Workplace::with_corpus();
+    let tokenizer = workplace.path().join("data/tiny/tokenizer.json");
+    write_llama(&workplace.path().join("model.gguf"), &tokenizer, template);
+    workplace
+}
+
+#[test]
+fn a_gguf_file_is_measured_on_a_corpus_of_its_tokenizer() {
+    let workplace = beside_a_corpus(None);
+    let eval = ["eval", "--model", "model.gguf", "--corpus", "data/tiny", "--json"];
+    let found: Value = serde_json::from_str(&succeed(&mut workplace.cairn(&eval))).unwrap();
+    let loss = found["model"]["loss"].as_f64().unwrap();
+    // Small random weights know nothing: about the logarithm of the vocabulary.
+    assert!((4.5..7.0).contains(&loss), "{loss}");
+    let other = ["eval", "--model", "other.gguf", "--corpus", "data/tiny"];
+    let tokenizer = golden("tokenizers/byte_level/tokenizer.json");
+    write_llama(&workplace.path().join("other.gguf"), &tokenizer, None);
+    let text = workplace.failure(&other);
+    assert!(text.contains("was made with tokenizer"), "{text}");
+}
+
+#[test]
+fn a_gguf_file_talks_by_its_own_template() {
+    let ask = |workplace: &Workplace, more: &[&str]| {
+        let mut command = workplace.cairn(&["chat", "--model", "model.gguf", "--json"]);
+        command.args(["--temperature", "0", "--max-new-tokens", "5"]).args(more);
+        crate::chat::with_input(&mut command, "stack stones")
+    };
+    let workplace = beside_a_corpus(Some(TEMPLATE));
+    let output = ask(&workplace, &[]);
+    assert!(output.status.success(), "{}", shown(&output, None));
+    let own: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(own["messages"].as_array().unwrap().len(), 2);
+    assert!(own["num_new_tokens"].as_u64() > Some(0), "{own}");
+    let workplace = beside_a_corpus(None);
+    let text = shown(&ask(&workplace, &[]), Some(workplace.path()));
+    assert!(text.contains("model.gguf has no chat template"), "{text}");
+    workplace.write("same.jinja", TEMPLATE);
+    let output = ask(&workplace, &["--template", "same.jinja"]);
+    let given: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(given, own);
 }

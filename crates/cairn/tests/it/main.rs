@@ -25,6 +25,8 @@ mod generate;
 #[cfg(test)]
 mod gguf;
 #[cfg(test)]
+mod gguf_file;
+#[cfg(test)]
 mod help;
 #[cfg(test)]
 mod inspect;

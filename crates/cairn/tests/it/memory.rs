@@ -35,8 +35,9 @@ steps = 10
 "#;
 
 /// Weights and moments of a wide vocabulary; activations of many tokens, kept, partly and wholly
-/// computed again; bf16 weights with masters; an average; biases and learned positions.
-const CASES: [&[&str]; 8] = [
+/// computed again; bf16 weights with masters; an average; adapters beside frozen weights of 8 and 16
+/// bits; biases and learned positions.
+const CASES: [&[&str]; 10] = [
     &["model.vocab_size=50257"],
     &["model.vocab_size=50257", "run.weights=\"bf16\"", "optimizer.ema_decay=0.99"],
     &["batch.micro_batch_size=32", "run.recompute=\"none\""],
@@ -44,6 +45,25 @@ const CASES: [&[&str]; 8] = [
     &["batch.micro_batch_size=48", "run.recompute=2"],
     &["batch.micro_batch_size=64", "run.recompute=\"blocks\"", "model.num_hidden_layers=6"],
     &["model.vocab_size=16000", "data.seq_len=512", "batch.micro_batch_size=8"],
+    &[
+        "model.initial=none",
+        "adapter.r=16",
+        "adapter.base_encoding=q8",
+        "model.hidden_size=1024",
+        "model.num_hidden_layers=6",
+        "model.intermediate_size=2816",
+        "model.vocab_size=32000",
+        "run.recompute=\"cheap\"",
+    ],
+    &[
+        "model.initial=none",
+        "adapter.r=8",
+        "adapter.lora_dropout=0.1",
+        "adapter.base_encoding=bf16",
+        "model.hidden_size=768",
+        "model.intermediate_size=2048",
+        "batch.micro_batch_size=16",
+    ],
     &["model.family=\"gpt2\"", "model.vocab_size=40000", "model.max_position_embeddings=256"],
 ];
 

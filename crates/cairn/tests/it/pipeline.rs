@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::workplace::Workplace;
-use crate::{cairn, shown, succeed};
+use crate::{cairn, golden, shown, succeed};
 
 #[test]
 fn text_becomes_a_model_that_answers() {
@@ -399,12 +399,18 @@ fn committed_recipes_resolve_and_plan() {
         // Where a recipe leaves the vocabulary to its corpus, one is needed to plan it here.
         let text = std::fs::read_to_string(&path).unwrap();
         let vocab = (!text.contains("vocab_size")).then_some("model.vocab_size=4096");
-        let plan = succeed(command.arg(&path).args(vocab));
+        // Those without a model take it from a folder.
+        let initial = format!("model.initial={}", golden("llama").display());
+        let model = match text.contains("[model]") {
+            true => vocab,
+            false => Some(initial.as_str()),
+        };
+        let plan = succeed(command.arg(&path).args(model));
         let plan: Value = serde_json::from_str(&plan).unwrap();
         assert!(plan["plan"]["parameters"].as_u64().unwrap() > 0, "{path:?}");
         planned += 1;
     }
-    assert!(planned >= 3);
+    assert!(planned >= 5);
 }
 
 #[test]

@@ -1,0 +1,126 @@
+//! Low-rank adapters to train beside a frozen model: `[adapter]`, by PEFT's names.
+
+use super::RecipeError;
+use crate::lora::ALL_LINEAR;
+use crate::{DType, LoraSpec, TargetModules};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// A low-rank adapter (Hu et al. 2021) to train instead of the model: `[adapter]`, by the names of
+/// PEFT's `LoraConfig`; the model itself is `model.initial`. Without a key there is no adapter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdapterSection {
+    /// Rank; 8 if absent.
+    pub r: Option<usize>,
+    /// Scale, over the rank; 8 if absent.
+    pub lora_alpha: Option<f64>,
+    /// Probability with which inputs of an adapter are zeroed in training; 0 if absent.
+    pub lora_dropout: Option<f64>,
+    /// Scale by `lora_alpha / √r` (Kalajdzievski 2023); false if absent.
+    pub use_rslora: Option<bool>,
+    /// Names of modules, or `"all-linear"`, which it is if absent.
+    pub target_modules: Option<TargetModulesKey>,
+    /// Blocks that have adapters; all if absent.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Ranks of modules whose name ends in the key.
+    pub rank_pattern: Option<BTreeMap<String, usize>>,
+    /// `lora_alpha` of modules whose name ends in the key.
+    pub alpha_pattern: Option<BTreeMap<String, f64>>,
+    /// Only `"none"`: biases of the model are frozen like its weights.
+    pub bias: Option<String>,
+    /// How the frozen matrices are held: `f32`, `bf16` or `q8`; `f32` if absent.
+    pub base_encoding: Option<BaseEncoding>,
+}
+
+/// `"all-linear"`, or a list of names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModulesKey {
+    /// A word.
+    Word(String),
+    /// Names of modules.
+    Names(Vec<String>),
+}
+
+/// How the matrices of a frozen model are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BaseEncoding {
+    /// Four bytes a weight.
+    F32,
+    /// Two bytes a weight.
+    Bf16,
+    /// Signed bytes with a scale for every 32 of them.
+    Q8,
+}
+
+/// An adapter to train.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// Which projections have one, and how large it is.
+    pub lora: LoraSpec,
+    /// How the frozen matrices are held.
+    pub base_encoding: BaseEncoding,
+}
+
+pub(super) fn resolve(
+    section: &AdapterSection,
+    initial: Option<&str>,
+    weights: DType,
+) -> Result<Option<Adapter>, RecipeError> {
+    if *section == AdapterSection::default() {
+        return Ok(None);
+    }
+    let initial = initial.ok_or(RecipeError::Missing { key: "model.initial" })?;
+    if weights != DType::F32 {
+        return Err(RecipeError::OutOfRange {
+            key: "run.weights",
+            expected: "absent beside an adapter, whose weights are f32 (the frozen ones go by \
+                       adapter.base_encoding)"
+                .to_owned(),
+            actual: weights.to_string(),
+        });
+    }
+    let keys = serde_json::to_value(section).expect("a section is plain data");
+    let Value::Object(keys) = keys else { unreachable!("a struct is an object") };
+    let mut config: Map<String, Value> = keys
+        .into_iter()
+        .filter(|(key, value)| key != "base_encoding" && !value.is_null())
+        .collect();
+    // PEFT's defaults; `all-linear` stands for its tables of modules by family.
+    for (key, value) in [
+        ("peft_type", Value::from("LORA")),
+        ("r", 8.into()),
+        ("lora_alpha", 8.into()),
+        ("target_modules", ALL_LINEAR.into()),
+        ("base_model_name_or_path", initial.into()),
+    ] {
+        config.entry(key).or_insert(value);
+    }
+    let config = Value::Object(config).to_string();
+    let lora = LoraSpec::from_peft_json(&config).map_err(RecipeError::Adapter)?;
+    let base_encoding = section.base_encoding.unwrap_or(BaseEncoding::F32);
+    Ok(Some(Adapter { lora, base_encoding }))
+}
+
+/// The section that resolves to an adapter.
+pub(super) fn section(adapter: &Adapter) -> AdapterSection {
+    let lora = &adapter.lora;
+    AdapterSection {
+        r: Some(lora.r),
+        lora_alpha: Some(lora.lora_alpha),
+        lora_dropout: Some(lora.lora_dropout),
+        use_rslora: Some(lora.use_rslora),
+        target_modules: Some(match &lora.target_modules {
+            TargetModules::AllLinear => TargetModulesKey::Word(ALL_LINEAR.to_owned()),
+            TargetModules::Named(names) => TargetModulesKey::Names(names.clone()),
+        }),
+        layers_to_transform: lora.layers_to_transform.clone(),
+        rank_pattern: Some(lora.rank_pattern.clone()).filter(|pattern| !pattern.is_empty()),
+        alpha_pattern: Some(lora.alpha_pattern.clone()).filter(|pattern| !pattern.is_empty()),
+        bias: Some("none".to_owned()),
+        base_encoding: Some(adapter.base_encoding),
+    }
+}
