@@ -155,3 +155,20 @@ fn an_interrupted_generation_ends_by_the_signal() {
         assert_eq!(status.signal(), Some(number), "{said}");
     }
 }
+
+#[test]
+fn two_runs_in_one_folder_are_not_let_in_each_others_way() {
+    let workplace = Workplace::with_corpus();
+    let long = ["budget.steps=100000", "eval.every=0", "checkpoint.every=100000"];
+    let mut first = Running::start(&mut workplace.train(&long));
+    first.wait_for("Training");
+    let (status, said) = Running::start(&mut workplace.train(&long)).end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("error: another process is training in runs/tiny"), "{said}");
+    assert!(said.contains("hint: wait for it, or give this run another folder"), "{said}");
+    // The first one has not noticed.
+    first.signal("TERM");
+    let (status, said) = first.end();
+    assert!(status.success() && said.contains("Stopped after step"), "{said}");
+    assert_eq!(workplace.checkpoints("tiny").len(), 1);
+}
