@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM
 
 def cairn(compute):
     command = [
-        args.cairn, "bench", "decode", "--model", args.model, "--dtype", "bf16",
+        args.cairn, "bench", "decode", "--model", args.model, "--weights", "bf16",
         "--compute-dtype", compute, "--prompt-tokens", str(args.tokens), "--new-tokens", "2",
         "--repetitions", str(args.repetitions), "--json",
     ]
