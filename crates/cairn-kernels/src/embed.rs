@@ -9,7 +9,7 @@ use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
 use crate::encoding::{Encoding, Layout, Q8_BLOCK, Weight};
 use crate::isa::Simd;
 use crate::rows::{ScatterRows, add_row, scatter_rows};
-use crate::simd::{LANES, f32_from_bf16, kernel};
+use crate::simd::{LANES, f32_from_bf16, f32_from_f16, kernel};
 
 /// `y[t] = weight[ids[t]]`, whatever the encoding and the layout of the weight: a tied head is
 /// stored once, in the form its products want.
@@ -82,6 +82,7 @@ fn whole_row(simd: Simd, weight: &Weight<'_>, id: usize, y_d: &mut [f32]) {
     match weight.encoding {
         Encoding::F32 => y_d.copy_from_slice(&weight.f32s()[start..][..k]),
         Encoding::Bf16 => widen_bf16(simd, &weight.u16s()[start..][..k], y_d),
+        Encoding::F16 => widen_f16(simd, &weight.u16s()[start..][..k], y_d),
         Encoding::Q8 => {
             let blocks = k.div_ceil(Q8_BLOCK);
             let scales = &weight.scales()[id * blocks..][..blocks];
@@ -100,6 +101,10 @@ fn lane_of_panel(weight: &Weight<'_>, start: usize, id: usize, y_d: &mut [f32]) 
         Encoding::Bf16 => {
             let numbers = weight.u16s()[start..].iter().step_by(LANES);
             y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = f32_from_bf16(x));
+        }
+        Encoding::F16 => {
+            let numbers = weight.u16s()[start..].iter().step_by(LANES);
+            y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = f32_from_f16(x));
         }
         Encoding::Q8 => {
             let blocks = weight.k.div_ceil(Q8_BLOCK);
@@ -123,6 +128,17 @@ kernel! {
             V::from_bf16(from).store(to);
         }
         rest.iter_mut().zip(tail).for_each(|(y, &x)| *y = f32_from_bf16(x));
+    }
+}
+
+kernel! {
+    fn widen_f16<V>(from: &[u16], to: &mut [f32]) {
+        let (vectors, tail) = from.as_chunks::<LANES>();
+        let (targets, rest) = to.as_chunks_mut::<LANES>();
+        for (from, to) in vectors.iter().zip(targets) {
+            V::from_f16(from).store(to);
+        }
+        rest.iter_mut().zip(tail).for_each(|(y, &x)| *y = f32_from_f16(x));
     }
 }
 

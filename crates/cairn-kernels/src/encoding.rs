@@ -16,7 +16,7 @@
 use std::fmt;
 
 use crate::memory::{ALIGNMENT, Bytes};
-use crate::simd::{LANES, bf16_from_f32, f32_from_bf16};
+use crate::simd::{LANES, bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
 
 /// Consecutive inputs of a row that share one [`Encoding::Q8`] scale.
 pub const Q8_BLOCK: usize = 32;
@@ -31,27 +31,40 @@ pub enum Encoding {
     F32,
     /// The high half of a 32-bit float.
     Bf16,
+    /// IEEE half: 5 bits of exponent, 10 of mantissa.
+    F16,
     /// Signed byte times a scale shared by 32 inputs of a row.
     Q8,
 }
 
 impl Encoding {
     /// Every encoding.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Q8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::Q8];
 
     /// The name used in kernel names and tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::F16 => "f16",
             Self::Q8 => "q8",
+        }
+    }
+
+    /// The least magnitude that this encoding rounds to infinity; `None` if it has no such.
+    pub fn overflow_bound(self) -> Option<f32> {
+        match self {
+            Self::F32 | Self::Q8 => None,
+            // Half a step above the largest number, where the even neighbor is infinity.
+            Self::Bf16 => Some(f32::from_bits(0x7f7f_8000)),
+            Self::F16 => Some(65520.0),
         }
     }
 
     fn element_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
             Self::Q8 => 1,
         }
     }
@@ -131,7 +144,7 @@ impl<'a> Weight<'a> {
     pub fn stored_bytes(encoding: Encoding, layout: Layout, n: usize, k: usize) -> usize {
         let rows = layout.stored_rows(n);
         match encoding {
-            Encoding::F32 | Encoding::Bf16 => rows * k * encoding.element_bytes(),
+            Encoding::F32 | Encoding::Bf16 | Encoding::F16 => rows * k * encoding.element_bytes(),
             Encoding::Q8 => q8_scales_offset(rows, k) + rows * k.div_ceil(Q8_BLOCK) * 4,
         }
     }
@@ -152,6 +165,7 @@ impl<'a> Weight<'a> {
         match self.encoding {
             Encoding::F32 => self.f32s()[index],
             Encoding::Bf16 => f32_from_bf16(self.u16s()[index]),
+            Encoding::F16 => f32_from_f16(self.u16s()[index]),
             Encoding::Q8 => {
                 let blocks = self.k.div_ceil(Q8_BLOCK);
                 let scale = self.scales()[self.layout.index(output, input / Q8_BLOCK, blocks)];
@@ -195,7 +209,7 @@ fn q8_scales_offset(rows: usize, k: usize) -> usize {
 
 /// Writes `values_nk` (`[n][k]`) in the given form; padding becomes zero.
 ///
-/// bf16 rounds to nearest, ties to even. Q8 takes the largest magnitude of a block to ±127 and
+/// bf16 and f16 round to nearest, ties to even; what is beyond their range becomes infinite. Q8 takes the largest magnitude of a block to ±127 and
 /// rounds to nearest, ties to even; a block of zeros has scale 0.
 ///
 /// # Panics
@@ -214,16 +228,36 @@ pub fn encode(
         Encoding::Bf16 => {
             write_elements(layout, k, values_nk, bytes, |x| bf16_from_f32(x).to_le_bytes());
         }
-        Encoding::Q8 => encode_q8(layout, (n, k), values_nk, bytes),
+        Encoding::F16 => {
+            write_elements(layout, k, values_nk, bytes, |x| f16_from_f32(x).to_le_bytes());
+        }
+        Encoding::Q8 => encode_q8_rows(layout, (n, k), 0, values_nk, bytes),
     }
 }
 
-fn write_elements<const B: usize>(
+/// Writes a weight of two bytes an element from its own bits, `[n][k]`: no value changes.
+///
+/// # Panics
+/// If the lengths do not match the form, or an element has not two bytes.
+pub fn store_bits(
+    (encoding, layout): (Encoding, Layout),
+    (n, k): (usize, usize),
+    bits_nk: &[u16],
+    bytes: &mut [u8],
+) {
+    assert_eq!(encoding.element_bytes(), 2, "{encoding} does not have two bytes an element");
+    assert_eq!(bits_nk.len(), n * k, "elements of the weight");
+    assert_eq!(bytes.len(), Weight::stored_bytes(encoding, layout, n, k), "bytes of the weight");
+    bytes.fill(0);
+    write_elements(layout, k, bits_nk, bytes, u16::to_le_bytes);
+}
+
+fn write_elements<const B: usize, T: Copy>(
     layout: Layout,
     k: usize,
-    values_nk: &[f32],
+    values_nk: &[T],
     bytes: &mut [u8],
-    element: impl Fn(f32) -> [u8; B],
+    element: impl Fn(T) -> [u8; B],
 ) {
     let (elements, _) = bytes.as_chunks_mut::<B>();
     match layout {
@@ -245,13 +279,27 @@ fn write_elements<const B: usize>(
     }
 }
 
+/// Writes rows of a [`Encoding::Q8`] weight of `n` rows as [`encode`] does, from row `first` on, and
+/// leaves the others as they are: values and scales of a row lie far apart, so that a part of the
+/// weight is no part of its bytes.
+///
+/// # Panics
+/// If the weight has no such rows, or the lengths do not match its form.
 #[expect(clippy::cast_possible_truncation, reason = "the quotient is clamped to ±127")]
-fn encode_q8(layout: Layout, (n, k): (usize, usize), values_nk: &[f32], bytes: &mut [u8]) {
+pub fn encode_q8_rows(
+    layout: Layout,
+    (n, k): (usize, usize),
+    first: usize,
+    rows_nk: &[f32],
+    bytes: &mut [u8],
+) {
+    let expected = Weight::stored_bytes(Encoding::Q8, layout, n, k);
+    assert_eq!(bytes.len(), expected, "bytes of the weight");
     let (values, scales) = bytes.split_at_mut(q8_scales_offset(layout.stored_rows(n), k));
     let (scales, _) = scales.as_chunks_mut::<4>();
     let blocks = k.div_ceil(Q8_BLOCK);
-    for row in 0..n {
-        for (block, from) in values_nk[row * k..(row + 1) * k].chunks(Q8_BLOCK).enumerate() {
+    for (row, row_k) in (first..n).zip(rows_nk.chunks_exact(k.max(1))) {
+        for (block, from) in row_k.chunks(Q8_BLOCK).enumerate() {
             let largest = from.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
             let scale = largest / 127.0;
             scales[layout.index(row, block, blocks)] = scale.to_le_bytes();
@@ -311,7 +359,9 @@ pub fn convert_layout(from: Weight<'_>, layout: Layout, bytes: &mut [u8]) {
         }
     };
     match encoding {
-        Encoding::F32 | Encoding::Bf16 => copy(k, encoding.element_bytes(), from.bytes, bytes),
+        Encoding::F32 | Encoding::Bf16 | Encoding::F16 => {
+            copy(k, encoding.element_bytes(), from.bytes, bytes);
+        }
         Encoding::Q8 => {
             let (values, scales) =
                 from.bytes.split_at(q8_scales_offset(from.layout.stored_rows(n), k));

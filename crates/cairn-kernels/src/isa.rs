@@ -14,7 +14,7 @@ use crate::simd::{F32x16, Portable};
 pub enum Isa {
     /// Portable code over arrays of sixteen lanes; runs everywhere.
     Scalar,
-    /// AVX2 with FMA: two 256-bit halves make sixteen lanes.
+    /// AVX2 with FMA and F16C: two 256-bit halves make sixteen lanes.
     Avx2,
     /// AVX-512 F, BW, DQ and VL: one register makes sixteen lanes.
     Avx512,
@@ -74,7 +74,9 @@ impl fmt::Display for Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
 }
 
 #[cfg(target_arch = "x86_64")]

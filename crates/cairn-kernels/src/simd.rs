@@ -106,6 +106,8 @@ pub(crate) trait F32x16:
     fn from_bf16(bits: &[u16; LANES]) -> Self;
     /// Rounds to the nearest bf16, ties to even; a NaN stays a (quiet) NaN.
     fn to_bf16(self, to: &mut [u16; LANES]);
+    /// Widens sixteen f16 values (their bits); a signaling NaN becomes a quiet one.
+    fn from_f16(bits: &[u16; LANES]) -> Self;
     /// Widens sixteen signed bytes to floats.
     fn from_i8(values: &[i8; LANES]) -> Self;
     /// The lanes as an array.
@@ -245,6 +247,50 @@ pub(crate) fn f32_from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
+/// Widens an f16 value, exactly; a NaN becomes a quiet NaN of the same sign. The scalar definition of
+/// [`F32x16::from_f16`].
+#[inline(always)]
+pub(crate) fn f32_from_f16(bits: u16) -> f32 {
+    let sign = u32::from(bits & 0x8000) << 16;
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    if magnitude < 1 << 23 {
+        // A subnormal is its mantissa times 2⁻²⁴.
+        let value = f32::from(bits & 0x3ff) * f32::from_bits((127 - 24) << 23);
+        return f32::from_bits(sign | value.to_bits());
+    }
+    if magnitude < 0x1f << 23 {
+        return f32::from_bits(sign | (magnitude + ((127 - 15) << 23)));
+    }
+    let quiet = if magnitude == 0x1f << 23 { 0 } else { 1 << 22 };
+    f32::from_bits(sign | 0x7f80_0000 | magnitude | quiet)
+}
+
+/// Rounds to the nearest f16, ties to even; magnitudes from 65520 on become infinite, a NaN stays a
+/// quiet NaN of the same sign.
+#[expect(clippy::cast_possible_truncation, reason = "the results have sixteen bits")]
+pub(crate) fn f16_from_f32(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let sign = (bits >> 16) as u16 & 0x8000;
+    let magnitude = bits & 0x7fff_ffff;
+    if magnitude > 0x7f80_0000 {
+        return sign | 0x7e00 | (bits >> 13) as u16 & 0x1ff;
+    }
+    // 65520, halfway between the largest f16 and 2¹⁶: the even one is beyond.
+    if magnitude >= 0x477f_f000 {
+        return sign | 0x7c00;
+    }
+    // 2⁻¹⁴, the smallest normal f16.
+    if magnitude >= (127 - 14) << 23 {
+        let tie_to_even = (magnitude >> 13) & 1;
+        let rounded = magnitude - ((127 - 15) << 23) + 0xfff + tie_to_even;
+        return sign | (rounded >> 13) as u16;
+    }
+    // Adding 1/2 leaves an f32 whose last place is 2⁻²⁴, the step of subnormal f16: the addition
+    // rounds, ties to even, and its low bits count the steps.
+    let steps = (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5_f32.to_bits();
+    sign | steps as u16
+}
+
 /// Compiles a function for every instruction set and calls the proven one.
 ///
 /// `fn name<V>(args…) -> R { body }` becomes `fn name(simd: Simd, args…) -> R`; inside the body `V`
@@ -264,7 +310,7 @@ macro_rules! kernel {
             }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 body::<$crate::simd::Avx2>($($arg),*)
             }

@@ -38,6 +38,7 @@ fn decoding_gives_what_was_encoded() {
                     let bound = match encoding {
                         Encoding::F32 => 0.0,
                         Encoding::Bf16 => value.abs() / 256.0,
+                        Encoding::F16 => value.abs() / 2048.0,
                         // Half a step of the largest value a block can have.
                         Encoding::Q8 => 6.7 / 127.0 / 2.0,
                     };
@@ -65,6 +66,56 @@ fn layouts_convert_without_loss() {
                 assert_eq!(converted, crate::memory::bytes_of(&expected)[..bytes]);
             }
         }
+    }
+}
+
+#[test]
+fn elements_of_two_bytes_are_stored_as_they_are() {
+    for (n, k) in [(1, 1), (16, 32), (19, 70)] {
+        // Whatever the bits: infinities and NaN among them.
+        let bits: Vec<u16> = (0..=u16::MAX).step_by(97).cycle().take(n * k).collect();
+        for encoding in [Encoding::Bf16, Encoding::F16] {
+            for layout in Layout::ALL {
+                let bytes = Weight::stored_bytes(encoding, layout, n, k);
+                let mut storage = vec![1.0_f32; bytes.div_ceil(4)];
+                let all = &mut crate::memory::bytes_of_mut(&mut storage)[..bytes];
+                store_bits((encoding, layout), (n, k), &bits, all);
+                let stored = weight((encoding, layout), (n, k), &storage);
+                for (index, &bits) in bits.iter().enumerate() {
+                    assert_eq!(stored.u16s()[layout.index(index / k, index % k, k)], bits);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_q8_are_those_of_the_whole() {
+    let (n, k) = (37, 70);
+    let values_nk = values(n, k);
+    for layout in Layout::ALL {
+        let whole = stored((Encoding::Q8, layout), (n, k), &values_nk);
+        let bytes = Weight::stored_bytes(Encoding::Q8, layout, n, k);
+        let mut parts = vec![0.0_f32; bytes.div_ceil(4)];
+        for first in [0, 16, 32] {
+            let rows = &values_nk[first * k..n.min(first + 16) * k];
+            let target = &mut crate::memory::bytes_of_mut(&mut parts)[..bytes];
+            encode_q8_rows(layout, (n, k), first, rows, target);
+        }
+        assert_eq!(parts, whole);
+    }
+}
+
+#[test]
+fn what_is_too_large_becomes_infinite_and_nothing_else() {
+    for encoding in [Encoding::Bf16, Encoding::F16] {
+        let bound = encoding.overflow_bound().unwrap();
+        let values = [bound.next_down(), bound, -bound.next_down(), -bound];
+        let storage = stored((encoding, Layout::RowMajor), (1, 4), &values);
+        let mut decoded = [0.0; 4];
+        weight((encoding, Layout::RowMajor), (1, 4), &storage).decode(&mut decoded);
+        assert!(decoded[0].is_finite() && decoded[2].is_finite(), "{encoding} {decoded:?}");
+        assert_eq!((decoded[1], decoded[3]), (f32::INFINITY, f32::NEG_INFINITY), "{encoding}");
     }
 }
 

@@ -67,6 +67,13 @@ impl<'a> Bf16Elements<'a> {
     }
 }
 
+/// f16 bits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct F16Elements<'a> {
+    values: &'a [u16],
+    stride: usize,
+}
+
 /// Signed bytes with a scale for each block of a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Q8Elements<'a> {
@@ -150,6 +157,31 @@ impl Columns for Bf16Elements<'_> {
     }
 }
 
+impl Elements for F16Elements<'_> {
+    #[inline(always)]
+    fn row<V: F32x16>(self, row: usize, column: usize, count: usize) -> V {
+        let start = row * self.stride + column;
+        if count == LANES {
+            V::from_f16(whole(self.values, start))
+        } else {
+            V::from_f16(&padded(self.values, start, count))
+        }
+    }
+}
+
+impl Columns for F16Elements<'_> {
+    #[inline(always)]
+    unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
+        let start = (panel * self.stride + column) * LANES;
+        // SAFETY: passed on.
+        V::from_f16(unsafe { whole_unchecked(self.values, start) })
+    }
+    #[inline(always)]
+    fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
+        prefetch_columns::<V, _>(self.values, (panel * self.stride + column) * LANES);
+    }
+}
+
 impl Elements for Q8Elements<'_> {
     #[inline(always)]
     fn row<V: F32x16>(self, row: usize, column: usize, count: usize) -> V {
@@ -199,6 +231,7 @@ pub(super) fn visit<X: ElementsVisitor>(rows: &WeightRows<'_>, visitor: X) -> X:
     match weight.encoding {
         Encoding::F32 => visitor.visit(F32Elements { values: &weight.f32s()[start..], stride }),
         Encoding::Bf16 => visitor.visit(Bf16Elements::new(rows)),
+        Encoding::F16 => visitor.visit(F16Elements { values: &weight.u16s()[start..], stride }),
         Encoding::Q8 => {
             let scales = &weight.scales()[first * stride.div_ceil(Q8_BLOCK)..];
             let values = &weight.i8s()[start..];
@@ -250,7 +283,7 @@ fn walk_weight(rows: &WeightRows<'_>, outputs: &Range<usize>, inputs: &Range<usi
     let outputs = rows.first + outputs.start..rows.first + outputs.end;
     let element = match weight.encoding {
         Encoding::F32 => 4,
-        Encoding::Bf16 => 2,
+        Encoding::Bf16 | Encoding::F16 => 2,
         Encoding::Q8 => 1,
     };
     match weight.layout {

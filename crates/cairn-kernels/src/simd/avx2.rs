@@ -111,7 +111,7 @@ fn transpose8(rows: [__m256; 8]) -> [__m256; 8] {
     out
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
 fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
@@ -197,6 +197,15 @@ impl F32x16 for Avx2 {
     fn to_bf16(self, to: &mut [u16; LANES]) {
         // Left to the compiler: it is used where weights and caches are written, not in products.
         *to = self.to_array().map(bf16_from_f32);
+    }
+    #[inline(always)]
+    fn from_f16(bits: &[u16; LANES]) -> Self {
+        let (halves, _) = bits.as_chunks::<8>();
+        // SAFETY: module invariant; the array is 16 bytes.
+        let low = unsafe { _mm_loadu_si128(halves[0].as_ptr().cast()) };
+        // SAFETY: as above.
+        let high = unsafe { _mm_loadu_si128(halves[1].as_ptr().cast()) };
+        Self(op!(_mm256_cvtph_ps(low)), op!(_mm256_cvtph_ps(high)))
     }
     #[inline(always)]
     fn from_i8(values: &[i8; LANES]) -> Self {

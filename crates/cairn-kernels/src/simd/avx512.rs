@@ -196,6 +196,12 @@ impl F32x16 for Avx512 {
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), half) }
     }
     #[inline(always)]
+    fn from_f16(bits: &[u16; LANES]) -> Self {
+        // SAFETY: module invariant; the array is 32 bytes.
+        let half = unsafe { _mm256_loadu_si256(bits.as_ptr().cast()) };
+        Self(op!(_mm512_cvtph_ps(half)))
+    }
+    #[inline(always)]
     fn from_i8(values: &[i8; LANES]) -> Self {
         // SAFETY: module invariant; the array is 16 bytes.
         let bytes = unsafe { _mm_loadu_si128(values.as_ptr().cast()) };

@@ -3,7 +3,7 @@
 use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-use super::{F32x16, I32x16, Kernel, LANES, Mask16, bf16_from_f32, f32_from_bf16};
+use super::{F32x16, I32x16, Kernel, LANES, Mask16, bf16_from_f32, f32_from_bf16, f32_from_f16};
 
 /// Sixteen floats in an array.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +115,10 @@ impl F32x16 for Portable {
     #[inline(always)]
     fn to_bf16(self, to: &mut [u16; LANES]) {
         *to = self.0.map(bf16_from_f32);
+    }
+    #[inline(always)]
+    fn from_f16(bits: &[u16; LANES]) -> Self {
+        Self(bits.map(f32_from_f16))
     }
     #[inline(always)]
     fn from_i8(values: &[i8; LANES]) -> Self {

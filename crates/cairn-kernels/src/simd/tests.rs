@@ -67,6 +67,7 @@ kernel! {
         a.to_bf16(&mut words);
         out.extend(words.map(u32::from));
         out.extend(V::from_bf16(&words).to_array().map(bits));
+        out.extend(V::from_f16(&words).to_array().map(bits));
         let mut tail = [9.0; 7];
         a.store_partial(&mut tail[2..]);
         out.extend(tail.map(bits));
@@ -157,4 +158,68 @@ fn bf16_rounds_to_nearest_even() {
     check(0x7f7f_ffff, 0x7f80);
     check(0x7f80_0001, 0x7fc0);
     check(0x8000_0000, 0x8000);
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the numbers are f32")]
+fn to_f32(value: f64) -> f32 {
+    value as f32
+}
+
+#[test]
+fn every_f16_widens_to_its_value_everywhere() {
+    kernel! {
+        fn widen<V>(words: &[u16; LANES]) -> Lanes {
+            V::from_f16(words).to_array()
+        }
+    }
+    let all: Vec<u16> = (0..=u16::MAX).collect();
+    for isa in Isa::supported() {
+        for words in all.as_chunks::<LANES>().0 {
+            for (&word, found) in words.iter().zip(widen(Simd::new(isa), words)) {
+                let (exponent, mantissa) = (i32::from(word >> 10 & 0x1f), f64::from(word & 0x3ff));
+                let magnitude = match exponent {
+                    0 => mantissa * 2f64.powi(-24),
+                    0x1f if mantissa > 0.0 => f64::NAN,
+                    0x1f => f64::INFINITY,
+                    _ => (1.0 + mantissa / 1024.0) * 2f64.powi(exponent - 15),
+                };
+                let expected = if word >> 15 == 1 { -magnitude } else { magnitude };
+                assert_eq!(bits(found), bits(to_f32(expected)), "{isa} {word:#x}");
+                // A number comes back as it was; what is no number stays none.
+                let back = f16_from_f32(found);
+                assert!(
+                    back == word || found.is_nan() && back & 0x7c00 == 0x7c00 && back & 0x3ff > 0
+                );
+            }
+        }
+    }
+}
+
+/// Between every two neighboring f16, and beyond the last.
+#[test]
+fn f16_rounds_to_nearest_even() {
+    for low in 0..0x7c00_u16 {
+        let high = low + 1;
+        let below = f64::from(f32_from_f16(low));
+        // What 2¹⁶ would be if there were one more exponent.
+        let above = if high == 0x7c00 { 65536.0 } else { f64::from(f32_from_f16(high)) };
+        let middle = to_f32((below + above) / 2.0);
+        let even = if low & 1 == 0 { low } else { high };
+        for sign in [0, 0x8000] {
+            let signed = |value: f32| if sign == 0 { value } else { -value };
+            assert_eq!(f16_from_f32(signed(middle)), sign | even, "{middle}");
+            assert_eq!(f16_from_f32(signed(middle.next_down())), sign | low, "{middle}");
+            assert_eq!(f16_from_f32(signed(middle.next_up())), sign | high, "{middle}");
+        }
+    }
+    for (value, expected) in [
+        (1e-30, 0),
+        (-1e-45, 0x8000),
+        (f32::MAX, 0x7c00),
+        (f32::NEG_INFINITY, 0xfc00),
+        (f32::from_bits(0x7f80_0001), 0x7e00),
+        (f32::from_bits(0xffc0_2000), 0xfe01),
+    ] {
+        assert_eq!(f16_from_f32(value), expected, "{value}");
+    }
 }
