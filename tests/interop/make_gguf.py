@@ -9,6 +9,8 @@
         any model folder of a family below, as llama.cpp's converter lays it out
     python tests/interop/make_gguf.py tokenizer llama|gpt-2|llama-bpe|qwen2 OUT.gguf
         a small tokenizer in a file without tensors, and OUT.gguf.json with texts and their ids
+    python tests/interop/make_gguf.py chat OUT
+        a folder OUT and OUT.gguf with a model, a tokenizer, special tokens and a chat template
     python tests/interop/make_gguf.py compare FOLDER SCRATCH CAIRN
         the logits of `cairn logits` from FOLDER equal those from it as GGUF: bit for bit in F32,
         and in Q8_0 to the bits of the folder that holds the decoded weights
@@ -72,6 +74,23 @@ LLAMA_BLOCK = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# Of the families with experts: one tensor for all of them.
+EXPERTS_BLOCK = {
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.gate": "ffn_gate_inp",
+    "w1": "ffn_gate_exps",
+    "w2": "ffn_down_exps",
+    "w3": "ffn_up_exps",
+    "gate_proj": "ffn_gate_exps",
+    "down_proj": "ffn_down_exps",
+    "up_proj": "ffn_up_exps",
+}
+GEMMA_BLOCK = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+PHI3_BLOCK = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 GPT2_BLOCK = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
@@ -90,13 +109,41 @@ OUTSIDE = {
 }
 
 
-def gguf_name(name):
+def gguf_name(name, family):
     stem, part = name.rsplit(".", 1)
     if stem in OUTSIDE:
         return f"{OUTSIDE[stem]}.{part}"
     pieces = stem.split(".")
     layer, module = pieces[2], ".".join(pieces[3:])
-    return f"blk.{layer}.{(LLAMA_BLOCK | GPT2_BLOCK)[module]}.{part}"
+    if ".experts" in module:
+        return f"blk.{layer}.{EXPERTS_BLOCK[pieces[-1]]}.{part}"
+    blocks = LLAMA_BLOCK | GPT2_BLOCK | EXPERTS_BLOCK | PHI3_BLOCK
+    if family.startswith("gemma"):
+        blocks |= GEMMA_BLOCK
+    return f"blk.{layer}.{blocks[module]}.{part}"
+
+
+def stack_experts(tensors):
+    """As llama.cpp's converter: the experts' matrices of a layer become one tensor."""
+    stacked, parts = {}, {}
+    for name, tensor in tensors.items():
+        before, found, after = name.partition(".experts.")
+        if not found:
+            stacked[name] = tensor
+            continue
+        number, module = after.split(".", 1)
+        parts.setdefault(f"{before}.experts.{module}", {})[int(number)] = tensor
+    for name, experts in parts.items():
+        stacked[name] = torch.stack([experts[number] for number in sorted(experts)])
+    return stacked
+
+
+ARCHITECTURES = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
+}
 
 
 def permute(rows, heads):
@@ -108,7 +155,7 @@ def permute(rows, heads):
     )
 
 
-def convert(folder, out, kind=T.F32):
+def convert(folder, out, kind=T.F32, add_vocabulary=None):
     """Writes a model folder as GGUF and returns the weights that the file decodes to."""
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -116,13 +163,17 @@ def convert(folder, out, kind=T.F32):
     tensors = {}
     for file in sorted(folder.glob("model*.safetensors")):
         tensors |= load_file(file)
-    arch = "llama" if family == "mistral" else family
+    arch = ARCHITECTURES.get(family, family)
     writer = gguf.GGUFWriter(out, arch)
-    write_keys(writer, config, family)
+    write_keys(writer, config, family, add_vocabulary)
     if (config.get("rope_parameters") or {}).get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_divisors(config))
+    if (config.get("rope_parameters") or {}).get("rope_type") == "longrope":
+        for kind_of in ("long", "short"):
+            factors = np.array(config["rope_parameters"][f"{kind_of}_factor"], dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{kind_of}.weight", factors)
     decoded = {}
-    for name, tensor in tensors.items():
+    for name, tensor in stack_experts(tensors).items():
         if name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")):
             continue
         rows = tensor.to(torch.float32).numpy()
@@ -133,9 +184,12 @@ def convert(folder, out, kind=T.F32):
             rows = permute(rows, config["num_attention_heads"])
         if arch == "llama" and ".k_proj." in name:
             rows = permute(rows, config["num_key_value_heads"])
-        here = kind if rows.ndim == 2 and "wpe" not in name else T.F32
+        if family.startswith("gemma") and name.endswith("norm.weight"):
+            rows = rows + 1
+        whole = "wpe" in name or name.endswith((".gate.weight",))
+        here = kind if rows.ndim >= 2 and not whole else T.F32
         raw = gguf.quants.quantize(np.ascontiguousarray(rows), here)
-        writer.add_tensor(gguf_name(name), raw, raw_dtype=here)
+        writer.add_tensor(gguf_name(name, family), raw, raw_dtype=here)
         # What the file says: decoded from it, and laid out as in the folder again.
         plain = gguf.quants.quantize(tensor.to(torch.float32).numpy(), T.F32)
         if here != T.F32:
@@ -167,7 +221,7 @@ def llama3_divisors(config):
     return np.array(divisors, dtype=np.float32)
 
 
-def write_keys(writer, config, family):
+def write_keys(writer, config, family, add_vocabulary):
     rope = config.get("rope_parameters") or {}
     if family == "gpt2":
         writer.add_context_length(config["n_positions"])
@@ -185,25 +239,79 @@ def write_keys(writer, config, family):
         writer.add_feed_forward_length(config["intermediate_size"])
         writer.add_head_count(heads)
         writer.add_head_count_kv(config["num_key_value_heads"])
-        writer.add_key_length(head_dim)
-        writer.add_value_length(head_dim)
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-        writer.add_rope_dimension_count(head_dim)
-        writer.add_rope_freq_base(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-    # transformers' reader wants to know that there is a vocabulary.
-    size = config["vocab_size"]
-    writer.add_tokenizer_model("none")
-    writer.add_vocab_size(size)
+        rotated = head_dim
+        if family == "phi3":
+            rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+            writer.add_sliding_window(config["sliding_window"] or 0)
+            writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
+        else:
+            writer.add_key_length(head_dim)
+            writer.add_value_length(head_dim)
+        writer.add_rope_dimension_count(rotated)
+        whole = rope.get("full_attention", rope)
+        writer.add_rope_freq_base(whole.get("rope_theta", config.get("rope_theta", 10000.0)))
+        if whole.get("rope_type") == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(whole["factor"])
+        if rope.get("rope_type") == "longrope":
+            scale = config["max_position_embeddings"] / config["original_max_position_embeddings"]
+            length = np.log(config["original_max_position_embeddings"])
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+            writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(scale) / length)))
+        if family.startswith("gemma"):
+            writer.add_sliding_window(config["sliding_window"])
+            if config.get("sliding_window_pattern"):
+                writer.add_sliding_window_pattern(config["sliding_window_pattern"])
+            if config.get("final_logit_softcapping"):
+                writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+        if family == "gemma2":
+            writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        if family in ("mixtral", "qwen3_moe"):
+            writer.add_expert_count(config["num_local_experts"])
+            writer.add_expert_used_count(config["num_experts_per_tok"])
+        if family == "qwen3_moe":
+            writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_vocab_size(config["vocab_size"])
+    if add_vocabulary:
+        add_vocabulary(writer)
+    else:
+        # transformers' reader wants to know that there is a vocabulary.
+        writer.add_tokenizer_model("none")
     for name in ("bos", "eos"):
         token = config.get(f"{name}_token_id")
         if token is not None:
             getattr(writer, f"add_{name}_token_id")(token if isinstance(token, int) else token[0])
 
 
-def model(family, out):
+GEMMA = dict(hidden_size=64, sliding_window=6, query_pre_attn_scalar=16)
+PHI3 = dict(hidden_size=64, sliding_window=6, pad_token_id=0, original_max_position_embeddings=64,
+            tie_word_embeddings=False)
+FURTHER = {
+    "mixtral": dict(num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True),
+    # The square root of the width is whole, so that no type rounds it.
+    "gemma2": GEMMA | dict(num_hidden_layers=2, attn_logit_softcapping=3.0, final_logit_softcapping=2.0),
+    "gemma3_text": GEMMA | dict(
+        num_hidden_layers=3, sliding_window_pattern=2,
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", factor=4.0, rope_theta=1e6),
+            sliding_attention=dict(rope_type="default", rope_theta=1e4))),
+    "phi3": PHI3 | dict(rope_parameters=dict(
+        rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)),
+    "phi3_long": PHI3 | dict(
+        original_max_position_embeddings=8,
+        rope_parameters=dict(
+            rope_type="longrope", rope_theta=1e4, original_max_position_embeddings=8,
+            short_factor=[1.0 + 0.125 * i for i in range(8)], long_factor=[1.5 + i for i in range(8)])),
+}
+
+
+def model(name, out):
     """A model of some 9,000 weights, each a multiple of 2^-9, so that Q8_0 and bf16 hold it."""
     import transformers
 
+    family = name.removesuffix("_long")
     sizes = dict(vocab_size=48, max_position_embeddings=64)
     if family == "gpt2":
         sizes |= dict(n_positions=64, n_embd=32, n_layer=1, n_head=4, n_inner=64)
@@ -212,24 +320,30 @@ def model(family, out):
         sizes |= dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
         sizes |= dict(num_key_value_heads=2, head_dim=16, intermediate_size=32, rms_norm_eps=1e-5)
         sizes |= dict(tie_word_embeddings=family != "llama")
+    sizes |= FURTHER.get(name, {})
     special = dict(bos_token_id=1, eos_token_id=2)
     config = transformers.AutoConfig.for_model(family, **sizes, **special, dtype="bfloat16")
     network = transformers.AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
-        for name, weight in network.named_parameters():
+        for parameter, weight in network.named_parameters():
             steps = torch.randint(-127, 128, weight.shape, generator=generator)
-            if weight.dim() == 2:
+            if weight.dim() >= 2:
                 # Each 32 inputs of a row have an extreme, so that the scale is 2^-9 exactly.
-                conv1d = family == "gpt2" and ".h." in name
+                conv1d = family == "gpt2" and ".h." in parameter
                 inputs = steps.T if conv1d else steps
-                inputs[:, ::32] = 127
-            weight.copy_(steps / 512 + ("norm" in name or ".ln_" in name) * (weight.dim() == 1))
+                inputs[..., ::32] = 127
+            # Gemma's own files count norms from zero.
+            is_norm = ("norm" in parameter or ".ln_" in parameter) and not family.startswith("gemma")
+            weight.copy_(steps / 512 + is_norm * (weight.dim() == 1))
     network.to(torch.bfloat16).save_pretrained(out)
     convert(out, f"{out}.gguf", T.Q8_0)
     ids = torch.randint(3, 48, (1, 16), generator=generator)
     again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     # Of some families transformers does not read the size of the vocabulary, so it gets the rest.
+    if family == "mixtral":
+        print(family, "is not read from GGUF files by transformers")
+        return
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         Path(out).parent, gguf_file=Path(out).name + ".gguf", dtype=torch.float32, config=config
     ).eval()
@@ -239,8 +353,8 @@ def model(family, out):
     assert difference < 1e-5
 
 
-def tokenizer(kind, out):
-    """A small tokenizer as GGUF, and OUT.json with texts and the ids that the source gives."""
+def train_tokenizer(kind):
+    """A small tokenizer of the `tokenizers` package, its tokens, merges and texts to try it on."""
     import tokenizers as hf
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -266,9 +380,14 @@ def tokenizer(kind, out):
     model = json.loads(source.to_str())["model"]
     tokens = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
     merges = [" ".join(merge) for merge in model["merges"]]
+    return source, tokens, merges, texts
+
+
+def add_tokenizer(writer, kind, tokens, merges):
+    """As llama.cpp's converter writes a vocabulary."""
+    special = ["<unk>", "<s>", "</s>"]
     rank = {merge.replace(" ", ""): number for number, merge in reversed(list(enumerate(merges)))}
     kinds = [3 if token in special else 1 for token in tokens]
-    writer = gguf.GGUFWriter(out, "llama")
     writer.add_tokenizer_model("llama" if kind == "llama" else "gpt2")
     writer.add_token_list(tokens)
     if kind == "llama":
@@ -279,11 +398,63 @@ def tokenizer(kind, out):
         writer.add_tokenizer_pre(kind)
         writer.add_token_merges(merges)
     writer.add_token_types(kinds)
+
+
+def tokenizer(kind, out):
+    """A small tokenizer as GGUF, and OUT.json with texts and the ids that the source gives."""
+    source, tokens, merges, texts = train_tokenizer(kind)
+    writer = gguf.GGUFWriter(out, "llama")
+    add_tokenizer(writer, kind, tokens, merges)
     finish(writer)
     # Special tokens that a text spells out are text here: that is how a corpus is read.
     source.encode_special_tokens = True
     ids = [source.encode(text, add_special_tokens=False).ids for text in texts]
     Path(f"{out}.json").write_text(json.dumps({"texts": texts, "ids": ids}, ensure_ascii=False))
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }}{{ eos_token }}{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+def chat(out):
+    """A model with a tokenizer and a chat template: a folder OUT, and OUT.gguf."""
+    import transformers
+    from tokenizers import decoders, processors
+
+    source, tokens, merges, _ = train_tokenizer("llama")
+    sizes = dict(vocab_size=len(tokens), hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    sizes |= dict(num_key_value_heads=2, head_dim=8, intermediate_size=32, max_position_embeddings=256)
+    sizes |= dict(tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, dtype="bfloat16")
+    config = transformers.LlamaConfig(**sizes)
+    network = transformers.LlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            steps = torch.randint(-127, 128, weight.shape, generator=generator)
+            if weight.dim() == 2:
+                steps[:, ::32] = 127
+            weight.copy_(steps / 512 + (weight.dim() == 1))
+    network.to(torch.bfloat16).save_pretrained(out)
+    (Path(out) / "generation_config.json").unlink()
+    source.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    source.decoder = decoders.Sequence(steps)
+    # The trainer makes bytes special, which they are not.
+    file = json.loads(source.to_str())
+    file["added_tokens"] = [token for token in file["added_tokens"] if token["id"] < 3]
+    (Path(out) / "tokenizer.json").write_text(json.dumps(file, ensure_ascii=False, indent=1))
+    named = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=CHAT)
+    (Path(out) / "tokenizer_config.json").write_text(json.dumps(named, indent=1))
+    convert(out, f"{out}.gguf", T.Q8_0, lambda writer: add_chat(writer, tokens, merges))
+
+
+def add_chat(writer, tokens, merges):
+    add_tokenizer(writer, "llama", tokens, merges)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    tools = dict(name="tool_use", template="{{ tools }}")
+    writer.add_chat_template([dict(name="default", template=CHAT), tools])
 
 
 def compare(folder, scratch, cairn):
@@ -314,5 +485,5 @@ if __name__ == "__main__":
     if what == "convert" and len(rest) == 3:
         rest[2] = T[rest[2]]
     dict(
-        blocks=blocks, model=model, convert=convert, compare=compare, tokenizer=tokenizer
+        blocks=blocks, model=model, convert=convert, compare=compare, tokenizer=tokenizer, chat=chat
     )[what](*rest)

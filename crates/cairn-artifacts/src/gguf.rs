@@ -153,6 +153,19 @@ impl GgufFile {
         Ok(true)
     }
 
+    /// The format of a tensor that Cairn reads, and its bytes; `None` for another, or none.
+    pub fn stored(&self, name: &str) -> Option<(Format, &[u8])> {
+        let tensor = self.header.tensor(name)?;
+        Some((tensor.tensor_type.format()?, self.bytes(tensor)))
+    }
+
+    /// Takes the pages of a tensor out of this process's memory until they are read again.
+    pub fn release(&self, name: &str) {
+        if let Some(tensor) = self.header.tensor(name) {
+            self.file.release(tensor.offset..tensor.offset + tensor.bytes);
+        }
+    }
+
     fn decodable(
         &self,
         name: &str,

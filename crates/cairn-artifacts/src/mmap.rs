@@ -16,7 +16,7 @@
 use crate::FileError;
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -52,6 +52,25 @@ impl MappedFile {
         &self.path
     }
 
+    /// Takes the pages of a range out of this process's memory; they stay in the page cache, and
+    /// reading them again brings them back. Where the system does not do that, nothing happens.
+    pub fn release(&self, range: Range<usize>) {
+        let end = range.end.min(self.map.len());
+        if range.start >= end {
+            return;
+        }
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the advice drops changes to private pages, but this mapping is of a file and is
+            // never written to: its pages have nothing that the file does not have.
+            let advised =
+                unsafe { self.map.unchecked_advise_range(advice, range.start, end - range.start) };
+            // A refusal leaves the pages where they are, which changes no value.
+            let _refused = advised.is_err();
+        }
+    }
+
     /// The mapping itself, for an arena that keeps it alive.
     pub fn mapping(&self) -> Arc<memmap2::Mmap> {
         Arc::clone(&self.map)
@@ -81,6 +100,23 @@ mod tests {
             (&*mapped, &*MappedFile::open(&path).unwrap()),
             (&b"one"[..], &b"two, longer"[..])
         );
+    }
+
+    #[test]
+    fn released_pages_read_as_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stones");
+        let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let mapped = MappedFile::open(&path).unwrap();
+        assert!(*mapped == bytes[..]);
+        for range in [0..bytes.len(), 5000..5001, 399_999..1 << 40, 7..7] {
+            mapped.release(range);
+            assert!(*mapped == bytes[..]);
+        }
+        let empty = folder.path().join("empty");
+        std::fs::write(&empty, b"").unwrap();
+        MappedFile::open(&empty).unwrap().release(0..10);
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl Hint for EngineError {
             Self::Build(BuildError::Compute { compute, .. }) => {
                 vec![format!("hold the weights as {compute}, or compute in f32")]
             }
-            Self::Build(_) | Self::Load(_) | Self::Run(_) => Vec::new(),
+            Self::Load(error) => error.hints(),
+            Self::Build(_) | Self::Run(_) => Vec::new(),
         }
     }
 }

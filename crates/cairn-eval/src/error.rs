@@ -94,6 +94,7 @@ impl Hint for EvalError {
             Self::Corpus(error) => error.hints(),
             Self::Tokenizer(error) => error.hints(),
             Self::Engine(error) => error.hints(),
+            Self::Load(error) => error.hints(),
             Self::Request(error) => error.hints(),
             Self::Run(_) => vec!["was the corpus made with this model's tokenizer?".to_owned()],
             Self::Text { .. } => {
@@ -106,8 +107,7 @@ impl Hint for EvalError {
             | Self::Compressor { .. }
             | Self::Stopped
             | Self::Build(_)
-            | Self::Session(_)
-            | Self::Load(_) => Vec::new(),
+            | Self::Session(_) => Vec::new(),
         }
     }
 }

@@ -348,6 +348,10 @@ impl TensorSource for MergedSource<'_> {
         }
         Ok(())
     }
+
+    fn release(&self, name: &str) {
+        self.base.release(name);
+    }
 }
 
 impl Delta {

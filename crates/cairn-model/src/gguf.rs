@@ -5,28 +5,39 @@
 //! name is read, known to change no number, or refused by name.
 //!
 //! Where a file leaves open what its architecture means, this follows llama.cpp: the activation of
-//! the feed-forward part, a head tied to the embedding when there is no tensor `output.weight`.
+//! the feed-forward part, a head tied to the embedding when there is no tensor `output.weight`, how
+//! Gemma scales its scores, which of its layers have a window, that experts' weights add up to one.
 //! Tensors come decoded to `f32`; a `Q8_0` tensor that is wanted as `q8` keeps its bytes and
-//! scales.
+//! scales (widened from f16 to f32, which changes no value), one of F16 or BF16 its bits.
+//!
+//! DeepSeek and BERT are refused: the former's files split and transpose the keys' part of
+//! `kv_b_proj`, the latter's have no masked-language head.
 
+mod decoder;
 mod error;
 mod keys;
 mod rope;
 
 pub use error::GgufSpecError;
 
+use crate::load::copy_bits;
 use crate::{Naming, TensorSource};
-use cairn_artifacts::gguf::GgufFile;
+use cairn_artifacts::gguf::{Format, GgufFile};
+use cairn_kernels::Encoding;
 use cairn_spec::ModelSpec;
 use keys::Keys;
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 
 /// Architectures that are read, as `general.architecture` names them.
-pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gpt2"];
+pub const ARCHITECTURES: [&str; 8] =
+    ["llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "gpt2"];
 
 /// The tensor that holds a divisor for each frequency of the rotation.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// The divisors of Phi-3's long contexts: within the original length, and beyond.
+pub(crate) const ROPE_FACTORS_LONG: [&str; 2] =
+    ["rope_factors_short.weight", "rope_factors_long.weight"];
 
 /// Reads what the model of a GGUF file computes.
 ///
@@ -45,70 +56,10 @@ pub fn spec(file: &GgufFile) -> Result<ModelSpec, GgufSpecError> {
 pub fn hf_config(file: &GgufFile) -> Result<Value, GgufSpecError> {
     let keys = Keys::new(file)?;
     let mut config = Map::new();
-    config.insert("model_type".to_owned(), keys.architecture().into());
-    if keys.architecture() == "gpt2" {
-        read_gpt2(&keys, &mut config)?;
-    } else {
-        read_decoder(&keys, &mut config)?;
-    }
+    decoder::read(&keys, &mut config)?;
     read_shared(file, &keys, &mut config)?;
     keys.refuse_unread()?;
     Ok(Value::Object(config))
-}
-
-fn read_gpt2(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<(), GgufSpecError> {
-    let mut set = |name: &str, value: Value| config.insert(name.to_owned(), value);
-    set("n_positions", keys.size("context_length")?.into());
-    set("n_embd", keys.size("embedding_length")?.into());
-    set("n_layer", keys.size("block_count")?.into());
-    set("n_inner", keys.size("feed_forward_length")?.into());
-    set("n_head", keys.size("attention.head_count")?.into());
-    set("layer_norm_epsilon", keys.real("attention.layer_norm_epsilon")?.into());
-    set("activation_function", "gelu_new".into());
-    Ok(())
-}
-
-/// LLaMA, Qwen 2 and Qwen 3.
-fn read_decoder(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<(), GgufSpecError> {
-    let heads = keys.size("attention.head_count")?;
-    let hidden_size = keys.size("embedding_length")?;
-    let head_dim = head_dim(keys, hidden_size, heads)?;
-    let mut set = |name: &str, value: Value| config.insert(name.to_owned(), value);
-    set("max_position_embeddings", keys.size("context_length")?.into());
-    set("hidden_size", hidden_size.into());
-    set("num_hidden_layers", keys.size("block_count")?.into());
-    set("intermediate_size", keys.size("feed_forward_length")?.into());
-    set("num_attention_heads", heads.into());
-    let kv_heads = keys.optional_size("attention.head_count_kv")?.unwrap_or(heads);
-    set("num_key_value_heads", kv_heads.into());
-    set("head_dim", head_dim.into());
-    set("rms_norm_eps", keys.real("attention.layer_norm_rms_epsilon")?.into());
-    set("hidden_act", "silu".into());
-    set("rope_parameters", rope::parameters(keys, head_dim)?);
-    if keys.architecture() == "llama" {
-        set("attention_bias", keys.has_tensor("blk.0.attn_q.bias").into());
-        set("mlp_bias", keys.has_tensor("blk.0.ffn_gate.bias").into());
-    }
-    Ok(())
-}
-
-/// Size of a head, and that all of it is rotated.
-fn head_dim(keys: &Keys<'_>, hidden_size: u64, heads: u64) -> Result<u64, GgufSpecError> {
-    let even = hidden_size.checked_div(heads).unwrap_or(0);
-    let head_dim = keys.optional_size("attention.key_length")?.unwrap_or(even);
-    for key in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(other) = keys.optional_size(key)?
-            && other != head_dim
-        {
-            return Err(GgufSpecError::Contradiction {
-                first: keys.full("attention.key_length"),
-                first_value: head_dim.to_string(),
-                second: keys.full(key),
-                second_value: other.to_string(),
-            });
-        }
-    }
-    Ok(head_dim)
 }
 
 /// Vocabulary, head, special tokens and element type.
@@ -144,6 +95,9 @@ fn read_shared(
     }
     let stored = file.header().tensor("blk.0.ffn_down.weight");
     let dtype = match stored.map(|tensor| tensor.tensor_type.name()) {
+        // transformers rounds Gemma's scale of the embedding to the type of the weights; llama.cpp,
+        // which such files are made for, does not.
+        _ if keys.architecture().starts_with("gemma") => "float32",
         Some("F16") => "float16",
         Some("BF16") => "bfloat16",
         _ => "float32",
@@ -173,6 +127,28 @@ impl TensorSource for GgufFile {
         scales: &mut [f32],
     ) -> Result<bool, String> {
         self.read_q8_0(name, elements, values, scales).map_err(|error| error.to_string())
+    }
+
+    fn encoding(&self, name: &str) -> Option<Encoding> {
+        match self.stored(name)?.0 {
+            Format::F32 => Some(Encoding::F32),
+            Format::F16 => Some(Encoding::F16),
+            Format::Bf16 => Some(Encoding::Bf16),
+            Format::Q8_0 => Some(Encoding::Q8),
+            _ => None,
+        }
+    }
+
+    fn read_bits(&self, name: &str, elements: Range<usize>, out: &mut [u16]) -> Result<(), String> {
+        let Some((Format::F16 | Format::Bf16, bytes)) = self.stored(name) else {
+            return Err("its elements do not have sixteen bits".to_owned());
+        };
+        let bytes = bytes.get(2 * elements.start..2 * elements.end);
+        copy_bits(bytes.ok_or_else(|| format!("elements {elements:?} lie outside of it"))?, out)
+    }
+
+    fn release(&self, name: &str) {
+        self.release(name);
     }
 
     fn naming(&self) -> Naming {

@@ -29,6 +29,9 @@ pub use adapter::{Adapted, AdapterError, AdapterMap, Merge, MergedSource, is_ada
 pub use build::{BuildError, BuildOptions, Head, build_adapted_program, build_program};
 pub use detect::{DetectError, detect_model_spec};
 pub use init::{init_adapter, init_weights};
-pub use load::{LoadError, Naming, TensorSource, load_adapter, load_weights, tensor_f32, tensors};
+pub use load::{
+    LoadError, Naming, StoredError, TensorSource, load_adapter, load_weights, stored_encoding,
+    tensor_f32, tensors,
+};
 pub use names::{Placement, TensorMap, TensorSlice};
 pub use save::{gather_bytes_max, gather_bytes_max_of, out_tensors, out_tensors_of, widened_bf16};

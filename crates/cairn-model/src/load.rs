@@ -1,25 +1,31 @@
 //! Tensors of a family's files → the weights of a session, and back.
 //!
-//! Weights are read piece by piece, so that loading needs the model's own bytes and one piece, never
-//! a second copy of a tensor.
+//! Weights are read piece by piece, so that loading needs the model's own bytes and a piece for each
+//! thread, never a second copy of a tensor. What has been read of a mapped file is given back to the
+//! page cache, so that no more of the file than one tensor counts as this process's memory.
+//!
+//! - `fill`: one weight after the other, kept as it is stored where that is the encoding wanted.
+//! - `stored`: which encoding keeps all that a source holds.
+
+mod fill;
+mod stored;
 
 use std::ops::Range;
 
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
-use cairn_kernels::encoding::{Q8_BLOCK, encode, store_q8};
+use cairn_kernels::encoding::{encode, encode_q8_rows};
 use cairn_kernels::{Encoding, Layout, Weight};
-use cairn_program::{Class, Session, ValueType};
-use cairn_spec::ModelSpec;
+use cairn_program::Session;
 use cairn_spec::model::Family;
+use cairn_spec::{DType, Hint, ModelSpec};
 
 use crate::adapter::{AdapterMap, is_adapter_weight};
 use crate::names::{Placement, TensorMap, TensorSlice};
 
-/// Rows encoded at a time; a multiple of every panel height.
-const ROWS_AT_A_TIME: usize = 256;
+pub use stored::{StoredError, stored_encoding};
 
 /// A set of named tensors: a file, several shards, or memory.
-pub trait TensorSource {
+pub trait TensorSource: Sync {
     /// Names of all tensors, in any order.
     fn names(&self) -> Vec<String>;
 
@@ -48,6 +54,30 @@ pub trait TensorSource {
     ) -> Result<bool, String> {
         Ok(false)
     }
+
+    /// The encoding that has every element of a tensor exactly as it is stored; `None` if there is none
+    /// such.
+    fn encoding(&self, _name: &str) -> Option<Encoding> {
+        None
+    }
+
+    /// Reads elements of a tensor whose [`encoding`](Self::encoding) is `bf16` or `f16` as their bits.
+    ///
+    /// # Errors
+    ///
+    /// A text that says why the tensor cannot be read so.
+    fn read_bits(
+        &self,
+        _name: &str,
+        _elements: Range<usize>,
+        _out: &mut [u16],
+    ) -> Result<(), String> {
+        Err("its elements do not have sixteen bits".to_owned())
+    }
+
+    /// Is told that a tensor has been read, so that its memory may be given back. It may still be read
+    /// again.
+    fn release(&self, _name: &str) {}
 
     /// Whose names the tensors have.
     fn naming(&self) -> Naming {
@@ -86,10 +116,21 @@ impl Naming {
     fn is_ignorable(self, spec: &ModelSpec, tensor: &str) -> bool {
         match self {
             Self::HuggingFace => TensorMap::is_ignorable(spec, tensor),
-            // Its factors are part of the spec.
-            Self::Gguf => tensor == crate::gguf::ROPE_FACTORS,
+            // Their factors are part of the spec.
+            Self::Gguf => {
+                tensor == crate::gguf::ROPE_FACTORS
+                    || crate::gguf::ROPE_FACTORS_LONG.contains(&tensor)
+            }
             Self::Peft => false,
         }
+    }
+
+    /// What is added to a vector of the source: GGUF files hold Gemma's norms counted from zero, its
+    /// own files and programs count from one. Where the sum is at least 1/2, subtracting 1 is exact,
+    /// and what the norm multiplies by is the file's number; below, it is within 2⁻²⁵ of it.
+    fn offset(self, spec: &ModelSpec, weight: &str) -> f32 {
+        let shifted = self == Self::Gguf && spec.norm.plus_one && weight.ends_with("norm.weight");
+        if shifted { -1.0 } else { 0.0 }
     }
 }
 
@@ -103,7 +144,22 @@ impl TensorSource for WeightFolder {
     }
 
     fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
-        read_part(self.tensor(name), elements, out)
+        let part = part(self.tensor(name), elements)?;
+        part.copy_to_f32(out).map_err(|error| error.to_string())
+    }
+
+    fn encoding(&self, name: &str) -> Option<Encoding> {
+        encoding_of(self.tensor(name)?.dtype)
+    }
+
+    fn read_bits(&self, name: &str, elements: Range<usize>, out: &mut [u16]) -> Result<(), String> {
+        copy_bits(part(self.tensor(name), elements)?.bytes, out)
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(file) = self.file_of(name) {
+            TensorSource::release(file, name);
+        }
     }
 }
 
@@ -117,24 +173,56 @@ impl TensorSource for SafetensorsFile {
     }
 
     fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
-        read_part(self.tensor(name), elements, out)
+        let part = part(self.tensor(name), elements)?;
+        part.copy_to_f32(out).map_err(|error| error.to_string())
+    }
+
+    fn encoding(&self, name: &str) -> Option<Encoding> {
+        encoding_of(self.tensor(name)?.dtype)
+    }
+
+    fn read_bits(&self, name: &str, elements: Range<usize>, out: &mut [u16]) -> Result<(), String> {
+        copy_bits(part(self.tensor(name), elements)?.bytes, out)
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(tensor) = self.header().tensor(name) {
+            self.file().release(tensor.offset..tensor.offset + tensor.bytes);
+        }
     }
 }
 
-fn read_part(
-    tensor: Option<TensorView<'_>>,
-    elements: Range<usize>,
-    out: &mut [f32],
-) -> Result<(), String> {
+/// Elements of a tensor, as a tensor of one dimension but for its shape.
+fn part(tensor: Option<TensorView<'_>>, elements: Range<usize>) -> Result<TensorView<'_>, String> {
     let tensor = tensor.ok_or("there is no such tensor")?;
     let size = tensor.dtype.size_bytes();
-    let shape = [elements.len()];
     let bytes = tensor
         .bytes
         .get(elements.start * size..elements.end * size)
         .ok_or_else(|| format!("elements {elements:?} lie outside of it"))?;
-    let part = TensorView { shape: &shape, bytes, ..tensor };
-    part.copy_to_f32(out).map_err(|error| error.to_string())
+    Ok(TensorView { bytes, ..tensor })
+}
+
+/// The encoding of a tensor file's type.
+fn encoding_of(dtype: DType) -> Option<Encoding> {
+    match dtype {
+        DType::F32 => Some(Encoding::F32),
+        DType::Bf16 => Some(Encoding::Bf16),
+        DType::F16 => Some(Encoding::F16),
+        _ => None,
+    }
+}
+
+/// Copies little-endian words of sixteen bits.
+pub(crate) fn copy_bits(bytes: &[u8], out: &mut [u16]) -> Result<(), String> {
+    let (words, rest) = bytes.as_chunks::<2>();
+    if words.len() != out.len() || !rest.is_empty() {
+        return Err(format!("{} bytes are not {} elements", bytes.len(), out.len()));
+    }
+    for (out, word) in out.iter_mut().zip(words) {
+        *out = u16::from_le_bytes(*word);
+    }
+    Ok(())
 }
 
 /// Why tensors do not make a model's weights.
@@ -163,6 +251,14 @@ pub enum LoadError {
         /// Whose names.
         naming: &'static str,
     },
+    /// Values are beyond what the encoding that was asked for can hold.
+    #[error("as {encoding} these would be infinite: {}", .tensors.join("; "))]
+    Overflow {
+        /// The encoding.
+        encoding: Encoding,
+        /// How many values of each weight, and the largest.
+        tensors: Vec<String>,
+    },
     /// A weight of the program has no tensor in the family's map: a bug in the map.
     #[error("weight {name} has no place in the family's tensors")]
     Unmapped {
@@ -171,11 +267,28 @@ pub enum LoadError {
     },
 }
 
-/// Fills the weights of a session from a family's tensors, encoding each as the session stores it.
+impl Hint for LoadError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Overflow { encoding: Encoding::F16, .. } => {
+                vec!["bf16 has the range of f32 and takes as many bytes as f16".to_owned()]
+            }
+            Self::Overflow { .. } => vec!["f32 holds them".to_owned()],
+            Self::Mismatch { .. }
+            | Self::Unreadable { .. }
+            | Self::NoNames { .. }
+            | Self::Unmapped { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Fills the weights of a session from a family's tensors, encoding each as the session stores it:
+/// kept bit for bit where the tensor is stored so, otherwise rounded to the nearest, ties to even.
 ///
 /// # Errors
 ///
 /// [`LoadError::Mismatch`] lists every missing, extra and misshaped tensor; nothing is loaded then.
+/// [`LoadError::Overflow`] lists the weights with finite values that the encoding makes infinite.
 pub fn load_weights(
     session: &mut Session,
     spec: &ModelSpec,
@@ -183,7 +296,9 @@ pub fn load_weights(
 ) -> Result<(), LoadError> {
     let map = source.naming().map(spec, |tensor| source.shape(tensor).is_some())?;
     let spelled = check_tensors(spec, &map, (source, source.naming()))?;
-    fill(session, &map, |name| !is_adapter_weight(name), source, spelled)
+    let offset = |weight: &str| source.naming().offset(spec, weight);
+    let select = |name: &str| !is_adapter_weight(name);
+    fill::fill(session, &map, select, (source, &spelled), &offset)
 }
 
 /// Fills the adapters' weights of a session from PEFT's tensors.
@@ -199,41 +314,7 @@ pub fn load_adapter(
 ) -> Result<(), LoadError> {
     let map = adapters.tensor_map();
     let spelled = check_tensors(spec, &map, (source, Naming::Peft))?;
-    fill(session, &map, is_adapter_weight, source, spelled)
-}
-
-/// Fills the weights of a session that `select` picks.
-fn fill(
-    session: &mut Session,
-    map: &TensorMap,
-    select: impl Fn(&str) -> bool,
-    source: &dyn TensorSource,
-    spelled: impl Fn(&str) -> String,
-) -> Result<(), LoadError> {
-    let weights: Vec<(String, ValueType)> = session
-        .persistent()
-        .filter(|(name, class, ..)| *class == Class::Weight && select(name))
-        .map(|(name, _, value_type, _)| (name.to_owned(), value_type))
-        .collect();
-    for (name, value_type) in weights {
-        let slices = map.slices_of(&name);
-        if slices.is_empty() {
-            return Err(LoadError::Unmapped { name });
-        }
-        let stored = session.stored_mut(&name).expect("listed by the session");
-        if value_type.encoding() == Some(Encoding::Q8)
-            && load_q8(slices, value_type.layout(), stored, source)?
-        {
-            continue;
-        }
-        load_weight(slices, value_type, stored, &|tensor, range, out| {
-            let tensor = spelled(tensor);
-            source
-                .read_f32(&tensor, range, out)
-                .map_err(|problem| LoadError::Unreadable { name: tensor.clone(), problem })
-        })?;
-    }
-    Ok(())
+    fill::fill(session, &map, is_adapter_weight, (source, &spelled), &|_| 0.0)
 }
 
 /// Compares the tensors at hand with those the spec needs; returns how each is spelled.
@@ -275,38 +356,8 @@ pub(crate) fn check_tensors(
     }
 }
 
-type Read<'a> = dyn Fn(&str, Range<usize>, &mut [f32]) -> Result<(), LoadError> + 'a;
-
-fn load_weight(
-    slices: &[TensorSlice],
-    value_type: ValueType,
-    stored: &mut [u8],
-    read: &Read<'_>,
-) -> Result<(), LoadError> {
-    let rows: usize = slices.iter().map(|slice| slice.rows).sum();
-    let columns = slices[0].columns;
-    let encoding = value_type.encoding().expect("a weight has an encoding");
-    let layout = value_type.layout();
-    let at_a_time = ROWS_AT_A_TIME.min(rows);
-    let mut piece = vec![0.0; at_a_time * columns];
-    for first in (0..rows).step_by(at_a_time.max(1)) {
-        let count = at_a_time.min(rows - first);
-        let values = &mut piece[..count * columns];
-        for slice in slices {
-            let from = first.max(slice.first_row);
-            let to = (first + count).min(slice.first_row + slice.rows);
-            if from < to {
-                let values = &mut values[(from - first) * columns..(to - first) * columns];
-                read_rows(slice, from - slice.first_row, values, read)?;
-            }
-        }
-        encode_rows((encoding, layout), (rows, columns), first, values, stored);
-    }
-    Ok(())
-}
-
 /// Encodes rows of a weight of `rows` rows, from row `first` on, a multiple of every panel height, into
-/// its bytes `stored`.
+/// its bytes `stored`, whose padding is zero.
 pub(crate) fn encode_rows(
     (encoding, layout): (Encoding, Layout),
     (rows, columns): (usize, usize),
@@ -314,94 +365,14 @@ pub(crate) fn encode_rows(
     values: &[f32],
     stored: &mut [u8],
 ) {
+    if encoding == Encoding::Q8 {
+        // The scales of a q8 weight lie behind all of its values.
+        return encode_q8_rows(layout, (rows, columns), first, values, stored);
+    }
     let count = values.len() / columns;
     let bytes = |rows| Weight::stored_bytes(encoding, layout, rows, columns);
-    if encoding != Encoding::Q8 || count == rows {
-        let target = &mut stored[bytes(first)..][..bytes(count)];
-        return encode((encoding, layout), (count, columns), values, target);
-    }
-    // The scales of a q8 weight lie behind all of its values.
-    let scale_bytes = |rows: usize| layout.stored_rows(rows) * columns.div_ceil(Q8_BLOCK) * 4;
-    let mut piece = vec![0; bytes(count)];
-    encode((encoding, layout), (count, columns), values, &mut piece);
-    let value_bytes = layout.stored_rows(count) * columns;
-    let scales = &piece[bytes(count) - scale_bytes(count)..];
-    stored[layout.stored_rows(first) * columns..][..value_bytes]
-        .copy_from_slice(&piece[..value_bytes]);
-    let behind = bytes(rows) - scale_bytes(rows) + scale_bytes(first);
-    stored[behind..][..scales.len()].copy_from_slice(scales);
-}
-
-/// Keeps a weight as the source has it, if all of it lies there in blocks of [`Encoding::Q8`];
-/// otherwise changes nothing and returns `false`.
-fn load_q8(
-    slices: &[TensorSlice],
-    layout: Layout,
-    stored: &mut [u8],
-    source: &dyn TensorSource,
-) -> Result<bool, LoadError> {
-    let (rows, columns) = (slices.iter().map(|slice| slice.rows).sum(), slices[0].columns);
-    let plain =
-        |slice: &TensorSlice| !matches!(slice.placement, Placement::TransposedColumns { .. });
-    if !columns.is_multiple_of(Q8_BLOCK) || !slices.iter().all(plain) {
-        return Ok(false);
-    }
-    let blocks = columns / Q8_BLOCK;
-    let (mut values, mut scales) = (vec![0; rows * columns], vec![0.0; rows * blocks]);
-    for slice in slices {
-        let mut done = 0;
-        while done < slice.rows {
-            let (row, run) = slice.run_at(done);
-            let first = slice.first_row + done;
-            let read = source
-                .read_q8(
-                    &slice.tensor,
-                    row * columns..(row + run) * columns,
-                    &mut values[first * columns..(first + run) * columns],
-                    &mut scales[first * blocks..(first + run) * blocks],
-                )
-                .map_err(|problem| LoadError::Unreadable { name: slice.tensor.clone(), problem })?;
-            if !read {
-                return Ok(false);
-            }
-            done += run;
-        }
-    }
-    store_q8(layout, (rows, columns), (&values, &scales), stored);
-    Ok(true)
-}
-
-/// Reads rows out of the tensor that holds them, from the slice's row `first` on, as many as fill
-/// `values`.
-fn read_rows(
-    slice: &TensorSlice,
-    first: usize,
-    values: &mut [f32],
-    read: &Read<'_>,
-) -> Result<(), LoadError> {
-    let columns = slice.columns;
-    let count = values.len() / columns;
-    if let Placement::TransposedColumns { start } = slice.placement {
-        let width = slice.shape[1];
-        let mut outputs = vec![0.0; count];
-        for input in 0..columns {
-            let at = input * width + start + first;
-            read(&slice.tensor, at..at + count, &mut outputs)?;
-            for (row, &value) in outputs.iter().enumerate() {
-                values[row * columns + input] = value;
-            }
-        }
-        return Ok(());
-    }
-    let mut done = 0;
-    while done < count {
-        let (row, run) = slice.run_at(first + done);
-        let run = run.min(count - done);
-        let values = &mut values[done * columns..(done + run) * columns];
-        read(&slice.tensor, row * columns..(row + run) * columns, values)?;
-        done += run;
-    }
-    Ok(())
+    let target = &mut stored[bytes(first)..][..bytes(count)];
+    encode((encoding, layout), (count, columns), values, target);
 }
 
 /// One tensor of the family's files, gathered from a lookup of the weights' `f32` values: the

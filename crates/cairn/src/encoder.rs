@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use anyhow::Context as _;
-use cairn_kernels::SeqSlot;
+use cairn_kernels::{Encoding, SeqSlot};
 use cairn_model::{BuildOptions, Head, build_adapted_program};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
@@ -71,7 +71,7 @@ fn sizes_of(texts: &[Vec<u32>], wanted: Wanted<'_>) -> Sizes {
 impl Encoder {
     /// Loads the model for these texts.
     pub(crate) fn load(
-        model: &ModelFolder,
+        (model, encoding): (&ModelFolder, Encoding),
         texts: &[Vec<u32>],
         wanted: Wanted<'_>,
         context: &Context,
@@ -80,7 +80,7 @@ impl Encoder {
             Wanted::Hidden => (Head::Hidden, format!("hidden_{}", model.spec.num_hidden_layers)),
             Wanted::Logits(_) => (Head::GatheredLogits, "logits".to_owned()),
         };
-        let options = BuildOptions::new(head);
+        let options = BuildOptions { encoding, ..BuildOptions::new(head) };
         let program = build_adapted_program(&model.spec, &options, &model.adapters())?;
         let sizes = sizes_of(texts, wanted);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };

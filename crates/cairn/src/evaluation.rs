@@ -22,6 +22,7 @@ use crate::outside::{code_revision, timestamp};
 use crate::progress_line::ProgressLine;
 use crate::signals::StopFlag;
 use crate::table::Table;
+use crate::weight_type::WeightType;
 
 /// Tokens scored at once.
 const TOKENS_AT_ONCE: usize = 2048;
@@ -37,6 +38,8 @@ pub(crate) struct Measurement {
     pub(crate) context: Option<usize>,
     /// Tokens from one window to the next; the window's length where absent.
     pub(crate) stride: Option<usize>,
+    /// How the weights are held.
+    pub(crate) dtype: WeightType,
 }
 
 /// Measures `model` on one side of `corpus`.
@@ -55,7 +58,8 @@ pub(crate) fn measure(
             .into());
     }
     let windows = Windows::new(length, how.stride.unwrap_or(length))?;
-    let options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
+    let mut options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
+    options.encoding = how.dtype.encoding(model, context.terminal)?;
     let plan = ModelScorerPlan::with_adapters(&model.spec, options, &model.adapters())?;
     let mut scorer = ModelScorer::load_adapted(plan, context.cpu()?, model.tensors())
         .with_context(|| format!("cannot load {}", model.path.display()))?;
@@ -136,6 +140,7 @@ pub(crate) fn settings(model: &Path, how: &Measurement) -> Value {
         "max_bytes": how.max_bytes,
         "context": how.context,
         "stride": how.stride,
+        "dtype": how.dtype,
     })
 }
 

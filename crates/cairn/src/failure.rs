@@ -113,6 +113,7 @@ fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
         cairn_spec::LoraError,
         cairn_model::AdapterError,
         cairn_model::DetectError,
+        cairn_model::LoadError,
         cairn_spec::RecipeError,
         cairn_spec::units::UnitError,
         cairn_artifacts::FileError,

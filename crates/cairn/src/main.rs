@@ -34,6 +34,7 @@ mod terminal;
 mod text_input;
 mod train_display;
 mod training;
+mod weight_type;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -12,7 +12,7 @@ use cairn_artifacts::gguf::GgufFile;
 use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
 use cairn_data::tokenizer::{Tokenizer, TokenizerConfig};
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
-use cairn_kernels::Cpu;
+use cairn_kernels::{Cpu, Encoding};
 use cairn_model::{AdapterMap, Naming, TensorSource, load_adapter, load_weights};
 use cairn_program::Session;
 use cairn_spec::model::hf::HfConfig;
@@ -121,6 +121,18 @@ impl TensorSource for ModelWeights {
         scales: &mut [f32],
     ) -> Result<bool, String> {
         self.source().read_q8(name, elements, values, scales)
+    }
+
+    fn encoding(&self, name: &str) -> Option<Encoding> {
+        self.source().encoding(name)
+    }
+
+    fn read_bits(&self, name: &str, elements: Range<usize>, out: &mut [u16]) -> Result<(), String> {
+        self.source().read_bits(name, elements, out)
+    }
+
+    fn release(&self, name: &str) {
+        self.source().release(name);
     }
 
     fn naming(&self) -> Naming {
@@ -239,7 +251,7 @@ impl ModelFolder {
         tokenizer: &Tokenizer,
     ) -> anyhow::Result<TokenizerConfig> {
         if let ModelWeights::Gguf(file) = &self.weights {
-            return Ok(TokenizerConfig::from_gguf(file, tokenizer));
+            return Ok(TokenizerConfig::from_gguf(file)?);
         }
         let config = TokenizerConfig::read(&self.path)?;
         config.check(tokenizer, &self.path)?;

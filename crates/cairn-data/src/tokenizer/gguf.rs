@@ -13,8 +13,21 @@ use std::collections::{HashMap, HashSet};
 use cairn_artifacts::gguf::{GgufError, GgufFile, Value};
 use serde_json::{Value as Json, json};
 
-use super::config::{NamedTemplate, TokenizerConfig};
-use super::{Tokenizer, TokenizerError, VOCAB_SIZE_MAX};
+use super::{NamedTemplate, Tokenizer, TokenizerConfig, TokenizerError, VOCAB_SIZE_MAX};
+
+/// The key of the chat template; others are called by this and their name.
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
+/// Special tokens that have a key of their own, and what files beside a `tokenizer.json` call them.
+const SPECIALS: [(&str, &str); 7] = [
+    ("bos", "bos_token"),
+    ("eos", "eos_token"),
+    ("unknown", "unk_token"),
+    ("seperator", "sep_token"),
+    ("padding", "pad_token"),
+    ("cls", "cls_token"),
+    ("mask", "mask_token"),
+];
 
 /// Longest accepted token, in bytes: splits of it are looked up one by one.
 const TOKEN_BYTES_MAX: usize = 1024;
@@ -45,40 +58,65 @@ impl Tokenizer {
     }
 }
 
-/// Roles of special tokens, and how the metadata calls them.
-const ROLES: [(&str, &str); 5] = [
-    ("bos_token", "bos"),
-    ("eos_token", "eos"),
-    ("unk_token", "unknown"),
-    ("sep_token", "seperator"),
-    ("pad_token", "padding"),
-];
-
 impl TokenizerConfig {
-    /// What the metadata of a GGUF file says beside its tokenizer: special tokens by their roles, and
-    /// the chat template.
-    pub fn from_gguf(file: &GgufFile, tokenizer: &Tokenizer) -> Self {
-        let id = |role: &str| match file.value(&format!("tokenizer.ggml.{role}_token_id"))? {
-            Value::Unsigned(id, _) => u32::try_from(*id).ok(),
-            Value::Signed(id, _) => u32::try_from(*id).ok(),
-            _ => None,
-        };
-        let token =
-            |(name, role): &(&str, &str)| Some(((*name).to_owned(), tokenizer.token(id(role)?)?));
-        let template = match file.value("tokenizer.chat_template") {
-            Some(Value::Text(source)) => Some(NamedTemplate {
-                name: "default".to_owned(),
-                path: file.path().to_owned(),
-                source: source.to_string(),
-            }),
-            _ => None,
-        };
-        Self {
-            special_tokens: ROLES.iter().filter_map(token).collect(),
-            chat_templates: template.into_iter().collect(),
-            ..Self::default()
-        }
+    /// What the metadata of a GGUF file says about special tokens and chat templates.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::Gguf`] for a value of another type, a special token that is not in the list
+    /// of tokens, or a named template that is not there.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, TokenizerError> {
+        read_config(file)
+            .map_err(|reason| TokenizerError::Gguf { path: file.path().to_owned(), reason })
     }
+}
+
+fn read_config(file: &GgufFile) -> Result<TokenizerConfig, String> {
+    let mut config = TokenizerConfig {
+        add_bos_token: flag(file, "add_bos_token")?,
+        add_eos_token: flag(file, "add_eos_token")?,
+        ..TokenizerConfig::default()
+    };
+    let tokens = texts(file, "tokens")?.unwrap_or_default();
+    for (key, name) in SPECIALS {
+        let (key, found) = value(file, &format!("{key}_token_id"));
+        let id = match found {
+            None => continue,
+            Some(Value::Unsigned(id, _)) => usize::try_from(*id).unwrap_or(usize::MAX),
+            Some(other) => return Err(wrong(&key, other, "a token id")),
+        };
+        // A file without a tokenizer still says what ends a text.
+        if tokens.is_empty() {
+            continue;
+        }
+        let token = tokens.get(id).ok_or_else(|| {
+            format!("{key} is {id}, but tokenizer.ggml.tokens has {}", tokens.len())
+        })?;
+        config.special_tokens.insert(name.to_owned(), (*token).to_owned());
+    }
+    let template = |key: String, name: &str| match file.value(&key) {
+        None => Ok(None),
+        Some(Value::Text(source)) => Ok(Some(NamedTemplate {
+            name: name.to_owned(),
+            path: file.path().to_owned(),
+            source: source.clone().into_string(),
+        })),
+        Some(other) => Err(wrong(&key, other, "a text")),
+    };
+    config.chat_templates.extend(template(CHAT_TEMPLATE.to_owned(), "default")?);
+    let names = match file.value("tokenizer.chat_templates") {
+        None => Vec::new(),
+        Some(Value::List(list)) => file
+            .texts("tokenizer.chat_templates", list)
+            .map_err(|error: GgufError| error.to_string())?,
+        Some(other) => return Err(wrong("tokenizer.chat_templates", other, "a list")),
+    };
+    for name in names.into_iter().filter(|name| *name != "default") {
+        let key = format!("{CHAT_TEMPLATE}.{name}");
+        let found = template(key.clone(), name)?;
+        config.chat_templates.push(found.ok_or_else(|| format!("{key} is missing"))?);
+    }
+    Ok(config)
 }
 
 /// What the metadata says about the tokenizer.
@@ -90,6 +128,8 @@ struct Parts<'a> {
     scores: Vec<f64>,
     merges: Vec<&'a str>,
     has_space_prefix: bool,
+    /// Tokens that a model's text begins and ends with.
+    around: [Option<usize>; 2],
 }
 
 impl<'a> Parts<'a> {
@@ -101,9 +141,14 @@ impl<'a> Parts<'a> {
                 tokens.len()
             ));
         }
+        let model = text(file, "model")?.ok_or("tokenizer.ggml.model is missing")?;
+        let pre = text(file, "pre")?;
+        // As llama.cpp has it where the file does not say.
+        let begins = model == "llama" || pre == Some("llama-bpe");
         let parts = Self {
-            model: text(file, "model")?.ok_or("tokenizer.ggml.model is missing")?,
-            pre: text(file, "pre")?,
+            model,
+            pre,
+            around: [around(file, "bos", begins, 1)?, around(file, "eos", false, 2)?],
             kinds: numbers(file, "token_type")?.unwrap_or_else(|| vec![1.0; tokens.len()]),
             scores: numbers(file, "scores")?.unwrap_or_default(),
             merges: texts(file, "merges")?.unwrap_or_default(),
@@ -146,7 +191,42 @@ impl<'a> Parts<'a> {
         };
         json["version"] = "1.0".into();
         json["added_tokens"] = self.added_tokens();
+        json["post_processor"] = self.post_processor()?;
         Ok(json)
+    }
+
+    /// What puts the tokens around a text that the file wants there.
+    fn post_processor(&self) -> Result<Json, String> {
+        let around = self.around.map(|id| {
+            id.map(|id| {
+                let token = self.tokens.get(id);
+                token
+                    .map(|token| (id, *token))
+                    .ok_or_else(|| format!("there is no token {id} to put around a text"))
+            })
+            .transpose()
+        });
+        let [before, after] = around;
+        let (before, after) = (before?, after?);
+        if before.is_none() && after.is_none() {
+            return Ok(Json::Null);
+        }
+        let special = |token: &str| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+        let text = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
+        let with = |texts: Vec<Json>| -> Vec<Json> {
+            let begin = before.map(|(_, token)| special(token));
+            let end = after.map(|(_, token)| special(token));
+            begin.into_iter().chain(texts).chain(end).collect()
+        };
+        let tokens = before.into_iter().chain(after).map(|(id, token)| {
+            (token.to_owned(), json!({ "id": token, "ids": [id], "tokens": [token] }))
+        });
+        Ok(json!({
+            "type": "TemplateProcessing",
+            "single": with(vec![text("A")]),
+            "pair": with(vec![text("A"), text("B")]),
+            "special_tokens": Json::Object(tokens.collect()),
+        }))
     }
 
     /// Tokens that are found in text before it is cut into words.
@@ -277,6 +357,28 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// The token that a text begins or ends with (`bos`, `eos`), if the file wants it there; `wanted` and
+/// `SentencePiece`'s own id where it does not say.
+fn around(
+    file: &GgufFile,
+    name: &str,
+    wanted: bool,
+    own_id: usize,
+) -> Result<Option<usize>, String> {
+    let stated = flag(file, &format!("add_{name}_token"))?;
+    if !stated.unwrap_or(wanted) {
+        return Ok(None);
+    }
+    let is_sentence_piece = text(file, "model")? == Some("llama");
+    match value(file, &format!("{name}_token_id")) {
+        (_, Some(Value::Unsigned(id, _))) => Ok(Some(usize::try_from(*id).unwrap_or(usize::MAX))),
+        (key, Some(other)) => Err(wrong(&key, other, "a token id")),
+        (_, None) if is_sentence_piece => Ok(Some(own_id)),
+        (key, None) if stated.is_some() => Err(format!("{key} is missing")),
+        (_, None) => Ok(None),
+    }
+}
+
 fn value<'a>(file: &'a GgufFile, key: &str) -> (String, Option<&'a Value>) {
     let key = format!("tokenizer.ggml.{key}");
     let value = file.value(&key);
@@ -352,21 +454,96 @@ mod tests {
     }
 
     #[test]
+    fn texts_for_a_model_begin_as_the_file_says() {
+        use crate::tokenizer::SpelledSpecials::Text;
+        let check = |name: &str, begins: bool| {
+            let file = GgufFile::open(&golden(name)).unwrap();
+            let tokenizer = Tokenizer::from_gguf(&file).unwrap().unwrap();
+            let mut expected = tokenizer.encode("two stones").unwrap();
+            if begins {
+                expected.insert(0, 1);
+            }
+            assert_eq!(tokenizer.encode_for_model("two stones", Text).unwrap(), expected, "{name}");
+        };
+        check("chat.gguf", true);
+        // SentencePiece's own rule, where the file does not say.
+        check("tokenizer-llama.gguf", true);
+        // LLaMA 3 wants it too, but that file does not say which token it is.
+        check("tokenizer-llama-bpe.gguf", false);
+        check("tokenizer-qwen2.gguf", false);
+    }
+
+    #[test]
     fn a_file_without_a_tokenizer_has_none() {
         let file = GgufFile::open(&golden("llama.gguf")).unwrap();
         assert!(Tokenizer::from_gguf(&file).unwrap().is_none());
     }
 
+    #[test]
+    fn chat_templates_and_special_tokens_are_those_of_the_file() {
+        let file = GgufFile::open(&golden("chat.gguf")).unwrap();
+        let config = TokenizerConfig::from_gguf(&file).unwrap();
+        assert_eq!(config.special("bos_token"), Some("<s>"));
+        assert_eq!(config.special("eos_token"), Some("</s>"));
+        assert_eq!(config.special("unk_token"), Some("<unk>"));
+        assert_eq!((config.add_bos_token, config.add_eos_token), (Some(true), Some(false)));
+        assert!(config.chat_template(None).unwrap().source.starts_with("{{ bos_token }}"));
+        assert_eq!(config.chat_template(Some("tool_use")).unwrap().source, "{{ tools }}");
+        let tokenizer = Tokenizer::from_gguf(&file).unwrap().unwrap();
+        config.check(&tokenizer, file.path()).unwrap();
+        let none = GgufFile::open(&golden("llama.gguf")).unwrap();
+        assert_eq!(TokenizerConfig::from_gguf(&none).unwrap(), TokenizerConfig::default());
+    }
+
+    #[test]
+    fn wrong_facts_about_special_tokens_are_refused() {
+        let refuse = |from: &str, to: &str, expected: &str| {
+            let error =
+                changed("chat.gguf", from, to, |file| TokenizerConfig::from_gguf(file).err());
+            assert!(error.ends_with(expected), "{error}");
+        };
+        refuse(
+            "tokenizer.chat_template.tool_use",
+            "tokenizer.chat_template.tool_usf",
+            "tokenizer.chat_template.tool_use is missing",
+        );
+        // The type of the key's value: 4 is u32, 7 a flag.
+        refuse(
+            "eos_token_id\u{4}\0\0\0\u{2}\0",
+            "eos_token_id\u{4}\0\0\0\u{ff}\u{ff}",
+            "tokenizer.ggml.eos_token_id is 65535, but tokenizer.ggml.tokens has 600",
+        );
+        refuse(
+            "bos_token_id\u{4}",
+            "bos_token_id\u{5}",
+            "tokenizer.ggml.bos_token_id is i32, not a token id",
+        );
+    }
+
     /// The error after one text in the file was replaced by another of the same length.
     fn refused(kind: &str, from: &str, to: &str) -> String {
+        let name = format!("tokenizer-{kind}.gguf");
+        changed(&name, from, to, |file| Tokenizer::from_gguf(file).err())
+    }
+
+    fn changed(
+        name: &str,
+        from: &str,
+        to: &str,
+        read: impl Fn(&GgufFile) -> Option<TokenizerError>,
+    ) -> String {
+        let latin = |text: &str| -> Vec<u8> {
+            text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
+        };
+        let (from, to) = (latin(from), latin(to));
         assert_eq!(from.len(), to.len());
-        let mut bytes = std::fs::read(golden(&format!("tokenizer-{kind}.gguf"))).unwrap();
-        let at = bytes.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
-        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        let mut bytes = std::fs::read(golden(name)).unwrap();
+        let at = bytes.windows(from.len()).position(|part| part == from).unwrap();
+        bytes[at..at + from.len()].copy_from_slice(&to);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         std::fs::write(&path, bytes).unwrap();
-        let error = Tokenizer::from_gguf(&GgufFile::open(&path).unwrap()).unwrap_err();
+        let error = read(&GgufFile::open(&path).unwrap()).unwrap();
         assert!(matches!(error, TokenizerError::Gguf { .. }), "{error}");
         let text = error.to_string();
         text.split_once("is not read: ").unwrap().1.to_owned()

@@ -1,7 +1,7 @@
 //! A request's tokens are its own, whoever shares the step.
 
 use cairn_engine::{EngineOptions, Request, SamplingFields, SamplingParams};
-use cairn_kernels::CacheType;
+use cairn_kernels::{CacheType, Encoding};
 
 use crate::model::{CONTEXT, engine_with, generate, golden_ids, run_all};
 
@@ -36,8 +36,13 @@ fn requests(name: &str) -> Vec<Request> {
 #[test]
 fn tokens_are_the_same_alone_and_in_a_batch() {
     for name in ["llama", "gpt2", "mixtral", "deepseek_v2"] {
-        for cache_type in [CacheType::F32, CacheType::Bf16] {
-            let options = EngineOptions { cache_type, ..EngineOptions::new(4, CONTEXT) };
+        for (cache_type, encoding) in [
+            (CacheType::F32, Encoding::F32),
+            (CacheType::Bf16, Encoding::Bf16),
+            (CacheType::F32, Encoding::F16),
+            (CacheType::Bf16, Encoding::Q8),
+        ] {
+            let options = EngineOptions { cache_type, encoding, ..EngineOptions::new(4, CONTEXT) };
             let mut engine = engine_with(name, options);
             let requests = requests(name);
             let alone: Vec<Vec<u32>> =
@@ -45,7 +50,7 @@ fn tokens_are_the_same_alone_and_in_a_batch() {
             for (tokens, request) in alone.iter().zip(&requests) {
                 assert_eq!(tokens.len(), request.max_new_tokens);
             }
-            assert_eq!(run_all(&mut engine, &requests), alone, "{name}");
+            assert_eq!(run_all(&mut engine, &requests), alone, "{name} {encoding}");
             // Small steps mix chunks of prompts with decoding sequences in every way.
             for max_num_batched_tokens in [4, 9, 21] {
                 let mut small =

@@ -40,7 +40,7 @@ fn encoders_are_refused() {
 fn cached_log_probabilities_are_those_of_scoring() {
     for name in causal_folders() {
         let name = name.as_str();
-        for encoding in [Encoding::F32, Encoding::Bf16] {
+        for encoding in Encoding::ALL {
             let options = EngineOptions { encoding, ..EngineOptions::new(1, context(name)) };
             let room = context(name);
             let prompt = golden_ids(name, "input_ids")[..19.min(room / 2)].to_vec();
@@ -67,7 +67,7 @@ fn cached_log_probabilities_are_those_of_scoring() {
 fn cached_tokens_are_uncached_tokens() {
     for name in causal_folders() {
         let name = name.as_str();
-        for encoding in [Encoding::F32, Encoding::Bf16] {
+        for encoding in Encoding::ALL {
             let options = EngineOptions { encoding, ..EngineOptions::new(1, context(name)) };
             let prompt = &golden_ids(name, "input_ids")[..5];
             let tokens = generate(
@@ -141,7 +141,7 @@ fn layouts_threads_and_plans_agree() {
     for name in causal_folders() {
         let name = name.as_str();
         let prompt = golden_ids(name, "input_ids")[..30.min(context(name) - 1)].to_vec();
-        for encoding in [Encoding::F32, Encoding::Bf16] {
+        for encoding in Encoding::ALL {
             let options = EngineOptions { encoding, ..EngineOptions::new(1, context(name)) };
             let panel = first_logprobs(name, options, &prompt);
             let row_major = EngineOptions { layout: Layout::RowMajor, ..options };

@@ -13,13 +13,16 @@ const QUOTE_CHARS_MAX: usize = 60;
 const HARMLESS: [&str; 2] = ["rope.scaling.finetuned", "tensor_data_layout"];
 
 /// Keys that mean what is computed anyway when they have this value.
-const NEUTRAL: [(&str, f64); 6] = [
+const NEUTRAL: [(&str, f64); 8] = [
     ("expert_count", 0.0),
     ("expert_used_count", 0.0),
     ("attention.causal", 1.0),
     ("attention.sliding_window", 0.0),
     ("rope.scaling.attn_factor", 1.0),
     ("use_parallel_residual", 0.0),
+    // A softmax over all experts, whose chosen parts are made to add up to one.
+    ("expert_gating_func", 1.0),
+    ("expert_weights_norm", 1.0),
 ];
 
 /// The keys of a file.
@@ -161,7 +164,7 @@ impl<'a> Keys<'a> {
 }
 
 /// The shortest decimal number that rounds to the same `f32`.
-fn shortest(real: f64) -> f64 {
+pub(super) fn shortest(real: f64) -> f64 {
     #[expect(clippy::cast_possible_truncation, reason = "the file had an f32")]
     let narrow = real as f32;
     narrow.to_string().parse().unwrap_or(real)

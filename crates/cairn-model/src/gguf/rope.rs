@@ -1,8 +1,8 @@
 //! The rotation in a GGUF file, as the `rope_parameters` of a `config.json`.
 
-use super::keys::Keys;
-use super::{GgufSpecError, ROPE_FACTORS};
-use cairn_spec::model::{Llama3Scaling, Rope, RopeScaling};
+use super::keys::{Keys, shortest};
+use super::{GgufSpecError, ROPE_FACTORS, ROPE_FACTORS_LONG};
+use cairn_spec::model::{HEAD_DIM_MAX, Llama3Scaling, Rope, RopeScaling};
 use serde_json::{Value, json};
 
 /// How far a divisor in the file may be from the one that the rule gives, relative to it: the
@@ -26,6 +26,37 @@ pub(super) fn parameters(keys: &Keys<'_>, head_dim: u64) -> Result<Value, GgufSp
     }
     parameters["rope_theta"] = theta.into();
     Ok(parameters)
+}
+
+/// Phi-3's rule for long contexts, whose divisors lie in two tensors; `None` without those.
+pub(super) fn longrope(keys: &Keys<'_>) -> Result<Option<Value>, GgufSpecError> {
+    if !ROPE_FACTORS_LONG.iter().any(|name| keys.has_tensor(name)) {
+        return Ok(None);
+    }
+    let kind = keys.optional_word("rope.scaling.type")?;
+    if kind.is_some_and(|kind| kind != "longrope") {
+        return Err(keys.unsupported(&keys.full("rope.scaling.type")));
+    }
+    let [short, long] = ROPE_FACTORS_LONG.map(|name| divisors(keys, name));
+    Ok(Some(json!({
+        "rope_type": "longrope",
+        "rope_theta": keys.optional_real("rope.freq_base")?.unwrap_or(10_000.0),
+        "short_factor": short?,
+        "long_factor": long?,
+        "attention_factor": keys.optional_real("rope.scaling.attn_factor")?.unwrap_or(1.0),
+    })))
+}
+
+/// A tensor of divisors, one for each pair of dimensions.
+fn divisors(keys: &Keys<'_>, name: &str) -> Result<Vec<f64>, GgufSpecError> {
+    let missing = || GgufSpecError::Missing { key: format!("tensor {name}") };
+    let tensor = keys.file().header().tensor(name).ok_or_else(missing)?;
+    if tensor.elements() > HEAD_DIM_MAX {
+        return Err(refuse_factors(keys));
+    }
+    let mut divisors = vec![0.0; tensor.elements()];
+    keys.file().read_f32(name, 0..tensor.elements(), &mut divisors)?;
+    Ok(divisors.into_iter().map(|divisor| shortest(divisor.into())).collect())
 }
 
 /// The scaling that the keys name.

@@ -27,6 +27,10 @@ const PLACES: &[(&str, Place)] = &[
     ("mlp.gate_proj", Place::Module("ffn_gate")),
     ("mlp.up_proj", Place::Module("ffn_up")),
     ("mlp.down_proj", Place::Module("ffn_down")),
+    ("mlp.gate", Place::Module("ffn_gate_inp")),
+    ("mlp.experts.gate_proj", Place::Stacked("ffn_gate_exps.weight", &["mlp.experts.gate_proj"])),
+    ("mlp.experts.up_proj", Place::Stacked("ffn_up_exps.weight", &["mlp.experts.up_proj"])),
+    ("mlp.experts.down_proj", Place::Stacked("ffn_down_exps.weight", &["mlp.experts.down_proj"])),
 ];
 
 const DECODER: Names =
@@ -53,20 +57,75 @@ const GPT2: Names = Names {
     older: &[],
 };
 
+const GEMMA: Names = Names {
+    block: "blk.{}.",
+    places: &[
+        ("model.embed_tokens", Place::Module("token_embd")),
+        ("model.norm", Place::Module("output_norm")),
+        ("lm_head", Place::Module("output")),
+        ("input_layernorm", Place::Module("attn_norm")),
+        ("self_attn.q_proj", Place::Module("attn_q")),
+        ("self_attn.k_proj", Place::Module("attn_k")),
+        ("self_attn.v_proj", Place::Module("attn_v")),
+        ("self_attn.o_proj", Place::Module("attn_output")),
+        ("self_attn.q_norm", Place::Module("attn_q_norm")),
+        ("self_attn.k_norm", Place::Module("attn_k_norm")),
+        ("post_attention_layernorm", Place::Module("post_attention_norm")),
+        ("pre_feedforward_layernorm", Place::Module("ffn_norm")),
+        ("post_feedforward_layernorm", Place::Module("post_ffw_norm")),
+        ("mlp.gate_proj", Place::Module("ffn_gate")),
+        ("mlp.up_proj", Place::Module("ffn_up")),
+        ("mlp.down_proj", Place::Module("ffn_down")),
+    ],
+    wrapper: None,
+    ignorable: &[],
+    older: &[],
+};
+
+const GATE_UP: Place = Place::Fused("ffn_up", &["mlp.gate_proj", "mlp.up_proj"]);
+
+const PHI3: Names = Names {
+    block: "blk.{}.",
+    places: &[
+        ("model.embed_tokens", Place::Module("token_embd")),
+        ("model.norm", Place::Module("output_norm")),
+        ("lm_head", Place::Module("output")),
+        ("input_layernorm", Place::Module("attn_norm")),
+        ("self_attn.q_proj", QKV),
+        ("self_attn.k_proj", QKV),
+        ("self_attn.v_proj", QKV),
+        ("self_attn.o_proj", Place::Module("attn_output")),
+        ("post_attention_layernorm", Place::Module("ffn_norm")),
+        ("mlp.gate_proj", GATE_UP),
+        ("mlp.up_proj", GATE_UP),
+        ("mlp.down_proj", Place::Module("ffn_down")),
+    ],
+    wrapper: None,
+    ignorable: &[],
+    older: &[],
+};
+
 /// The families that are read from GGUF files.
-const READ: [(Family, &Names); 4] = [
+const READ: [(Family, &Names); 9] = [
     (Family::Llama, &DECODER),
+    (Family::Mixtral, &DECODER),
     (Family::Qwen2, &DECODER),
     (Family::Qwen3, &DECODER),
+    (Family::Qwen3Moe, &DECODER),
+    (Family::Gemma2, &GEMMA),
+    (Family::Gemma3Text, &GEMMA),
+    (Family::Phi3, &PHI3),
     (Family::Gpt2, &GPT2),
 ];
+/// The families whose files are of LLaMA's architecture.
+const LLAMA: [Family; 2] = [Family::Llama, Family::Mixtral];
 
 impl TensorMap {
     /// The map for a model in a GGUF file, or `None` if its family is not read from those.
     pub fn gguf(spec: &ModelSpec) -> Option<Self> {
         let (_, names) = READ.iter().find(|(family, _)| *family == spec.family)?;
         let map = Self::with(spec, names);
-        Some(if spec.family == Family::Llama { map.with_neighbors(spec) } else { map })
+        Some(if LLAMA.contains(&spec.family) { map.with_neighbors(spec) } else { map })
     }
 
     /// The same with the halves of every query and key head side by side in the file.

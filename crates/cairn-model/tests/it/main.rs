@@ -5,6 +5,7 @@ mod adapters;
 mod compute;
 mod detect;
 mod dropout;
+mod encodings;
 mod experts;
 mod families;
 mod gguf;

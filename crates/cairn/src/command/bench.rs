@@ -28,7 +28,7 @@ Examples:
   cairn bench kernels --filter matmul --all-isas --out before.json
   cairn bench compare before.json after.json
   cairn bench corpus --input ~/notes
-  cairn bench decode --model runs/quickstart --weights bf16 --json
+  cairn bench decode --model runs/quickstart --dtype bf16 --json
   cairn bench train recipes/llama-12m.toml --against 'python torch_train.py --model small'";
 
 /// Measure this machine, the kernels and whole models

@@ -14,6 +14,7 @@ use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
 use crate::pooling::{EmbedSettings, Pooling, normalize, pool};
 use crate::runs;
+use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,6 +44,8 @@ pub(crate) struct EmbedArgs {
     /// Cut texts that are longer than the model reads, instead of refusing them
     #[arg(long)]
     truncate: bool,
+    #[command(flatten)]
+    weights: WeightTypeArgs,
     /// Print one JSON object with `embeddings` and `num_tokens`
     #[arg(long)]
     json: bool,
@@ -64,7 +67,8 @@ pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     let texts = read_texts(&args.texts, args.file.as_deref())?;
     let ids = ids(args, &texts, &tokenizer, (&model, &settings))?;
     let width = model.spec.hidden_size;
-    let mut encoder = Encoder::load(&model, &ids, Wanted::Hidden, context)?;
+    let encoding = args.weights.dtype.encoding(&model, context.terminal)?;
+    let mut encoder = Encoder::load((&model, encoding), &ids, Wanted::Hidden, context)?;
     let mut vectors = Vec::with_capacity(ids.len());
     for run in runs_of(&ids) {
         let mut rest = encoder.run(&ids[run.clone()], None)?;

@@ -14,6 +14,7 @@ use crate::evaluation::{
 use crate::failure::UserError;
 use crate::model_folder::{ModelArgs, ModelFolder, ModelWeights};
 use crate::signals::StopFlag;
+use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
 The model reads each document as its own context; ends of documents cost bits and add no bytes.
@@ -46,6 +47,8 @@ pub(crate) struct EvalArgs {
     /// and take longer [default: the window's length]
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
+    #[command(flatten)]
+    weights: WeightTypeArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -86,6 +89,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
             (asked, _) => asked,
         },
         stride: args.stride,
+        dtype: args.weights.dtype,
     };
     context
         .terminal

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cairn_data::tokenizer::{SpelledSpecials, Tokenizer, TokenizerConfig};
+use cairn_data::tokenizer::{SpelledSpecials, Tokenizer};
 use cairn_spec::model::MaskKind;
 use clap::Args;
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use crate::encoder::{Encoder, Wanted, runs_of};
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
 use crate::runs;
+use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,6 +36,8 @@ pub(crate) struct FillMaskArgs {
     /// Guesses for each mask
     #[arg(long, value_name = "N", default_value_t = 5)]
     top_k: usize,
+    #[command(flatten)]
+    weights: WeightTypeArgs,
     /// Print one JSON object a text, with `masks`: guesses with `token`, `token_id`, `probability`
     #[arg(long)]
     json: bool,
@@ -63,7 +66,8 @@ pub(crate) fn run(args: &FillMaskArgs, context: &Context) -> anyhow::Result<()> 
         .collect::<anyhow::Result<Vec<_>>>()?;
     let is_mask = |id: &&u32| **id == mask;
     let masks: Vec<usize> = ids.iter().map(|text| text.iter().filter(is_mask).count()).collect();
-    let mut encoder = Encoder::load(&model, &ids, Wanted::Logits(&masks), context)?;
+    let encoding = args.weights.dtype.encoding(&model, context.terminal)?;
+    let mut encoder = Encoder::load((&model, encoding), &ids, Wanted::Logits(&masks), context)?;
     for run in runs_of(&ids) {
         let all: Vec<u32> = ids[run.clone()].concat();
         let rows: Vec<u32> =
@@ -83,7 +87,7 @@ pub(crate) fn run(args: &FillMaskArgs, context: &Context) -> anyhow::Result<()> 
 }
 
 fn mask_id(model: &ModelFolder, tokenizer: &Tokenizer) -> anyhow::Result<u32> {
-    let config = TokenizerConfig::read(&model.path)?;
+    let config = model.tokenizer_config(tokenizer)?;
     let stated = config.special("mask_token");
     let found = stated.into_iter().chain(MASK_NAMES).find_map(|name| tokenizer.token_id(name));
     let missing = || UserError::new(format!("{} has no mask token", model.path.display()));

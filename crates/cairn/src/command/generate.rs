@@ -10,7 +10,7 @@ use cairn_data::tokenizer::{SpelledSpecials, TokenStream, Tokenizer};
 use cairn_engine::{
     BeamParams, BeamRequest, Engine, EngineOptions, Finish, Request, SamplingFields, SamplingParams,
 };
-use cairn_kernels::{CacheType, Encoding};
+use cairn_kernels::CacheType;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ use crate::figures::Count;
 use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::sampling::{SamplingArgs, stated};
 use crate::stop_strings::StopStrings;
+use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -125,9 +126,8 @@ struct BeamArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Storage")]
 pub(crate) struct StorageArgs {
-    /// Encoding of weight matrices in memory
-    #[arg(long, value_enum, default_value_t = WeightType::F32)]
-    weights: WeightType,
+    #[command(flatten)]
+    weights: WeightTypeArgs,
     #[command(flatten)]
     compute: ComputeDtypeArgs,
     /// Encoding of cached keys and values
@@ -137,25 +137,19 @@ pub(crate) struct StorageArgs {
 
 impl StorageArgs {
     /// Sets the encodings that were asked for.
-    pub(crate) fn apply(&self, options: &mut EngineOptions) {
-        options.encoding = match self.weights {
-            WeightType::F32 => Encoding::F32,
-            WeightType::Bf16 => Encoding::Bf16,
-            WeightType::Q8 => Encoding::Q8,
-        };
+    pub(crate) fn apply(
+        &self,
+        options: &mut EngineOptions,
+        (model, context): (&ModelFolder, &Context),
+    ) -> anyhow::Result<()> {
+        options.encoding = self.weights.dtype.encoding(model, context.terminal)?;
         options.compute = self.compute.compute();
         options.cache_type = match self.cache {
             CachedType::F32 => CacheType::F32,
             CachedType::Bf16 => CacheType::Bf16,
         };
+        Ok(())
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum WeightType {
-    F32,
-    Bf16,
-    Q8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -296,7 +290,7 @@ fn engine(
     context: &Context,
 ) -> anyhow::Result<Engine> {
     let mut options = EngineOptions::new(args.beams.beams.unwrap_or(1).max(1), max_context);
-    args.storage.apply(&mut options);
+    args.storage.apply(&mut options, (model, context))?;
     model.engine(options, context.cpu()?)
 }
 

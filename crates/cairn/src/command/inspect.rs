@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use cairn_artifacts::atomic::write_bytes;
 use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder, WeightsError};
-use cairn_model::{BuildOptions, Head, build_program};
+use cairn_model::{BuildOptions, Head, TensorSource, build_program};
 use cairn_program::{Class, Cost, Loss, Program, Workload, differentiate};
 use cairn_spec::ModelSpec;
 use clap::Args;
@@ -22,6 +22,7 @@ use crate::figures::{Bytes, Count};
 use crate::model_folder::{CONFIG_FILE, read_spec};
 use crate::runs;
 use crate::table::Table;
+use crate::weight_type::{WeightTypeArgs, weight_bytes};
 
 pub(crate) use bare::Undescribed;
 
@@ -53,6 +54,8 @@ pub(crate) struct InspectArgs {
     /// model allows]
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
+    #[command(flatten)]
+    weights: WeightTypeArgs,
     /// What a `config.json` would say, for weights without one: field=JSON; may be repeated
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     told: Vec<String>,
@@ -143,7 +146,8 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
         (true, _) => None,
         (false, Ok(spec)) => {
             let stored = Stored { files: 1, bytes: tensors.iter().map(|t| t.bytes.len()).sum() };
-            return inspect_spec(&spec, (Some(stored), tensors), args, context);
+            let parts = ModelParts { stored: Some(stored), tensors, source: Some(&file) };
+            return inspect_spec(&spec, parts, args, context);
         }
         (false, Err(error)) if wants_model => return Err(error),
         (false, Err(error)) => Some(error),
@@ -173,6 +177,13 @@ struct Stored {
     bytes: usize,
 }
 
+/// What there is of a model besides its description.
+struct ModelParts<'a> {
+    stored: Option<Stored>,
+    tensors: Vec<TensorView<'a>>,
+    source: Option<&'a dyn TensorSource>,
+}
+
 fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
     // A description alone is worth a look too, and weights alone tell much.
     let weights = match WeightFolder::open(folder) {
@@ -196,13 +207,14 @@ fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow
     let mut tensors: Vec<TensorView<'_>> =
         weights.as_ref().map(|weights| weights.tensors().collect()).unwrap_or_default();
     tensors.sort_by(|a, b| a.name.cmp(b.name));
-    inspect_spec(&spec, (stored, tensors), args, context)
+    let source = weights.as_ref().map(|weights| weights as &dyn TensorSource);
+    inspect_spec(&spec, ModelParts { stored, tensors, source }, args, context)
 }
 
 /// A model that is known, and its tensors.
 fn inspect_spec(
     spec: &ModelSpec,
-    (stored, tensors): (Option<Stored>, Vec<TensorView<'_>>),
+    ModelParts { stored, tensors, source }: ModelParts<'_>,
     args: &InspectArgs,
     context: &Context,
 ) -> anyhow::Result<()> {
@@ -212,14 +224,18 @@ fn inspect_spec(
     }
     let tokens = args.tokens.unwrap_or(TOKENS.min(spec.max_position_embeddings));
     let account = Account::new(spec, tokens)?;
+    let encoding = args.weights.dtype.encoding_of(spec, source)?;
+    let held = weight_bytes(spec, encoding)?;
     if args.json {
         let mut object = account.json(spec)?;
+        object["in_memory"] = json!({ "dtype": encoding, "bytes": held });
         if args.parts.tensors {
             object["tensors"] = tensors.iter().map(tensor_json).collect();
         }
         return context.terminal.print(serde_json::to_string_pretty(&object)?);
     }
-    let mut text = format!("{}\n\n{}", summary(spec, stored), account.table(spec));
+    let held = format!("{} as {encoding}", Bytes::of(held));
+    let mut text = format!("{}\n\n{}", summary(spec, stored, &held), account.table(spec));
     if args.parts.tensors {
         let _ = write!(text, "\n\n{}", tensor_table(&tensors));
     }
@@ -250,7 +266,7 @@ fn program_of(spec: &ModelSpec, training: bool) -> anyhow::Result<Program> {
     Ok(differentiate(&forward, &trainable, &Loss::CrossEntropy)?)
 }
 
-fn summary(spec: &ModelSpec, stored: Option<Stored>) -> String {
+fn summary(spec: &ModelSpec, stored: Option<Stored>, held: &str) -> String {
     let count = spec.parameter_count();
     let mut table = Table::new(&[]).with_text_columns(2);
     table.row([&"family", &spec.family]);
@@ -270,6 +286,7 @@ fn summary(spec: &ModelSpec, stored: Option<Stored>) -> String {
         },
     );
     table.row([&"weights", &format!("{stored} ({})", spec.dtype)]);
+    table.row([&"in memory", &held]);
     table.to_string()
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use cairn_artifacts::atomic;
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
-use cairn_kernels::{Cpu, SeqSlot};
+use cairn_kernels::{Cpu, Encoding, SeqSlot};
 use cairn_model::{BuildOptions, Head, build_adapted_program};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
@@ -17,6 +17,7 @@ use clap::Args;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::model_folder::{ModelArgs, ModelFolder};
+use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
 The input holds `input_ids` [b, t] of int64. The output holds `logits` [b, t, v] and
@@ -38,6 +39,8 @@ pub(crate) struct LogitsArgs {
     /// File to write
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
+    #[command(flatten)]
+    weights: WeightTypeArgs,
 }
 
 /// Computes and writes them.
@@ -50,7 +53,8 @@ pub(crate) fn run(args: &LogitsArgs, context: &Context) -> anyhow::Result<()> {
             input.row_tokens, model.spec.max_position_embeddings
         ));
     }
-    let outputs = compute(&model, &input, context.cpu()?)?;
+    let encoding = args.weights.dtype.encoding(&model, context.terminal)?;
+    let outputs = compute((&model, encoding), &input, context.cpu()?)?;
     let tensors = outputs.iter().map(|(name, width, values)| {
         OutTensor::f32(name.as_str(), &[input.rows, input.row_tokens, *width], values)
     });
@@ -95,12 +99,13 @@ impl Input {
 
 /// Names, widths and values `[b, t, width]` of all outputs, one row at a time.
 fn compute(
-    model: &ModelFolder,
+    (model, encoding): (&ModelFolder, Encoding),
     input: &Input,
     cpu: Cpu,
 ) -> anyhow::Result<Vec<(String, usize, Vec<f32>)>> {
     const PROGRAM: ProgramId = ProgramId(0);
     let options = BuildOptions {
+        encoding,
         keep_hidden: true,
         text_len: Some(input.row_tokens),
         ..BuildOptions::new(Head::Logits)

@@ -36,6 +36,7 @@ use crate::runs;
 use crate::signals::StopFlag;
 use crate::text_input::{TextArgs, train_tokenizer};
 use crate::training::{self, Job, RunOptions};
+use crate::weight_type::WeightType;
 
 const EXAMPLES: &str = "\
 Without --input it learns from the sources of the packages that Cargo has downloaded. Ctrl-C saves and
@@ -356,6 +357,7 @@ fn evaluate(
         context: None,
         // Every token but a document's first ones is scored with half a window before it.
         stride: Some(SEQ_LEN / 2),
+        dtype: WeightType::Auto,
     };
     let comparison = measure(model, corpus, &how, (context, stop))?;
     save_record(run, corpus, &comparison, settings(&model.path, &how))?;

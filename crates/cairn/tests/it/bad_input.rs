@@ -7,12 +7,14 @@
 use std::fs;
 use std::path::Path;
 
-use cairn_artifacts::safetensors::{Header, INDEX_FILE, WeightFolder};
+use cairn_artifacts::safetensors::{Header, INDEX_FILE, SafetensorsFile, WeightFolder};
 use cairn_artifacts::{checkpoint, gguf};
+use cairn_data::chat::{ChatError, ChatInput, ChatTemplate};
 use cairn_data::corpus;
-use cairn_data::tokenizer::{BpeSettings, Tokenizer, VOCAB_SIZE_MAX, train_bpe};
-use cairn_spec::ModelSpec;
+use cairn_data::tokenizer::{BpeSettings, Tokenizer, TokenizerConfig, VOCAB_SIZE_MAX, train_bpe};
+use cairn_model::{AdapterMap, Merge, MergedSource};
 use cairn_spec::recipe::{Format, RECIPE_BYTES_MAX, RecipeFile};
+use cairn_spec::{LoraSpec, ModelSpec};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
@@ -124,6 +126,76 @@ fn gguf_spec() -> Parser {
     Parser::of_file("spec of a gguf", ("model.gguf", file), (8, 1 << 16), open)
 }
 
+/// Tensors of every type, decoded whole.
+fn gguf_tensors() -> Parser {
+    let file = fs::read(golden("gguf").join("blocks.gguf")).unwrap();
+    let open = |folder: &Path| -> Result<(), anyhow::Error> {
+        let file = gguf::GgufFile::open(&folder.join("model.gguf"))?;
+        for tensor in file.tensors() {
+            let count = tensor.elements().min(4096);
+            let mut out = vec![0.0; count];
+            let read = file.read_f32(&tensor.name, 0..count, &mut out);
+            anyhow::ensure!(read.is_ok() == tensor.tensor_type.format().is_some());
+            let beyond = tensor.elements()..tensor.elements() + 1;
+            assert!(file.read_f32(&tensor.name, beyond, &mut [0.0]).is_err());
+        }
+        Ok(())
+    };
+    Parser::of_file("tensors of a gguf", ("model.gguf", file), (8, 1 << 16), open)
+}
+
+/// Special tokens and chat templates.
+fn gguf_chat() -> Parser {
+    let file = fs::read(golden("gguf").join("chat.gguf")).unwrap();
+    let open = |folder: &Path| -> Result<(), anyhow::Error> {
+        let file = gguf::GgufFile::open(&folder.join("model.gguf"))?;
+        TokenizerConfig::from_gguf(&file)?;
+        Ok(())
+    };
+    Parser::of_file("chat facts of a gguf", ("model.gguf", file), (16, 1 << 16), open)
+}
+
+fn chat_template() -> Parser {
+    let source = fs::read(golden("chat").join("llama3.jinja")).unwrap();
+    // A rendering has a thread and a budget of its own; what is counted here is what comes back.
+    Parser::new("chat template", source, (64, 1 << 20), |bytes| {
+        let source = String::from_utf8_lossy(bytes);
+        let template = ChatTemplate::parse(&source, Path::new("template.jinja"))?;
+        let messages = [serde_json::json!({ "role": "user", "content": "a stack of stones" })];
+        let specials = [("bos_token".to_owned(), "<s>".to_owned())].into();
+        let rendered = template.render(&ChatInput::new(&messages, &specials));
+        // The engine itself never fails, whatever the template does.
+        let failed = |error: &ChatError| error.to_string().contains("the template engine failed");
+        assert!(!rendered.as_ref().is_err_and(failed), "{source}");
+        rendered.map(|_| ())
+    })
+}
+
+fn adapter_config() -> Parser {
+    let file = fs::read(golden("lora_llama").join("adapter_config.json")).unwrap();
+    Parser::new("adapter config", file.trim_ascii_end().to_vec(), (256, 1 << 16), |bytes| {
+        LoraSpec::from_peft_json(&String::from_utf8_lossy(bytes)).map(|_| ())
+    })
+}
+
+/// An adapter's tensors, merged into a model.
+fn adapter_tensors() -> Parser {
+    let file = fs::read(golden("lora_llama").join("adapter_model.safetensors")).unwrap();
+    let lora = fs::read_to_string(golden("lora_llama").join("adapter_config.json")).unwrap();
+    let lora = LoraSpec::from_peft_json(&lora).unwrap();
+    let config = fs::read_to_string(golden("llama").join("config.json")).unwrap();
+    let spec = ModelSpec::from_hf_json(&config).unwrap();
+    let adapters = AdapterMap::new(&spec, &lora).unwrap();
+    let base = WeightFolder::open(&golden("llama")).unwrap();
+    let open = move |folder: &Path| -> Result<(), anyhow::Error> {
+        let tensors = SafetensorsFile::open(&folder.join("adapter_model.safetensors"))?;
+        MergedSource::new(&spec, &adapters, (&base, &tensors), Merge::Merge)?;
+        Ok(())
+    };
+    let file = ("adapter_model.safetensors", file);
+    Parser::of_file("adapter tensors", file, (64, 1 << 18), open)
+}
+
 fn gguf_tokenizer(kind: &str) -> Parser {
     let file = fs::read(golden("gguf").join(format!("tokenizer-{kind}.gguf"))).unwrap();
     let open = |folder: &Path| -> Result<(), anyhow::Error> {
@@ -209,6 +281,11 @@ fn parsers() -> Vec<Parser> {
         shard_index(),
         gguf_header(),
         gguf_spec(),
+        gguf_tensors(),
+        gguf_chat(),
+        chat_template(),
+        adapter_config(),
+        adapter_tensors(),
         gguf_tokenizer("llama"),
         gguf_tokenizer("gpt-2"),
         config(),
@@ -318,9 +395,12 @@ fn input_cut_at_every_length_is_refused_or_read_within_the_bound() {
             (0..len).filter(|at| len <= 2048 || *at < 600 || len - at < 200 || at % 61 == 0);
         for length in lengths {
             let result = parser.check(&parser.valid[..length]);
-            let may_be_whole = ["recipe", "gguf", "tokenizer of a gguf", "spec of a gguf"];
+            // Texts may end anywhere, and files in front of padding.
+            let may_be_whole = ["recipe", "chat template"];
             assert!(
-                result.is_err() || may_be_whole.contains(&parser.name),
+                result.is_err()
+                    || may_be_whole.contains(&parser.name)
+                    || parser.name.ends_with("gguf"),
                 "{} accepts {length} of {len} bytes",
                 parser.name
             );
@@ -393,9 +473,11 @@ fn absurd_configurations_are_refused_by_field() {
     object["rope_parameters"] = serde_json::Value::Null;
     object["rope_theta"] = 0.into();
     assert!(parser.refuse(&text(&object)).contains("rope_theta"));
-    let nan = valid.replace("1e-05", "NaN");
-    assert!(nan != valid, "{valid}");
-    parser.refuse(nan.as_bytes());
+    for number in ["1e-05", "10000.0"] {
+        let nan = valid.replace(number, "NaN");
+        assert!(nan != valid, "{valid}");
+        parser.refuse(nan.as_bytes());
+    }
 }
 
 #[test]

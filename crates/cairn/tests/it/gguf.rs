@@ -5,6 +5,7 @@ use std::fs;
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
 use serde_json::Value;
 
+use crate::chat::with_input;
 use crate::gguf_file::{TEMPLATE, write_llama};
 use crate::workplace::Workplace;
 use crate::{cairn, golden, shown, succeed};
@@ -34,7 +35,7 @@ fn logits_of_a_gguf_file_are_those_of_the_folder() {
 fn a_gguf_file_generates_as_the_folder_does() {
     let tokens = |model: &str, weights: &str| {
         let mut command = cairn(["generate", "--json", "--temperature", "0"]);
-        command.args(["--prompt-ids", "5,6,7", "--max-new-tokens", "12", "--weights", weights]);
+        command.args(["--prompt-ids", "5,6,7", "--max-new-tokens", "12", "--dtype", weights]);
         let text = succeed(command.arg("--model").arg(golden("gguf").join(model)));
         serde_json::from_str::<Value>(&text).unwrap()["token_ids"].clone()
     };
@@ -42,6 +43,46 @@ fn a_gguf_file_generates_as_the_folder_does() {
         let file = format!("{family}.gguf");
         assert_eq!(tokens(&file, "f32"), tokens(family, "f32"), "{family}");
         assert_eq!(tokens(&file, "q8").as_array().unwrap().len(), 15, "{family}");
+    }
+}
+
+/// What a command answers to a line of text, as JSON.
+fn answer(arguments: &[&str], model: &str, input: &str) -> Value {
+    let mut command = cairn(arguments);
+    command.args(["--json", "--temperature", "0", "--max-new-tokens", "6", "--dtype", "f32"]);
+    let output = with_input(command.arg("--model").arg(golden("gguf").join(model)), input);
+    assert!(output.status.success(), "{}", shown(&output, None));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_gguf_file_with_a_template_talks_as_the_folder_does() {
+    let question = "What is a cairn?\n";
+    let object = answer(&["chat"], "chat.gguf", question);
+    assert_eq!(object, answer(&["chat"], "chat", question));
+    assert_eq!(object["messages"][1]["role"], "assistant");
+    // A prompt begins with the token that the file wants in front of a text.
+    let arguments = ["generate", "--prompt-file", "-"];
+    let object = answer(&arguments, "chat.gguf", "two stones");
+    assert_eq!(object["token_ids"][0], 1);
+    let token_ids = |model| answer(&arguments, model, "two stones")["token_ids"].clone();
+    assert_eq!(token_ids("chat.gguf"), token_ids("chat"));
+    let mut command = cairn(["chat", "--template-name", "rag", "--model"]);
+    let output = with_input(command.arg(golden("gguf").join("chat.gguf")), question);
+    let text = shown(&output, None);
+    assert!(text.contains("hint: it has default, tool_use"), "{text}");
+}
+
+#[test]
+fn weights_kept_as_stored_give_the_bits_of_f32() {
+    let text = |dtype: &str| {
+        let mut command = cairn(["embed", "--pooling", "mean", "--dtype", dtype, "--model"]);
+        succeed(command.arg(golden("gguf").join("chat.gguf")).arg("a stack of stones"))
+    };
+    // The file's weights are whole numbers up to 127 times 2^-9: every type holds them.
+    let exact = text("f32");
+    for dtype in ["auto", "bf16", "f16", "q8"] {
+        assert_eq!(text(dtype), exact, "{dtype}");
     }
 }
 
@@ -113,7 +154,7 @@ fn a_gguf_file_talks_by_its_own_template() {
     let ask = |workplace: &Workplace, more: &[&str]| {
         let mut command = workplace.cairn(&["chat", "--model", "model.gguf", "--json"]);
         command.args(["--temperature", "0", "--max-new-tokens", "5"]).args(more);
-        crate::chat::with_input(&mut command, "stack stones")
+        with_input(&mut command, "stack stones")
     };
     let workplace = beside_a_corpus(Some(TEMPLATE));
     let output = ask(&workplace, &[]);

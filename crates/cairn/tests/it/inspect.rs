@@ -17,6 +17,7 @@ fn a_model_is_described() {
     vocabulary    320
     positions     256
     weights       666 KiB in 1 file (f32)
+    in memory     666 KiB as f32
 
     one sequence of 256 tokens, operands read and results written once:
     part                         parameters  forward FLOPs     moved  training FLOPs     moved

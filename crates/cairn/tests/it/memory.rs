@@ -1,8 +1,14 @@
 //! Predicted memory is actual memory: plans against fresh processes that carry them out.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use cairn_artifacts::safetensors::{self, OutTensor};
+use cairn_spec::{DType, ModelSpec};
 use serde_json::Value;
 
-use crate::{cairn, succeed};
+use crate::{cairn, golden, succeed};
 
 /// The prediction may miss the measured anonymous memory by this share.
 const TOLERANCE: f64 = 0.05;
@@ -84,4 +90,70 @@ fn predicted_memory_is_actual_memory() {
         large += usize::from(actual >= BYTES_MIN);
     }
     assert!(large >= 6, "only {large} of the plans are large enough to count");
+}
+
+/// Bytes of a shard of the model below: far fewer than the model has, more than its largest tensor and
+/// than the rest of the process varies by.
+const SHARD_BYTES: usize = 32 << 20;
+/// A model of 57 million parameters, so that it weighs more than the process.
+const LARGE: &str = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 8192, "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12,
+    "intermediate_size": 2048, "max_position_embeddings": 64, "tie_word_embeddings": false}"#;
+
+/// A folder of the model in shards, every weight the same small number.
+fn large_model(folder: &Path, dtype: DType) {
+    let spec = ModelSpec::from_hf_json(LARGE).unwrap();
+    let element: &[u8] = match dtype {
+        DType::F32 => &[0, 0, 0, 0x3c],
+        DType::Bf16 => &[0, 0x3c],
+        _ => &[0, 0x20],
+    };
+    let tensors = cairn_model::tensors(&spec);
+    let largest = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap();
+    let bytes = element.repeat(largest);
+    let tensors = tensors.iter().map(|(name, shape)| {
+        let len = element.len() * shape.iter().product::<usize>();
+        OutTensor::bytes(name.as_str(), dtype, shape, &bytes[..len])
+    });
+    safetensors::write_sharded(tensors.collect(), SHARD_BYTES, |name, contents| match contents {
+        safetensors::Contents::Tensors(tensors) => {
+            let mut file = File::create(folder.join(name))?;
+            safetensors::write(&mut file, tensors, &BTreeMap::new()).map(|_| ())
+        }
+        safetensors::Contents::Index(index) => std::fs::write(folder.join(name), index.to_string()),
+    })
+    .unwrap();
+    std::fs::write(folder.join("config.json"), LARGE).unwrap();
+}
+
+/// What loading took of memory: planned, and the most there ever was, mapped files included.
+fn load_bytes(model: &Path, dtype: &str) -> (f64, f64) {
+    let mut command = cairn(["bench", "decode", "--json", "--dtype", dtype, "--model"]);
+    command.arg(model).args(["--prompt-tokens", "1", "--new-tokens", "2", "--repetitions", "1"]);
+    let record: Value = serde_json::from_str(&succeed(&mut command)).unwrap();
+    let load = &record["figures"]["load"];
+    (load["planned_bytes"].as_f64().unwrap(), load["peak_bytes"].as_f64().unwrap())
+}
+
+#[test]
+fn loading_takes_the_model_and_no_more_than_a_shard() {
+    let (planned, peak) = load_bytes(&golden("llama"), "auto");
+    // Code, stacks and scratch memory, whatever the model.
+    let process = peak - planned;
+    for (stored, kept) in [(DType::F32, "f32"), (DType::Bf16, "bf16"), (DType::F16, "f16")] {
+        let folder = tempfile::tempdir().unwrap();
+        large_model(folder.path(), stored);
+        let (whole, _) = load_bytes(folder.path(), kept);
+        let shards = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap());
+        let shard = shards.map(|file| file.metadata().unwrap().len()).max().unwrap() as f64;
+        for dtype in ["auto", "f32", "bf16", "f16", "q8"] {
+            let (planned, peak) = load_bytes(folder.path(), dtype);
+            assert!(planned > 1.5 * shard, "{planned} bytes say little");
+            assert!(dtype != "auto" || planned.to_bits() == whole.to_bits(), "kept as {kept}");
+            assert!(
+                peak <= planned + shard + process,
+                "{stored} as {dtype}: {peak} bytes, {planned} planned, {process} without a model"
+            );
+        }
+    }
 }

@@ -1,26 +1,30 @@
 //! `cairn bench decode`: tokens a second of one sequence, against the memory bandwidth.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use cairn_artifacts::safetensors::WeightFolder;
+use anyhow::Context as _;
+use cairn_artifacts::machine::ProcessMemory;
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use cairn_eval::{DecodeBench, DecodeFigures, bench_decode};
+use cairn_kernels::CacheType;
 use cairn_kernels::bandwidth::Bandwidth;
-use cairn_kernels::{CacheType, Encoding};
-use clap::{Args, ValueEnum};
-use serde_json::json;
+use cairn_spec::ModelSpec;
+use clap::Args;
+use serde_json::{Value, json};
 
 use super::Output;
 use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::figures::{Bytes, Percent, Seconds};
-use crate::model_folder::read_spec;
+use crate::model_folder::{ModelFolder, read_spec};
 use crate::runs;
 use crate::table::Table;
+use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
-  cairn bench decode --weights bf16
+  cairn bench decode --dtype bf16
   cairn bench decode --model tests/goldens/gpt2 --fresh --json";
 
 /// Measure decoding at batch 1 against the memory bandwidth
@@ -33,9 +37,8 @@ pub(super) struct DecodeArgs {
     /// Use the description only, with fresh weights
     #[arg(long, requires = "model")]
     fresh: bool,
-    /// Encoding of weight matrices in memory
-    #[arg(long, value_enum, default_value_t = WeightType::F32)]
-    weights: WeightType,
+    #[command(flatten)]
+    weights: WeightTypeArgs,
     #[command(flatten)]
     compute: ComputeDtypeArgs,
     /// Tokens of the prompt
@@ -51,31 +54,11 @@ pub(super) struct DecodeArgs {
     output: Output,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum WeightType {
-    F32,
-    Bf16,
-    Q8,
-}
-
 /// Measures and prints.
 pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
     let folder = runs::model_folder(args.model.as_deref())?;
-    let spec = read_spec(&folder, context.terminal)?;
-    let mut options = EngineOptions::new(1, args.prompt_tokens + args.new_tokens);
-    options.cache_type = CacheType::F32;
-    options.encoding = match args.weights {
-        WeightType::F32 => Encoding::F32,
-        WeightType::Bf16 => Encoding::Bf16,
-        WeightType::Q8 => Encoding::Q8,
-    };
-    options.compute = args.compute.compute();
-    let plan = EnginePlan::new(&spec, options)?;
-    let mut engine = if args.fresh {
-        Engine::with_fresh_weights(plan, context.cpu()?, 0)?
-    } else {
-        Engine::load(plan, context.cpu()?, &WeightFolder::open(&folder)?)?
-    };
+    let (spec, mut engine, load) = load(args, &folder, context)?;
+    let options = *engine.options();
     let vocab_size = u32::try_from(spec.vocab_size).unwrap_or(u32::MAX);
     // Ids from all over the vocabulary, so that lookups are not all in cache.
     let prompt = (0_u32..).map(|i| i.wrapping_mul(7919) % vocab_size).take(args.prompt_tokens);
@@ -84,7 +67,11 @@ pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
         num_new: args.new_tokens,
         repetitions: args.repetitions,
     };
-    let figures = bench_decode(&mut engine, &bench)?;
+    let measured = bench_decode(&mut engine, &bench)?;
+    let mut figures = serde_json::to_value(&measured)?;
+    if let Value::Object(figures) = &mut figures {
+        figures.insert("load".to_owned(), load);
+    }
     let settings = json!({
         "model": folder,
         "fresh": args.fresh,
@@ -95,8 +82,41 @@ pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
         "repetitions": args.repetitions,
         "threads": context.threads,
     });
-    let text = decode_text(&figures);
-    super::print(&args.output, ("decode", settings, serde_json::to_value(&figures)?), text, context)
+    super::print(&args.output, ("decode", settings, figures), decode_text(&measured), context)
+}
+
+/// An engine, and what loading it took: seconds, bytes planned, and the most bytes of this process
+/// until then, pages of mapped files included.
+fn load(
+    args: &DecodeArgs,
+    folder: &Path,
+    context: &Context,
+) -> anyhow::Result<(ModelSpec, Engine, Value)> {
+    let mut options = EngineOptions::new(1, args.prompt_tokens + args.new_tokens);
+    options.cache_type = CacheType::F32;
+    options.compute = args.compute.compute();
+    let cpu = context.cpu()?;
+    let begin = Instant::now();
+    let (spec, engine) = if args.fresh {
+        let spec = read_spec(folder, context.terminal)?;
+        options.encoding = args.weights.dtype.encoding_of(&spec, None)?;
+        let engine = Engine::with_fresh_weights(EnginePlan::new(&spec, options)?, cpu, 0)?;
+        (spec, engine)
+    } else {
+        let model = ModelFolder::open(folder, context.terminal)?;
+        options.encoding = args.weights.dtype.encoding(&model, context.terminal)?;
+        let plan = EnginePlan::new(&model.spec, options)?;
+        let engine = Engine::load(plan, cpu, &model.weights)
+            .with_context(|| format!("cannot load {}", folder.display()))?;
+        (model.spec, engine)
+    };
+    let seconds = begin.elapsed().as_secs_f64();
+    let load = json!({
+        "seconds": seconds,
+        "planned_bytes": engine.session().bytes().total(),
+        "peak_bytes": ProcessMemory::read().map(|memory| memory.peak_bytes),
+    });
+    Ok((spec, engine, load))
 }
 
 fn decode_text(figures: &DecodeFigures) -> String {

@@ -1,0 +1,305 @@
+//! The stored bytes of a session's weights, one weight after the other, its pieces on all threads.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use cairn_kernels::encoding::{Q8_BLOCK, encode, encode_q8_rows, store_bits, store_q8};
+use cairn_kernels::memory::BytesMut;
+use cairn_kernels::{Cpu, Encoding, Layout, Weight};
+use cairn_program::{Class, Session, ValueType};
+
+use super::{LoadError, TensorSource};
+use crate::names::{Placement, TensorMap, TensorSlice};
+
+/// Elements that a thread encodes at a time, about.
+const ELEMENTS_AT_A_TIME: usize = 1 << 16;
+/// Rows of a piece are a multiple of this: the height of a panel.
+const PANEL_ROWS: usize = 16;
+
+/// How a tensor of the map is spelled in the source.
+type Spelled<'a> = dyn Fn(&str) -> String + 'a;
+
+/// Fills the weights of a session that `select` picks; `offset` is added to the vectors it is not
+/// zero for.
+pub(super) fn fill(
+    session: &mut Session,
+    map: &TensorMap,
+    select: impl Fn(&str) -> bool,
+    (source, spelled): (&dyn TensorSource, &Spelled<'_>),
+    offset: &dyn Fn(&str) -> f32,
+) -> Result<(), LoadError> {
+    let weights: Vec<(String, ValueType)> = session
+        .persistent()
+        .filter(|(name, class, ..)| *class == Class::Weight && select(name))
+        .map(|(name, _, value_type, _)| (name.to_owned(), value_type))
+        .collect();
+    let mut too_large = Vec::new();
+    let mut narrowest = Encoding::F32;
+    for (name, value_type) in weights {
+        let slices = map.slices_of(&name).iter();
+        let slices: Vec<TensorSlice> = slices
+            .map(|slice| TensorSlice { tensor: spelled(&slice.tensor), ..slice.clone() })
+            .collect();
+        if slices.is_empty() {
+            return Err(LoadError::Unmapped { name });
+        }
+        let encoding = value_type.encoding().expect("a weight has an encoding");
+        let filling = Filling { slices: &slices, encoding, layout: value_type.layout(), source };
+        let (cpu, stored) = session.stored_mut_with_cpu(&name).expect("listed by the session");
+        let stored = stored.u8s();
+        let found = filling.fill(cpu, stored)?;
+        let offset = offset(&name);
+        if offset != 0.0 {
+            assert_eq!(encoding, Encoding::F32, "only vectors are shifted");
+            BytesMut::new(stored).f32s().iter_mut().for_each(|value| *value += offset);
+        }
+        if found.count > 0 {
+            narrowest = encoding;
+            too_large.push(format!("{} of {name}, up to {:e}", found.count, found.largest));
+        }
+        let mut tensors: Vec<&str> = slices.iter().map(|slice| slice.tensor.as_str()).collect();
+        tensors.dedup();
+        tensors.into_iter().for_each(|tensor| source.release(tensor));
+    }
+    if too_large.is_empty() {
+        Ok(())
+    } else {
+        Err(LoadError::Overflow { encoding: narrowest, tensors: too_large })
+    }
+}
+
+/// Finite values that an encoding makes infinite.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct TooLarge {
+    count: usize,
+    largest: f32,
+}
+
+impl TooLarge {
+    fn of(values: &[f32], bound: Option<f32>) -> Self {
+        let Some(bound) = bound else { return Self::default() };
+        let is_too_large = |x: &f32| (bound..f32::INFINITY).contains(&x.abs());
+        // Nearly always there is none, and counting is quick.
+        let count = values.iter().filter(|x| is_too_large(x)).count();
+        if count == 0 {
+            return Self::default();
+        }
+        let found = values.iter().filter(|x| is_too_large(x));
+        Self { count, largest: found.fold(0.0, |largest, x| largest.max(x.abs())) }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { count: self.count + other.count, largest: self.largest.max(other.largest) }
+    }
+}
+
+/// What one weight is filled from, and how it is stored.
+struct Filling<'a> {
+    slices: &'a [TensorSlice],
+    encoding: Encoding,
+    layout: Layout,
+    source: &'a dyn TensorSource,
+}
+
+impl Filling<'_> {
+    fn rows(&self) -> usize {
+        self.slices.iter().map(|slice| slice.rows).sum()
+    }
+
+    fn columns(&self) -> usize {
+        self.slices[0].columns
+    }
+
+    fn rows_at_a_time(&self) -> usize {
+        (ELEMENTS_AT_A_TIME / self.columns().max(1)).max(PANEL_ROWS) / PANEL_ROWS * PANEL_ROWS
+    }
+
+    /// Fills all of it; says what did not fit.
+    fn fill(&self, cpu: &Cpu, stored: &mut [u8]) -> Result<TooLarge, LoadError> {
+        if self.encoding == Encoding::Q8 {
+            return self.fill_q8(stored).map(|()| TooLarge::default());
+        }
+        let at_a_time = self.rows_at_a_time();
+        let chunk = Weight::stored_bytes(self.encoding, self.layout, at_a_time, self.columns());
+        if chunk == 0 {
+            return Ok(TooLarge::default());
+        }
+        let outcome: Mutex<(TooLarge, Option<(usize, LoadError)>)> = Mutex::default();
+        cpu.parallel_chunks(stored, chunk, |start, bytes, _| {
+            let first = start / chunk * at_a_time;
+            let count = at_a_time.min(self.rows() - first);
+            let filled = self.fill_rows(first, count, bytes);
+            let mut outcome = outcome.lock().expect("no piece panics");
+            match filled {
+                Ok(found) => outcome.0 = outcome.0.and(found),
+                // Of several errors the first of the weight is told, whichever came first in time.
+                Err(error) if outcome.1.as_ref().is_none_or(|(before, _)| first < *before) => {
+                    outcome.1 = Some((first, error));
+                }
+                Err(_) => {}
+            }
+        });
+        let (found, failed) = outcome.into_inner().expect("no piece panics");
+        failed.map_or(Ok(found), |(_, error)| Err(error))
+    }
+
+    /// Fills `count` rows from `first` on; `bytes` are theirs.
+    fn fill_rows(
+        &self,
+        first: usize,
+        count: usize,
+        bytes: &mut [u8],
+    ) -> Result<TooLarge, LoadError> {
+        let form = (self.encoding, self.layout);
+        let shape = (count, self.columns());
+        let elements = count * self.columns();
+        let is_kept =
+            |slice: &TensorSlice| self.source.encoding(&slice.tensor) == Some(self.encoding);
+        match self.encoding {
+            Encoding::F32 if self.layout == Layout::RowMajor => {
+                self.gather(first, BytesMut::new(bytes).f32s(), &|tensor, range, out| {
+                    self.source.read_f32(tensor, range, out)
+                })?;
+            }
+            Encoding::Bf16 | Encoding::F16 if self.slices.iter().all(is_kept) => {
+                let mut bits = vec![0_u16; elements];
+                self.gather(first, &mut bits, &|tensor, range, out| {
+                    self.source.read_bits(tensor, range, out)
+                })?;
+                store_bits(form, shape, &bits, bytes);
+            }
+            _ => {
+                let values = self.decoded(first, count)?;
+                encode(form, shape, &values, bytes);
+                return Ok(TooLarge::of(&values, self.encoding.overflow_bound()));
+            }
+        }
+        Ok(TooLarge::default())
+    }
+
+    fn decoded(&self, first: usize, count: usize) -> Result<Vec<f32>, LoadError> {
+        let mut values = vec![0.0; count * self.columns()];
+        self.gather(first, &mut values, &|tensor, range, out| {
+            self.source.read_f32(tensor, range, out)
+        })?;
+        Ok(values)
+    }
+
+    /// Reads the rows from `first` on that fill `out`, from the tensors that hold them.
+    fn gather<T: Copy + Default>(
+        &self,
+        first: usize,
+        out: &mut [T],
+        read: &Read<'_, T>,
+    ) -> Result<(), LoadError> {
+        let columns = self.columns();
+        let end = first + out.len() / columns.max(1);
+        for slice in self.slices {
+            let from = first.max(slice.first_row);
+            let to = end.min(slice.first_row + slice.rows);
+            if from < to {
+                let out = &mut out[(from - first) * columns..(to - first) * columns];
+                read_rows(slice, from - slice.first_row, out, read).map_err(|problem| {
+                    LoadError::Unreadable { name: slice.tensor.clone(), problem }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_q8(&self, stored: &mut [u8]) -> Result<(), LoadError> {
+        if self.keep_q8(stored)? {
+            return Ok(());
+        }
+        stored.fill(0);
+        let (rows, columns) = (self.rows(), self.columns());
+        for first in (0..rows).step_by(self.rows_at_a_time()) {
+            let values = self.decoded(first, self.rows_at_a_time().min(rows - first))?;
+            encode_q8_rows(self.layout, (rows, columns), first, &values, stored);
+        }
+        Ok(())
+    }
+
+    /// Keeps a weight as the source has it, if all of it lies there in blocks of [`Encoding::Q8`];
+    /// otherwise changes nothing and returns `false`.
+    fn keep_q8(&self, stored: &mut [u8]) -> Result<bool, LoadError> {
+        let (rows, columns) = (self.rows(), self.columns());
+        let is_plain =
+            |slice: &TensorSlice| !matches!(slice.placement, Placement::TransposedColumns { .. });
+        if !columns.is_multiple_of(Q8_BLOCK) || !self.slices.iter().all(is_plain) {
+            return Ok(false);
+        }
+        let blocks = columns / Q8_BLOCK;
+        let (mut values, mut scales) = (vec![0; rows * columns], vec![0.0; rows * blocks]);
+        for slice in self.slices {
+            let unreadable =
+                |problem| LoadError::Unreadable { name: slice.tensor.clone(), problem };
+            let mut done = 0;
+            while done < slice.rows {
+                let (row, run) = slice.run_at(done);
+                let first = slice.first_row + done;
+                let read = self.source.read_q8(
+                    &slice.tensor,
+                    row * columns..(row + run) * columns,
+                    &mut values[first * columns..(first + run) * columns],
+                    &mut scales[first * blocks..(first + run) * blocks],
+                );
+                if !read.map_err(unreadable)? {
+                    return Ok(false);
+                }
+                done += run;
+            }
+        }
+        store_q8(self.layout, (rows, columns), (&values, &scales), stored);
+        Ok(true)
+    }
+}
+
+/// Reads elements of a tensor.
+type Read<'a, T> = dyn Fn(&str, Range<usize>, &mut [T]) -> Result<(), String> + 'a;
+
+/// Reads rows out of the tensor that holds them, from the slice's row `first` on, as many as fill
+/// `out`.
+fn read_rows<T: Copy + Default>(
+    slice: &TensorSlice,
+    first: usize,
+    out: &mut [T],
+    read: &Read<'_, T>,
+) -> Result<(), String> {
+    let columns = slice.columns;
+    let count = out.len() / columns;
+    if let Placement::TransposedColumns { start } = slice.placement {
+        let width = slice.shape[1];
+        let mut outputs = vec![T::default(); count];
+        for input in 0..columns {
+            let at = input * width + start + first;
+            read(&slice.tensor, at..at + count, &mut outputs)?;
+            for (row, &value) in outputs.iter().enumerate() {
+                out[row * columns + input] = value;
+            }
+        }
+        return Ok(());
+    }
+    let mut done = 0;
+    while done < count {
+        let (row, run) = slice.run_at(first + done);
+        let run = run.min(count - done);
+        let out = &mut out[done * columns..(done + run) * columns];
+        read(&slice.tensor, row * columns..(row + run) * columns, out)?;
+        done += run;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_finite_values_count_as_too_large() {
+        let values = [1.0, -65520.0, f32::INFINITY, 65519.0, f32::NAN, 70000.0];
+        let found = TooLarge::of(&values, Encoding::F16.overflow_bound());
+        assert_eq!(found, TooLarge { count: 2, largest: 70000.0 });
+        assert_eq!(TooLarge::of(&values, Encoding::F32.overflow_bound()), TooLarge::default());
+    }
+}

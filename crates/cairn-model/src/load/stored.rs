@@ -1,0 +1,61 @@
+//! The encoding that keeps a model as its files hold it.
+
+use cairn_kernels::Encoding;
+use cairn_program::Class;
+use cairn_spec::ModelSpec;
+
+use super::{LoadError, TensorSource};
+use crate::build::{BuildError, BuildOptions, Head, build_program};
+
+/// Why a model's stored encoding cannot be told.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoredError {
+    /// The model has no program.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The tensors have no names here.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// The encoding in which the weight matrices of a model take the fewest bytes without a change of any
+/// value: that in which all of them are stored, or `f32` where they are stored in several, or in one
+/// that Cairn decodes only.
+///
+/// Weights that a program holds in `f32` whatever it is asked for, such as norms and routers, do not
+/// count. Tensors that are missing do not count either; loading lists them.
+///
+/// # Errors
+///
+/// [`StoredError`] if no program or no names are known for the model.
+pub fn stored_encoding(
+    spec: &ModelSpec,
+    source: &dyn TensorSource,
+) -> Result<Encoding, StoredError> {
+    // Whatever is stored in the encoding that is asked for follows it.
+    let asked = Encoding::Bf16;
+    let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
+    let program =
+        build_program(spec, &BuildOptions { encoding: asked, ..BuildOptions::new(head) })?;
+    let map = source.naming().map(spec, |tensor| source.shape(tensor).is_some())?;
+    let mut common = None;
+    for (_, weight) in program.of_class(Class::Weight) {
+        if weight.value_type.encoding() != Some(asked) {
+            continue;
+        }
+        for slice in map.slices_of(&weight.name) {
+            let spellings = source.naming().spellings(spec.family, &slice.tensor);
+            let Some(tensor) = spellings.into_iter().find(|name| source.shape(name).is_some())
+            else {
+                continue;
+            };
+            let encoding = source.encoding(&tensor).unwrap_or(Encoding::F32);
+            if encoding == Encoding::F32 || common.is_some_and(|common| common != encoding) {
+                return Ok(Encoding::F32);
+            }
+            common = Some(encoding);
+        }
+    }
+    Ok(common.unwrap_or(Encoding::F32))
+}

@@ -1,0 +1,221 @@
+//! Weights kept as they are stored, and weights that are narrowed when they are loaded: what that does
+//! to the logits of every family.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use cairn_artifacts::gguf::GgufFile;
+use cairn_artifacts::safetensors::{self, OutTensor, WeightFolder};
+use cairn_kernels::encoding::encode;
+use cairn_kernels::{Cpu, Encoding, Isa, Layout, Weight};
+use cairn_model::{
+    BuildOptions, Head, LoadError, TensorSource, build_program, gguf, load_weights, stored_encoding,
+};
+use cairn_program::{KvPlacement, MemoryPlan, Session, SessionProgram, Sizes};
+use cairn_spec::model::Family;
+use cairn_spec::{DType, Hint as _, ModelSpec};
+
+use crate::families::{bits, golden_rows, logits, source_of};
+use crate::goldens::{Tensors, folder, folders, spec};
+
+/// How far logits may move when weights are rounded to bf16, to f16 and to q8, relative to the largest
+/// logit: twice what the family's goldens show, as `docs/numerics.md` lists and explains.
+const BOUNDS: [(Family, [f32; 3]); 16] = [
+    (Family::Llama, [0.029, 0.0044, 0.13]),
+    (Family::Gpt2, [0.0087, 0.0014, 0.03]),
+    (Family::Mistral, [0.018, 0.0022, 0.072]),
+    (Family::Qwen2, [0.032, 0.0047, 0.14]),
+    (Family::Qwen3, [0.014, 0.002, 0.053]),
+    (Family::GptNeox, [0.012, 0.0021, 0.057]),
+    (Family::Phi3, [0.037, 0.0038, 0.11]),
+    (Family::Olmo2, [0.025, 0.0035, 0.073]),
+    (Family::Gemma2, [0.029, 0.0031, 0.076]),
+    (Family::Gemma3Text, [0.025, 0.0023, 0.052]),
+    (Family::Bert, [0.0069, 0.00098, 0.023]),
+    (Family::ModernBert, [0.0076, 0.0011, 0.036]),
+    (Family::Mixtral, [0.017, 0.0023, 0.051]),
+    (Family::Qwen3Moe, [0.018, 0.0017, 0.13]),
+    (Family::DeepseekV2, [0.026, 0.0027, 0.14]),
+    (Family::DeepseekV3, [0.028, 0.0029, 0.65]),
+];
+const NARROW: [Encoding; 3] = [Encoding::Bf16, Encoding::F16, Encoding::Q8];
+
+/// The largest distance of logits from those of f32 weights, relative to the largest of those.
+fn distance(name: &str, encoding: Encoding) -> f32 {
+    let (spec, rows) = (spec(name), golden_rows(name));
+    let exact = logits(&spec, Encoding::F32, &folder(name), &[&rows[0], &rows[1]]);
+    let narrow = logits(&spec, encoding, &folder(name), &[&rows[0], &rows[1]]);
+    let largest = exact.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    let pairs = exact.iter().zip(&narrow);
+    pairs.fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs())) / largest
+}
+
+#[test]
+fn narrow_weights_stay_within_the_bound_of_their_family() {
+    let mut measured = BTreeMap::new();
+    for name in folders() {
+        let found: &mut [f32; 3] = measured.entry(spec(&name).family.to_string()).or_default();
+        for (found, encoding) in found.iter_mut().zip(NARROW) {
+            *found = found.max(distance(&name, encoding));
+        }
+    }
+    let mut wrong = Vec::new();
+    for (family, bounds) in BOUNDS {
+        let found = measured[&family.to_string()];
+        // A bound that nothing comes near says nothing, so it is at most four times what is there.
+        let holds = |(found, bound): (f32, f32)| (bound / 4.0..=bound).contains(&found);
+        if !found.into_iter().zip(bounds).all(holds) {
+            let found = found.map(|share| format!("{share:.2e}")).join(", ");
+            wrong.push(format!("{family}: {found} of {bounds:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_bounds_are_those_of_the_documentation() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/numerics.md");
+    let docs = std::fs::read_to_string(docs).unwrap();
+    for (family, bounds) in BOUNDS {
+        let begin = format!("| {family} |");
+        let row = docs.lines().find(|line| line.starts_with(&begin)).unwrap_or(&begin);
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let stated: Vec<f32> =
+            [3, 5, 7].iter().filter_map(|i| cells.get(*i)?.parse().ok()).collect();
+        assert_eq!(stated, bounds, "{row}");
+    }
+}
+
+/// A tensor's name, shape, bytes in two bytes an element, and values.
+type Narrowed = (String, Vec<usize>, Vec<u8>, Vec<f32>);
+
+/// Writes a golden folder's tensors in two bytes an element, and as f32 with the same values.
+fn narrowed(name: &str, encoding: Encoding, (narrow, wide): (&Path, &Path)) {
+    let source = WeightFolder::open(&folder(name)).unwrap();
+    let tensors: Vec<Narrowed> = source
+        .tensors()
+        .map(|tensor| {
+            let mut values = tensor.to_f32().unwrap();
+            let form = (encoding, Layout::RowMajor);
+            let (n, k) = (1, values.len());
+            let mut storage = vec![0.0_f32; k.div_ceil(2)];
+            let bytes = cairn_kernels::memory::bytes_of_mut(&mut storage);
+            encode(form, (n, k), &values, &mut bytes[..2 * k]);
+            let weight =
+                Weight { encoding, layout: Layout::RowMajor, n, k, bytes: &bytes[..2 * k] };
+            weight.decode(&mut values);
+            (tensor.name.to_owned(), tensor.shape.to_vec(), bytes[..2 * k].to_vec(), values)
+        })
+        .collect();
+    let dtype = if encoding == Encoding::F16 { DType::F16 } else { DType::Bf16 };
+    let file = |folder: &Path| File::create(folder.join(safetensors::SINGLE_FILE)).unwrap();
+    let half = tensors
+        .iter()
+        .map(|(name, shape, bytes, _)| OutTensor::bytes(name.as_str(), dtype, shape, bytes));
+    safetensors::write(&mut file(narrow), half.collect(), &BTreeMap::new()).unwrap();
+    let whole =
+        tensors.iter().map(|(name, shape, _, values)| OutTensor::f32(name.as_str(), shape, values));
+    safetensors::write(&mut file(wide), whole.collect(), &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn weights_kept_as_stored_compute_the_bits_of_f32() {
+    for name in folders() {
+        for encoding in [Encoding::Bf16, Encoding::F16] {
+            let (narrow, wide) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            narrowed(&name, encoding, (narrow.path(), wide.path()));
+            let (spec, rows) = (spec(&name), golden_rows(&name));
+            let stored = stored_encoding(&spec, &WeightFolder::open(narrow.path()).unwrap());
+            assert_eq!(stored.unwrap(), encoding, "{name}");
+            let stored = stored_encoding(&spec, &WeightFolder::open(wide.path()).unwrap());
+            assert_eq!(stored.unwrap(), Encoding::F32, "{name}");
+            let run = |encoding, source: &Path| bits(&logits(&spec, encoding, source, &[&rows[0]]));
+            let kept = run(encoding, narrow.path());
+            assert!(kept == run(Encoding::F32, narrow.path()), "{name} {encoding} widened");
+            assert!(kept == run(Encoding::F32, wide.path()), "{name} {encoding} in a wide file");
+            assert!(kept == run(encoding, wide.path()), "{name} {encoding} rounded when loaded");
+        }
+    }
+}
+
+#[test]
+fn a_source_of_several_types_is_held_as_f32() {
+    struct Mixed(Tensors, &'static str);
+    impl TensorSource for Mixed {
+        fn names(&self) -> Vec<String> {
+            self.0.names()
+        }
+        fn shape(&self, name: &str) -> Option<Vec<usize>> {
+            self.0.shape(name)
+        }
+        fn read_f32(
+            &self,
+            name: &str,
+            elements: std::ops::Range<usize>,
+            out: &mut [f32],
+        ) -> Result<(), String> {
+            self.0.read_f32(name, elements, out)
+        }
+        fn encoding(&self, name: &str) -> Option<Encoding> {
+            Some(if name.contains(self.1) { Encoding::F16 } else { Encoding::Bf16 })
+        }
+    }
+    for (other, expected) in [
+        ("nowhere", Encoding::Bf16),
+        ("layers.2.mlp.up_proj", Encoding::F32),
+        // Norms are f32 in any program, so theirs is not asked.
+        ("norm", Encoding::Bf16),
+    ] {
+        let mixed = Mixed(source_of("llama"), other);
+        assert_eq!(stored_encoding(&spec("llama"), &mixed).unwrap(), expected, "{other}");
+    }
+}
+
+#[test]
+fn a_gguf_file_of_q8_0_is_kept() {
+    let cases = [
+        ("llama", Encoding::Q8),
+        ("qwen3_moe", Encoding::Q8),
+        ("gemma3_text", Encoding::Q8),
+        // Its positions are a table too, and in f32.
+        ("gpt2", Encoding::F32),
+    ];
+    for (family, expected) in cases {
+        let file = GgufFile::open(&folder("gguf").join(format!("{family}.gguf"))).unwrap();
+        let spec = gguf::spec(&file).unwrap();
+        assert_eq!(stored_encoding(&spec, &file).unwrap(), expected, "{family}");
+    }
+}
+
+fn load(spec: &ModelSpec, encoding: Encoding, source: &Tensors) -> Result<(), LoadError> {
+    let options = BuildOptions { encoding, ..BuildOptions::new(Head::Logits) };
+    let program = build_program(spec, &options).unwrap();
+    let program = SessionProgram { program, sizes: Sizes::dense(1, 1), kv: KvPlacement::Arena };
+    let plan = MemoryPlan::new(vec![program], None).unwrap();
+    let mut session = Session::new(plan, Cpu::new(Isa::best(), 2)).unwrap();
+    load_weights(&mut session, spec, source)
+}
+
+#[test]
+fn what_an_encoding_cannot_hold_is_refused_by_name_and_number() {
+    let spec = spec("llama");
+    let mut source = source_of("llama");
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let values = &mut source.0.get_mut(name).unwrap().1;
+    // 65519 rounds to the largest f16; an infinity in the file is what the file says.
+    (values[0], values[7], values[8], values[9]) = (70000.0, -65520.0, 65519.0, f32::INFINITY);
+    source.0.get_mut("model.norm.weight").unwrap().1[0] = 1e6;
+    let error = load(&spec, Encoding::F16, &source).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("as f16 these would be infinite: 2 of {name}, up to 7e4")
+    );
+    assert_eq!(error.hints(), ["bf16 has the range of f32 and takes as many bytes as f16"]);
+    for encoding in [Encoding::F32, Encoding::Bf16] {
+        load(&spec, encoding, &source).unwrap();
+    }
+    source.0.get_mut(name).unwrap().1[1] = f32::MAX;
+    let error = load(&spec, Encoding::Bf16, &source).unwrap_err();
+    assert_eq!(error.hints(), ["f32 holds them"]);
+}
