@@ -39,6 +39,11 @@ impl Hash {
         }
     }
 
+    /// A hash that was kept as its 32 bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The 32 bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0

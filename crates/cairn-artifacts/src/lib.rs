@@ -4,6 +4,7 @@
 //! - [`hash`]: blake3 of bytes, files and whatever is being written.
 //! - [`mmap`]: read-only mappings of files; the only unsafe code here.
 //! - [`safetensors`]: tensor files, single or sharded.
+//! - [`leanpack`]: one model in one file, in the order in which kernels read it.
 //! - [`gguf`]: model files of llama.cpp: metadata, tensors, quantized blocks.
 //! - [`checkpoint`]: a training state as a folder that transformers loads, and the series of them.
 //! - [`run`]: the folder of a run, its record and its metrics.
@@ -22,6 +23,7 @@ pub mod checkpoint;
 pub mod file_error;
 pub mod gguf;
 pub mod hash;
+pub mod leanpack;
 pub mod machine;
 pub mod mmap;
 pub mod run;

@@ -47,6 +47,11 @@ impl SafetensorsFile {
         Ok(Self { file, header })
     }
 
+    /// Where the file was found.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// The tensors, in the order of their bytes.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
         self.header.tensors().iter().map(|entry| self.view(entry))
