@@ -61,7 +61,7 @@ const INITIALIZER_RANGE: f64 = 0.06;
 const BEGINNING_BYTES_MAX: u64 = 1 << 20;
 /// Models to choose from: width, blocks, heads, feed-forward width, highest learning rate.
 const LADDER: [Rung; 5] = [
-    Rung { hidden: 128, layers: 3, heads: 2, feed_forward: 352, learning_rate: 3e-3 },
+    Rung { hidden: 128, layers: 3, heads: 4, feed_forward: 352, learning_rate: 3e-3 },
     Rung { hidden: 192, layers: 4, heads: 3, feed_forward: 512, learning_rate: 2.5e-3 },
     Rung { hidden: 256, layers: 6, heads: 4, feed_forward: 688, learning_rate: 2e-3 },
     Rung { hidden: 384, layers: 6, heads: 6, feed_forward: 1024, learning_rate: 1.5e-3 },
