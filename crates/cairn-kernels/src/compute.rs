@@ -5,10 +5,10 @@
 //!
 //! - [`Compute::F32`]: `sum = fma(x, w, sum)` over the inputs, ascending.
 //! - [`Compute::Bf16`]: what `vdpbf16ps` computes, on every machine. Operands are bf16: the weight is
-//!   stored so, the activation is rounded ([`bf16_operand`]). Inputs go in pairs, ascending; within a
+//!   stored so, the activation is rounded (`bf16_operand`). Inputs go in pairs, ascending; within a
 //!   pair **the odd input comes first**: `sum = fma(x₁, w₁, sum)`, then `sum = fma(x₀, w₀, sum)`,
 //!   each rounded to nearest even. A subnormal operand counts as a zero of its sign, and so does a
-//!   subnormal result ([`fma_flushed`]). An odd last input has a partner of +0 · +0. What is no number is
+//!   subnormal result (`fma_flushed`). An odd last input has a partner of +0 · +0. What is no number is
 //!   stored as the one NaN `0x7fc00000`: which payload survives is nobody's business.
 //!
 //! Sources: Intel's Software Developer's Manual on VDPBF16PS (order of a pair, "DAZ in, FTZ out and

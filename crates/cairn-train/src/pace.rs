@@ -8,6 +8,7 @@ use cairn_data::loader::{LoaderBatch, Sequence};
 use cairn_kernels::{Cpu, CpuError};
 use cairn_program::{Recompute, RunError, Workload};
 use cairn_spec::ModelSpec;
+use cairn_spec::lora::TargetModules;
 use cairn_spec::model::moe::DenseLayers;
 use cairn_spec::model::{Mlp, WindowedLayers};
 use cairn_spec::recipe::TrainRecipe;
@@ -72,6 +73,15 @@ pub fn measure_pace(
     Ok(Pace { flops_per_s, update_s_per_parameter: update })
 }
 
+/// What a module is called within its block: `model.layers.5.mlp.up_proj` is `mlp.up_proj`.
+fn within_block(name: &str) -> String {
+    let (_, inside) = name.rsplit_once(".layers.").unwrap_or(("", name));
+    match inside.split_once('.') {
+        Some((number, rest)) if number.parse::<usize>().is_ok() => rest.to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
 /// Runs `layers` blocks of the model with its embedding and head. Returns what forward and backward
 /// cost, and the seconds of the update per parameter.
 fn probe(
@@ -84,6 +94,11 @@ fn probe(
     // A block with adapters, whichever blocks have them.
     let adapter = recipe.adapter.clone().map(|mut adapter| {
         adapter.lora.layers_to_transform = None;
+        if let TargetModules::Named(names) = &mut adapter.lora.target_modules {
+            names.iter_mut().for_each(|name| *name = within_block(name));
+            names.sort_unstable();
+            names.dedup();
+        }
         adapter
     });
     let options = options_of((&spec, adapter.as_ref()), recipe, Recompute::None)?;
@@ -158,6 +173,13 @@ mod tests {
     use super::*;
     use crate::host::FakeHost;
     use crate::trainer::tests::recipe;
+
+    #[test]
+    fn a_module_has_a_name_within_its_block() {
+        assert_eq!(within_block("model.layers.5.self_attn.q_proj"), "self_attn.q_proj");
+        assert_eq!(within_block("mlp.up_proj"), "mlp.up_proj");
+        assert_eq!(within_block("lm_head"), "lm_head");
+    }
 
     #[test]
     fn a_pace_is_positive() {

@@ -140,11 +140,16 @@ impl TensorSource for ModelWeights {
     }
 }
 
+/// Whether a folder holds an adapter and no model.
+pub(crate) fn is_adapter(folder: &Path) -> bool {
+    folder.join(ADAPTER_CONFIG_FILE).exists() && !folder.join(CONFIG_FILE).exists()
+}
+
 impl ModelFolder {
     /// Opens a folder in the Hugging Face layout, a GGUF file, or an adapter with the model that it
     /// names; says on `terminal` what of it had no influence.
     pub(crate) fn open(path: &Path, terminal: Terminal) -> anyhow::Result<Self> {
-        if path.join(ADAPTER_CONFIG_FILE).exists() && !path.join(CONFIG_FILE).exists() {
+        if is_adapter(path) {
             return Self::open_base(path, terminal)?.with_adapter(path);
         }
         if path.is_file() {
@@ -163,7 +168,19 @@ impl ModelFolder {
     fn open_base(adapter: &Path, terminal: Terminal) -> anyhow::Result<Self> {
         let base = read_lora(adapter)?.base_model_name_or_path;
         match base.as_deref().map(Path::new).filter(|base| base.exists()) {
-            Some(base) => Self::open(&runs::model_folder(Some(base))?, terminal),
+            Some(base) => {
+                let base = runs::model_folder(Some(base))?;
+                if is_adapter(&base) {
+                    // Adapters do not pile up, and two that name each other would never end.
+                    let (adapter, base) = (adapter.display(), base.display());
+                    let message =
+                        format!("{adapter} was made for {base}, which is an adapter itself");
+                    return Err(UserError::new(message)
+                        .hint("merge that one into its model first: cairn adapter merge --help")
+                        .into());
+                }
+                Self::open(&base, terminal)
+            }
             None => {
                 let (adapter, base) = (adapter.display(), base.as_deref().unwrap_or("no model"));
                 let message =

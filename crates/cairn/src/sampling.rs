@@ -1,6 +1,7 @@
 //! How tokens are chosen: flags first, then what the model's authors state, then a default.
 //!
-//! As in transformers, `generation_config.json` stands behind every setting that no flag makes.
+//! `generation_config.json` stands behind every setting that no flag makes. Where neither says
+//! whether to sample, this samples; transformers would take the likeliest token.
 
 use std::fmt::Write as _;
 

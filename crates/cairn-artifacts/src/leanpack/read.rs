@@ -158,13 +158,13 @@ impl PackFile {
     }
 
     /// Reads everything and compares it with its hashes, padding included; `progress` is told bytes
-    /// done and bytes in all, and ends the check by returning false.
+    /// done and bytes in all.
     ///
     /// # Errors
     ///
     /// As [`read_checked_at`](Self::read_checked_at), for the first part that was altered;
     /// [`PackErrorKind::Padding`] where bytes between parts are not zero.
-    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), PackError> {
+    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<(), PackError> {
         let mut buffer = vec![0; CHUNK_BYTES];
         let total = self.preamble.file_bytes - self.preamble.data_start;
         for part in self.parts() {
@@ -172,9 +172,7 @@ impl PackFile {
                 let rest = usize::try_from(part.bytes - first).unwrap_or(usize::MAX);
                 let chunk = &mut buffer[..CHUNK_BYTES.min(rest)];
                 self.read_checked_part(part, first, chunk)?;
-                if !progress(part.offset + first, total) {
-                    return Ok(());
-                }
+                progress(part.offset + first + chunk.len() as u64, total);
             }
         }
         self.verify_padding()

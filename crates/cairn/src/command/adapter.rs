@@ -118,7 +118,8 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
     let files = Files::of(&base.path)?;
     let changed = save((&base.path, weights), &merged, &files, output)?;
     if !files.left_out.is_empty() {
-        let text = format!("{}: the model before the change", files.left_out.join(", "));
+        let what = "folders, or the weights before the change";
+        let text = format!("{}: {what}", files.left_out.join(", "));
         context.terminal.step("Left out", text);
     }
     let verb = if merge == Merge::Merge { "Merged" } else { "Unmerged" };

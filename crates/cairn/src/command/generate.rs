@@ -166,9 +166,14 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> 
     let prompt = Prompt::read(&args.prompt, &model, tokenizer.as_ref())?;
     let stated = stated(&model, context)?;
     let stops = stops(&args.ending, &model, (&stated.eos_token_ids, tokenizer.as_ref()));
-    let max_new_tokens = args.room(&model, prompt.ids.len())?;
+    let max_new_tokens = args.room(&model, prompt.ids.len(), stated.max_new_tokens)?;
     let mut engine = engine(args, &model, prompt.ids.len() + max_new_tokens, context)?;
     if let Some(num_beams) = args.beams.beams {
+        if stated.repetition_penalty.is_some() || stated.no_repeat_ngram_size.is_some() {
+            context.terminal.warn(format_args!(
+                "beam search takes no penalty of generation_config.json; ignored"
+            ));
+        }
         let mut beams = BeamParams::new(num_beams);
         beams.length_penalty = args.beams.length_penalty;
         let request =
@@ -213,7 +218,12 @@ struct Form<'a> {
 
 impl GenerateArgs {
     /// New tokens that are asked for and that the model has room for.
-    fn room(&self, model: &ModelFolder, prompt_tokens: usize) -> anyhow::Result<usize> {
+    fn room(
+        &self,
+        model: &ModelFolder,
+        prompt_tokens: usize,
+        stated: Option<usize>,
+    ) -> anyhow::Result<usize> {
         let positions = model.spec.context_limit();
         let room = positions.saturating_sub(prompt_tokens);
         let too_long = |what: String| {
@@ -230,7 +240,7 @@ impl GenerateArgs {
                 "{prompt_tokens} prompt tokens and {asked} new ones are asked for"
             )),
             Some(asked) => Ok(asked),
-            None => Ok(MAX_NEW_TOKENS.min(room)),
+            None => Ok(stated.unwrap_or(MAX_NEW_TOKENS).min(room)),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::evaluation::run_of;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
-use crate::model_folder::{CONFIG_FILE, read_spec};
+use crate::model_folder::{CONFIG_FILE, ModelFolder, is_adapter, read_spec};
 use crate::runs;
 use crate::table::Table;
 use crate::weight_type::{WeightTypeArgs, weight_bytes};
@@ -185,6 +185,12 @@ struct ModelParts<'a> {
 }
 
 fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
+    if is_adapter(folder) {
+        let model = ModelFolder::open(folder, context.terminal)?;
+        let text = format!("the model that {} adapts: {}", folder.display(), model.path.display());
+        context.terminal.step("Inspecting", text);
+        return inspect_model(&model.path, args, context);
+    }
     // A description alone is worth a look too, and weights alone tell much.
     let weights = match WeightFolder::open(folder) {
         Ok(weights) => Some(weights),

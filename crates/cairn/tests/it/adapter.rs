@@ -52,7 +52,10 @@ fn nothing_of_the_model_folder_is_lost_without_a_word() {
     let mut command = cairn(["adapter", "merge", "--model"]);
     command.arg(&base).arg("--adapter").arg(golden("lora_llama")).arg("--output").arg(&merged);
     let text = shown(&command.output().unwrap(), Some(folder.path()));
-    assert!(text.contains("Left out onnx/, pytorch_model.bin: the model before"), "{text}");
+    assert!(
+        text.contains("Left out onnx/, pytorch_model.bin: folders, or the weights before"),
+        "{text}"
+    );
     for name in ["README.md", "chat_template.jinja", "added_tokens.json"] {
         assert_eq!(std::fs::read_to_string(merged.join(name)).unwrap(), name);
     }
@@ -159,6 +162,8 @@ fn an_adapter_is_planned_trained_used_and_merged() {
     // A run that trained an adapter is one with its model.
     assert_eq!(beside, logits(&["--model", "runs/lora"]));
     assert_eq!(beside, logits(&["--adapter", "runs/lora"]));
+    let inspected = succeed(&mut workplace.cairn(&["inspect", "runs/lora"]));
+    assert!(inspected.contains("llama"), "{inspected}");
     let generated = |model: &[&str]| {
         let flags = ["generate", "--prompt", "fn larch_", "--temperature", "0", "--quiet"];
         succeed(workplace.cairn(&flags).args(model))
@@ -174,6 +179,23 @@ fn an_adapter_is_planned_trained_used_and_merged() {
     let tuned = loss(&["--model", base, "--adapter", adapter]);
     assert!((tuned - loss(&["--model", "merged"])).abs() < 1e-5);
     assert!(tuned < loss(&["--model", base]), "it learned");
+}
+
+#[test]
+fn an_adapter_of_an_adapter_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = golden("lora_llama");
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(source.join(name), folder.path().join(name)).unwrap();
+    }
+    let path = folder.path().join("adapter_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["base_model_name_or_path"] = folder.path().to_str().unwrap().into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let mut command = cairn(["generate", "--prompt-ids", "5", "--adapter"]);
+    let text = shown(&command.arg(folder.path()).output().unwrap(), Some(folder.path()));
+    assert!(text.contains("which is an adapter itself"), "{text}");
+    assert!(text.contains("hint: merge that one into its model first"), "{text}");
 }
 
 #[test]

@@ -73,10 +73,12 @@ struct Figures {
 pub(super) fn run(args: &CorpusArgs, context: &Context) -> anyhow::Result<()> {
     let stop = StopFlag::listen()?;
     let parent = args.folder.as_ref().unwrap_or(&context.environment.temporary_dir);
-    let built = Temporary(parent.join(format!("cairn-bench-corpus-{}", std::process::id())));
-    let mut settings = BuildSettings::new(built.0.clone());
+    let folder = parent.join(format!("cairn-bench-corpus-{}", std::process::id()));
+    let mut settings = BuildSettings::new(folder.clone());
     settings.threads = context.threads;
     settings.check_folder()?;
+    // From here on the folder is ours to remove.
+    let built = Temporary(folder);
     let given = args.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
     let clock = Instant::now();
     let scan = args.text.scan(context, &stop)?;
