@@ -142,6 +142,15 @@ fn an_interrupted_evaluation_leaves_the_earlier_record() {
     assert!(!names(&workplace.path().join("runs/tiny")).iter().any(|name| name.contains(".tmp-")));
 }
 
+/// Whether a signal is ignored by this process and so by its children, as SIGINT is in a job that a
+/// script put into the background.
+fn is_ignored(number: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (number - 1) & 1 == 1)
+}
+
 #[test]
 fn an_interrupted_generation_ends_by_the_signal() {
     let workplace = Workplace::with_corpus();
@@ -149,11 +158,14 @@ fn an_interrupted_generation_ends_by_the_signal() {
     // More text than a pipe holds: it cannot be done before the signal comes.
     let generate = ["generate", "--prompt", "fn ", "--max-new-tokens", "100000", "--ignore-eos"];
     for (name, number) in [("INT", 2), ("TERM", 15)] {
+        if is_ignored(number) {
+            continue;
+        }
         let child = Running::start_and_read(&mut workplace.cairn(&generate));
         child.signal(name);
         // What shells show as 130 and 143.
         let (status, said) = child.end();
-        assert_eq!(status.signal(), Some(number), "{said}");
+        assert_eq!(status.signal(), i32::try_from(number).ok(), "{said}");
     }
 }
 
