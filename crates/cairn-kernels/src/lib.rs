@@ -76,6 +76,7 @@ pub use pointwise::{
     scale_assign, softcap, softcap_grad,
 };
 pub use pool::Scratch;
+pub use random::splitmix;
 pub use rms_norm::{RmsNorm, RmsNormGrad, rms_norm, rms_norm_grad};
 pub use rope::{Rope, RopePairing, rope};
 pub use route::{ExpertGroups, GroupScore, Route, RouteGrad, Routing, Scoring, route, route_grad};

@@ -11,8 +11,9 @@ use crate::simd::{F32x16, I32x16, LANES};
 /// Spreads neighboring places over the 32 bits.
 const STEP: u32 = 0x9e37_79b9;
 
-/// The output function of splitmix64, after one step of its counter.
-pub(crate) fn splitmix(x: u64) -> u64 {
+/// The output function of splitmix64 (Steele et al. 2014), after one step of its counter: a bijection
+/// with full avalanche, so that keys which differ in one bit have nothing in common.
+pub fn splitmix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

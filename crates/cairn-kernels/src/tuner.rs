@@ -147,7 +147,9 @@ impl Tuning {
     /// line on every choice made.
     pub fn measure(&mut self, cpu: &Cpu, cases: &[TuneCase], mut each: impl FnMut(&str)) {
         for case in self.open_cases(cpu, cases) {
-            let choice = choose(cpu, case, f64::INFINITY);
+            let mut room = vec![0.0; Trial::len_of(case, Layout::RowMajor)];
+            let Some(trial) = Trial::new(case, Layout::RowMajor, &mut room) else { continue };
+            let choice = choose(cpu, case, trial, f64::INFINITY);
             each(&explain(&Key::new(case, cpu), &choice));
             self.choices.insert(Key::new(case, cpu), choice);
         }
@@ -161,14 +163,25 @@ impl Tuning {
 
     /// Measures the [`worthwhile`](Self::worthwhile) cases in about `seconds`, larger products
     /// longer. Where that is too short to be sure, the estimate is kept, and said to be one.
-    pub fn measure_within(&mut self, cpu: &Cpu, cases: &[TuneCase], seconds: f64) {
+    ///
+    /// Operands lie in `room`, whose contents are lost: a run measures in the memory it has planned
+    /// for itself. Cases that need more are left open.
+    pub fn measure_within(
+        &mut self,
+        cpu: &Cpu,
+        cases: &[TuneCase],
+        seconds: f64,
+        room: &mut [f32],
+    ) {
         let start = Instant::now();
-        let open = self.worthwhile(cpu, cases);
+        let mut open = self.worthwhile(cpu, cases);
+        open.retain(|&case| Trial::len_of(case, Layout::RowMajor) <= room.len());
         let mut work: f64 = open.iter().map(|case| case.multiply_adds() as f64).sum();
         for case in open {
             let own = case.multiply_adds() as f64;
             let left = (seconds - start.elapsed().as_secs_f64()).max(0.0);
-            let choice = choose(cpu, case, left * own / work);
+            let Some(trial) = Trial::new(case, Layout::RowMajor, room) else { continue };
+            let choice = choose(cpu, case, trial, left * own / work);
             work -= own;
             self.choices.insert(Key::new(case, cpu), choice);
         }
@@ -218,9 +231,8 @@ fn explain(key: &Key, choice: &Choice) -> String {
 }
 
 /// Measures as many cuts of one case as about `seconds` allow, at least the estimate.
-fn choose(cpu: &Cpu, case: TuneCase, seconds: f64) -> Choice {
+fn choose(cpu: &Cpu, case: TuneCase, mut trial: Trial<'_>, seconds: f64) -> Choice {
     let mut candidates = case.candidates(cpu);
-    let mut trial = Trial::new(case, Layout::RowMajor);
     let began = Instant::now();
     let is_over = || began.elapsed().as_secs_f64() >= seconds;
     trial.run(cpu, &candidates[0]);

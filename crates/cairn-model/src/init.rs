@@ -3,7 +3,7 @@
 //! Each element is drawn from a counter-based generator keyed by (seed, weight name, index), so the
 //! values depend neither on threads nor on the order in which weights are filled.
 
-use cairn_kernels::{Cpu, Encoding, FillNormal, Layout, fill_normal};
+use cairn_kernels::{Cpu, Encoding, FillNormal, Layout, fill_normal, splitmix};
 use cairn_program::{Class, Session, ValueType};
 use cairn_spec::ModelSpec;
 use cairn_spec::model::{Family, Norm};
@@ -44,7 +44,7 @@ fn init(session: &mut Session, spec: &ModelSpec, seed: u64, select: impl Fn(&str
         .collect();
     for (name, value_type, rows, columns) in weights {
         let fill = Fill::of(&name, spec, columns);
-        let key = hash_name(&name) ^ mix(seed);
+        let key = hash_name(&name) ^ splitmix(seed);
         let encoding = value_type.encoding().expect("a weight has an encoding");
         let form = (encoding, value_type.layout());
         let (cpu, stored) = session.stored_mut_with_cpu(&name).expect("listed by the session");
@@ -107,16 +107,8 @@ impl Fill {
     }
 }
 
-/// The finalizer of `SplitMix64` (Steele et al. 2014): a bijection with full avalanche.
-fn mix(mut z: u64) -> u64 {
-    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// FNV-1a of a name, spread by [`mix`].
+/// FNV-1a of a name, spread by [`splitmix`].
 fn hash_name(name: &str) -> u64 {
     let offset = 0xcbf2_9ce4_8422_2325_u64;
-    mix(name.bytes().fold(offset, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)))
+    splitmix(name.bytes().fold(offset, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)))
 }

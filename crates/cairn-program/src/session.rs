@@ -497,6 +497,15 @@ impl Session {
         &self.cpu
     }
 
+    /// The processor and the arena, whose memory is free between runs: the outputs of the last run
+    /// are lost.
+    pub fn between_runs(&mut self) -> (&mut Cpu, &mut [f32]) {
+        self.last = None;
+        let bytes = self.memory.region_bytes(ARENA) / size_of::<f32>() * size_of::<f32>();
+        let arena = Span { region: ARENA, offset: 0, bytes };
+        (&mut self.cpu, self.memory.write(arena).f32s())
+    }
+
     /// A program of the session.
     pub fn program(&self, id: ProgramId) -> &Program {
         &self.programs[id.0].program

@@ -1,7 +1,19 @@
-//! What lies outside a run, as one handle that is passed in: time, memory and the wish to stop.
+//! What lies outside a run, as one handle that is passed in: time, memory, the wish to stop and what
+//! this machine can do.
 //!
 //! A library that asks for the wall time itself cannot be replayed, and one that installs signal
 //! handlers cannot be embedded; the binary does both and hands over a [`Host`].
+
+use cairn_kernels::Cpu;
+
+/// What was measured of a machine while a run went on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// Peak of f32 arithmetic, for the fraction of it that training reaches.
+    pub peak_flops_per_s: f64,
+    /// Products whose cuts were measured.
+    pub products: usize,
+}
 
 /// The outside as a run sees it.
 pub trait Host {
@@ -16,6 +28,13 @@ pub trait Host {
 
     /// Whether someone asked the run to stop. It then finishes its step, saves and returns.
     fn stop_requested(&self) -> bool;
+
+    /// Measures what is not known of the machine yet, once the first step of a session is done: a
+    /// run starts at once, and one that is stopped early does not pay. Faster ways to compute are
+    /// set on `cpu`; they change no bit. `room` is the run's own memory, free between two steps.
+    fn measure(&self, _cpu: &mut Cpu, _room: &mut [f32]) -> Option<Measured> {
+        None
+    }
 }
 
 /// A host for tests: time moves by a fixed amount at each reading, nothing else happens.

@@ -43,7 +43,7 @@ mod validation;
 pub use batch::MicroBatch;
 pub use checkpoint::{StateError, TrainState};
 pub use error::{FailedBatch, TrainError};
-pub use host::{FakeHost, Host};
+pub use host::{FakeHost, Host, Measured};
 pub use learner::{Learner, Place, Weights};
 pub use masking::Masking;
 pub use metrics::{Metric, read_metrics};

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 
 use cairn_data::loader::LoaderBatch;
 use cairn_data::tokenizer::Tokenizer;
+use cairn_kernels::splitmix;
 use cairn_spec::recipe::MaskedLm;
 
 use crate::error::TrainError;
@@ -106,16 +107,8 @@ impl Masking {
     }
 }
 
-/// The output function of splitmix64 (Steele et al. 2014).
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
 fn bits(seed: u64, step: u64, token: u64, draw: Draw) -> u64 {
-    mix(mix(mix(mix(seed) ^ step) ^ token) ^ draw as u64)
+    splitmix(splitmix(splitmix(splitmix(seed) ^ step) ^ token) ^ draw as u64)
 }
 
 /// A number from 0 to below 1.

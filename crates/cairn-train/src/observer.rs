@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use cairn_spec::units::RoundedBytes;
 use serde::{Deserialize, Serialize};
 
+use crate::host::Measured;
+
 /// Figures of one optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
@@ -125,6 +127,13 @@ pub enum Event<'a> {
     },
     /// A step is done.
     Step(&'a StepMetrics),
+    /// The machine was measured, before the second step.
+    Measured {
+        /// What was found.
+        measured: Measured,
+        /// Seconds it took; they count as no step's.
+        seconds: f64,
+    },
     /// A validation is done.
     Validation(&'a ValidationMetrics),
     /// A checkpoint is complete on disk.

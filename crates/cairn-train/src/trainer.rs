@@ -23,6 +23,7 @@ use cairn_eval::EvalError;
 use cairn_spec::ModelSpec;
 use cairn_spec::recipe::TrainRecipe;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::checkpoint::{self, ModelFiles, TrainState, TrainedAdapter};
 use crate::error::TrainError;
@@ -180,7 +181,7 @@ impl Trainer {
         host: &dyn Host,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, TrainError> {
-        let start = SessionStart { at_s: host.monotonic_s(), step: self.step };
+        let mut start = SessionStart { at_s: host.monotonic_s(), step: self.step };
         let total_steps = self.plan.total_steps;
         observer.observe(&Event::Started { step: self.step, total_steps });
         for warning in std::mem::take(&mut self.warnings) {
@@ -192,6 +193,9 @@ impl Trainer {
                 stopped = true;
             } else {
                 self.advance(start, host, observer)?;
+                if self.step == start.step + 1 && !self.is_done() {
+                    start.at_s += self.measure(host, observer);
+                }
             }
         }
         self.save(host, observer)?;
@@ -209,6 +213,19 @@ impl Trainer {
         };
         self.conclude(&outcome, host, observer)?;
         Ok(outcome)
+    }
+
+    /// Lets the machine be measured in the memory of the run; returns the seconds it took.
+    fn measure(&mut self, host: &dyn Host, observer: &mut dyn Observer) -> f64 {
+        let before_s = host.monotonic_s();
+        let (cpu, room) = self.learner.session_mut().between_runs();
+        let Some(measured) = host.measure(cpu, room) else { return 0.0 };
+        let peak = measured.peak_flops_per_s;
+        self.peak_flops_per_s = Some(peak);
+        self.record.figures.insert("peak_flops_per_s".to_owned(), json!(peak));
+        let seconds = host.monotonic_s() - before_s;
+        observer.observe(&Event::Measured { measured, seconds });
+        seconds
     }
 
     /// One step with what is due after it.

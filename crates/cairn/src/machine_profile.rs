@@ -1,17 +1,17 @@
 //! What this machine was measured to do: measured once, kept, and read by whoever computes.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use cairn_artifacts::{FileError, atomic};
-use cairn_kernels::peak::{FmaPeak, measure_fma_peak};
+use cairn_kernels::peak::measure_fma_peak;
 use cairn_kernels::profile::MachineProfile;
 use cairn_kernels::tuner::{ProductKind, TuneCase};
 use cairn_kernels::{Compute, Cpu, CpuError, Encoding};
 use cairn_program::{Op, Program, ValueType};
+use cairn_train::{Host, Measured};
 
 use crate::context::Context;
-use crate::figures::Seconds;
+use crate::outside::Outside;
 
 /// Seconds that a run gives to the cuts of products that no run had before.
 const TUNE_SECONDS: f64 = 1.5;
@@ -59,34 +59,60 @@ pub(crate) fn cpu(context: &Context, threads: usize) -> Result<Cpu, CpuError> {
     Ok(cpu)
 }
 
-/// A processor handle for a run over these products, and the peak its speed is related to.
+/// The outside of a run that measures what this machine was not measured for yet.
 ///
-/// What this machine was not measured for yet is measured now, in about two seconds at most, and
-/// kept: a later run starts at once.
-pub(crate) fn measured_cpu(
-    context: &Context,
-    threads: usize,
-    cases: &[TuneCase],
-) -> Result<(Cpu, FmaPeak), CpuError> {
-    let mut profile = load(context);
-    let mut cpu = Cpu::try_new(context.isa, threads)?;
-    let known = profile.peak(&cpu);
-    let peak = known.unwrap_or_else(|| measure_fma_peak(&cpu));
-    profile.keep_peak(peak);
-    let open = profile.tuning.worthwhile(&cpu, cases);
-    let is_new = known.is_none() || !open.is_empty();
-    // Choices that cannot be kept are not made: every run would pay for them.
-    if is_new && keep(&profile, context) && !open.is_empty() {
-        let start = Instant::now();
-        profile.tuning.measure_within(&cpu, &open, TUNE_SECONDS);
-        let took = Seconds(start.elapsed().as_secs_f64());
-        let count = open.len();
-        let text = format!("{count} products on this machine, once: how to cut them ({took})");
-        context.terminal.step("Measured", text);
-        keep(&profile, context);
+/// A run computes its first step with estimates and starts at once; then, in about two seconds at
+/// most, what is open is measured and kept for all later runs.
+#[derive(Debug)]
+pub(crate) struct Measuring<'a> {
+    outside: &'a Outside,
+    context: &'a Context,
+    cases: Vec<TuneCase>,
+}
+
+impl<'a> Measuring<'a> {
+    /// The outside of a run over these products.
+    pub(crate) fn new(outside: &'a Outside, context: &'a Context, cases: Vec<TuneCase>) -> Self {
+        Self { outside, context, cases }
     }
-    cpu.set_tuning(profile.tuning);
-    Ok((cpu, peak))
+}
+
+impl Host for Measuring<'_> {
+    fn monotonic_s(&self) -> f64 {
+        self.outside.monotonic_s()
+    }
+
+    fn unix_s(&self) -> f64 {
+        self.outside.unix_s()
+    }
+
+    fn anonymous_bytes(&self) -> Option<u64> {
+        self.outside.anonymous_bytes()
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.outside.stop_requested()
+    }
+
+    fn measure(&self, cpu: &mut Cpu, room: &mut [f32]) -> Option<Measured> {
+        let mut profile = load(self.context);
+        let known = profile.peak(cpu);
+        let open = profile.tuning.worthwhile(cpu, &self.cases).len();
+        if self.stop_requested() || (known.is_some() && open == 0) {
+            return None;
+        }
+        let peak = known.unwrap_or_else(|| measure_fma_peak(cpu));
+        profile.keep_peak(peak);
+        // Choices that cannot be kept are not made: every run would pay for them.
+        let is_kept = keep(&profile, self.context);
+        if is_kept && open > 0 {
+            profile.tuning.measure_within(cpu, &self.cases, TUNE_SECONDS, room);
+            keep(&profile, self.context);
+        }
+        let products = open - profile.tuning.worthwhile(cpu, &self.cases).len();
+        cpu.set_tuning(profile.tuning);
+        Some(Measured { peak_flops_per_s: peak.gflops * 1e9, products })
+    }
 }
 
 /// Every product of a program that runs over `tokens` tokens, each once.

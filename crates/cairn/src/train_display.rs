@@ -48,6 +48,14 @@ impl Observer for TrainDisplay {
                 let done = metrics.step as f64 / total.max(1) as f64;
                 self.line.update_within(done, |columns| line(metrics, total, columns));
             }
+            Event::Measured { measured, seconds } if measured.products > 0 => {
+                let took = Seconds(*seconds);
+                let text = format!(
+                    "{} products on this machine, once: how to cut them ({took})",
+                    measured.products
+                );
+                self.line.above(|| terminal.step("Measured", text));
+            }
             Event::Validation(metrics) => {
                 let text = validation(metrics);
                 self.line.above(|| terminal.step("Validated", text));

@@ -13,7 +13,7 @@ use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, meas
 
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::machine_profile;
+use crate::machine_profile::{self, Measuring};
 use crate::model_folder::{CONFIG_FILE, read_config, warn_of_ignored};
 use crate::outside::{Outside, code_revision};
 use crate::train_display::TrainDisplay;
@@ -194,18 +194,20 @@ pub(crate) fn train(
     corpus.verify()?;
     let tokens = plan.shape.micro_batch_size * job.recipe.data.seq_len;
     let cases = machine_profile::cases(&plan.programs().train, tokens);
-    let (cpu, peak) = machine_profile::measured_cpu(context, job.recipe.run.threads, &cases)?;
+    let cpu = machine_profile::cpu(context, job.recipe.run.threads)?;
+    let peak = machine_profile::load(context).peak(&cpu);
+    let host = Measuring::new(outside, context, cases);
     let setup = Setup {
         recipe: &job.recipe,
         corpus,
         folder: options.folder,
         initial: options.initial,
         code: code_revision(),
-        peak_flops_per_s: Some(peak.gflops * 1e9),
+        peak_flops_per_s: peak.map(|peak| peak.gflops * 1e9),
     };
     let mut trainer = Trainer::open(&setup, plan, cpu, outside)?;
     let mut display = TrainDisplay::new(context.terminal, trainer.plan().total_steps);
-    let outcome = trainer.run(outside, &mut display);
+    let outcome = trainer.run(&host, &mut display);
     display.finish();
     Ok(Trained { outcome: outcome?, state_hash: trainer.state_hash().to_string() })
 }

@@ -10,7 +10,8 @@ fn case(product: ProductKind, encoding: Encoding) -> TuneCase {
 
 /// What a trial of `case` computes with each candidate, the estimate first.
 fn outputs(cpu: &Cpu, case: TuneCase, layout: Layout) -> Vec<Vec<u32>> {
-    let mut trial = Trial::new(case, layout);
+    let mut room = vec![0.0; Trial::len_of(case, layout)];
+    let mut trial = Trial::new(case, layout, &mut room).unwrap();
     let candidates = case.candidates(cpu);
     assert!(candidates.len() > 1, "{case:?} has nothing to choose from");
     let run = |blocking| {
@@ -65,7 +66,10 @@ fn without_time_the_estimate_is_kept_and_said_to_be_one() {
     let large = TuneCase { t: 256, n: 640, k: 512, ..small };
     let mut tuning = Tuning::default();
     assert_eq!(tuning.worthwhile(&cpu, &[small, large, large]), [large]);
-    tuning.measure_within(&cpu, &[small, large], 0.0);
+    let mut room = vec![0.0; Trial::len_of(large, Layout::RowMajor)];
+    tuning.measure_within(&cpu, &[small, large], 0.0, &mut room[1..]);
+    assert_eq!(tuning.choice(&cpu, large), None, "it did not fit");
+    tuning.measure_within(&cpu, &[small, large], 0.0, &mut room);
     let choice = *tuning.choice(&cpu, large).unwrap();
     assert_eq!((choice.blocking, choice.candidates, choice.rounds), (choice.unmeasured, 1, 1));
     assert!(tuning.explain()[0].contains("no time to be sure"), "{:?}", tuning.explain());

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod families;
+mod measuring;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
