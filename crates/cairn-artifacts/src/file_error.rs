@@ -1,6 +1,7 @@
 //! An operating system's error, with the file it is about and what was being done to it.
 
 use cairn_spec::Hint;
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -23,6 +24,23 @@ impl FileError {
     pub fn on<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
         move |source| Self { action, path: path.to_owned(), source }
     }
+}
+
+/// Opens a regular file for reading; returns its size too. Whatever else has that name is refused
+/// before it is opened: opening a pipe waits for somebody to write to it.
+pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), FileError> {
+    let check = |metadata: Metadata| match metadata.is_file() {
+        true => Ok(metadata.len()),
+        false => {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+            Err(FileError { action: "open", path: path.to_owned(), source })
+        }
+    };
+    check(fs::metadata(path).map_err(FileError::on("open", path))?)?;
+    let file = File::open(path).map_err(FileError::on("open", path))?;
+    // What was opened may be something else than what was looked at.
+    let bytes = check(file.metadata().map_err(FileError::on("read the size of", path))?)?;
+    Ok((file, bytes))
 }
 
 impl Hint for FileError {

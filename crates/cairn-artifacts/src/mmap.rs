@@ -14,8 +14,7 @@
 #![expect(unsafe_code, reason = "mapping a file has no safe interface")]
 
 use crate::FileError;
-use std::fs::File;
-use std::io;
+use crate::file_error::open_regular;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,12 +33,7 @@ impl MappedFile {
     ///
     /// [`FileError`] if the file cannot be opened, is not a regular file or cannot be mapped.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let file = File::open(path).map_err(FileError::on("open", path))?;
-        let metadata = file.metadata().map_err(FileError::on("read the size of", path))?;
-        if !metadata.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
-            return Err(FileError { action: "map", path: path.to_owned(), source });
-        }
+        let (file, _) = open_regular(path)?;
         // SAFETY: the mapping is read-only and private to the readers of `Deref`, who see plain
         // bytes. That the file is neither changed nor truncated while mapped is up to the system's
         // users; the module's documentation says why Cairn itself does neither, and what happens.
@@ -120,12 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn empty_files_map_and_folders_and_devices_do_not() {
+    fn empty_files_map_and_folders_pipes_and_devices_do_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("empty");
         std::fs::write(&path, b"").unwrap();
         assert_eq!(MappedFile::open(&path).unwrap().len(), 0);
-        for other in [folder.path(), Path::new("/dev/zero"), Path::new("/no/such/file")] {
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for other in [folder.path(), &pipe, Path::new("/dev/zero"), Path::new("/no/such/file")] {
             let error = MappedFile::open(other).unwrap_err();
             assert!(error.to_string().ends_with(&other.display().to_string()), "{error}");
         }

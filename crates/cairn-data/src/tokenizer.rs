@@ -13,6 +13,7 @@ mod bytes;
 mod config;
 mod encoder;
 mod error;
+mod files;
 mod generation;
 mod gguf;
 mod stream;
@@ -33,6 +34,7 @@ use tokenizers::models::ModelWrapper;
 pub use self::config::{NamedTemplate, TokenizerConfig};
 pub use self::encoder::Encoder;
 pub use self::error::TokenizerError;
+pub use self::files::ModelFiles;
 pub use self::generation::GenerationConfig;
 pub use self::stream::TokenStream;
 pub use self::train::{BpeSettings, train_bpe};
@@ -92,6 +94,17 @@ impl Tokenizer {
     /// [`TOKENIZER_BYTES_MAX`], and as [`parse`](Self::parse).
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
         Self::parse(read_bounded(path, TOKENIZER_BYTES_MAX)?, path)
+    }
+
+    /// As [`load`](Self::load), from the files of a model; `None` where there is none among them.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load); [`TokenizerError::Pack`] if the pack's file was altered.
+    pub fn of(files: ModelFiles<'_>) -> Result<Option<Self>, TokenizerError> {
+        const NAME: &str = "tokenizer.json";
+        let Some(json) = files.read(NAME, TOKENIZER_BYTES_MAX)? else { return Ok(None) };
+        Self::parse(json, &files.path_of(NAME)).map(Some)
     }
 
     /// Reads a tokenizer from the bytes of a `tokenizer.json`; `path` is used in errors only.

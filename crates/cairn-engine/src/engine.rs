@@ -187,7 +187,7 @@ impl Engine {
         fill: impl FnOnce(&mut Session, &ModelSpec) -> Result<(), cairn_model::LoadError>,
     ) -> Result<Self, EngineError> {
         let EnginePlan { memory, buckets, spec, options, .. } = plan;
-        let mut session = Session::new(memory, cpu)?;
+        let mut session = Session::to_be_loaded(memory, cpu)?;
         fill(&mut session, &spec)?;
         Ok(Self {
             executor: Executor::new(session, buckets, spec.vocab_size),

@@ -150,6 +150,11 @@ impl EnginePlan {
         self.memory.bytes()
     }
 
+    /// Token counts that the program is planned for, ascending.
+    pub fn token_buckets(&self) -> impl Iterator<Item = usize> {
+        self.buckets.iter().map(|sizes| sizes.tokens)
+    }
+
     /// What it was planned for.
     pub fn options(&self) -> &EngineOptions {
         &self.options

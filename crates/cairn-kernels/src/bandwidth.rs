@@ -62,7 +62,7 @@ impl BandwidthMeter {
     }
 
     pub(crate) fn with_buffer(cpu: &Cpu, bytes: usize) -> Result<Self, MemoryError> {
-        let buffer = Anonymous::new_parallel(bytes.next_multiple_of(TASK_BYTES), cpu)?;
+        let buffer = Anonymous::new_parallel(bytes.next_multiple_of(TASK_BYTES), 0, cpu)?;
         let (isa, threads) = (cpu.isa(), cpu.threads());
         let meter = Self { buffer, isa, threads, passes: Vec::new() };
         // The first pass meets cold translations and sleeping threads.

@@ -78,11 +78,11 @@ impl Anonymous {
         Ok(region)
     }
 
-    /// As [`new`](Self::new), touched by all threads: the system clears pages as fast as memory is
-    /// written.
-    pub(crate) fn new_parallel(bytes: usize, cpu: &Cpu) -> Result<Self, MemoryError> {
+    /// As [`new`](Self::new), touched from byte `first` on, by all threads: the system clears pages
+    /// as fast as memory is written.
+    pub(crate) fn new_parallel(bytes: usize, first: usize, cpu: &Cpu) -> Result<Self, MemoryError> {
         let mut region = Self::untouched(bytes)?;
-        cpu.parallel_chunks(region.as_mut(), TOUCH_BYTES, |_, chunk, _| {
+        cpu.parallel_chunks(&mut region.as_mut()[first..], TOUCH_BYTES, |_, chunk, _| {
             chunk.iter_mut().step_by(PAGE).for_each(touch);
         });
         Ok(region)
@@ -142,8 +142,25 @@ impl Memory {
     /// [`MemoryError::Refused`] if the system does not give the memory,
     /// [`MemoryError::TooManyRegions`] after 65535 regions.
     pub fn add_owned(&mut self, bytes: usize, cpu: &Cpu) -> Result<u16, MemoryError> {
+        self.add_to_be_filled(bytes, 0, cpu)
+    }
+
+    /// As [`add_owned`](Self::add_owned), but the first `first` bytes are left to whoever fills them at
+    /// once: clearing a page just before it is written costs less than clearing all of them before.
+    ///
+    /// # Errors
+    /// As [`add_owned`](Self::add_owned).
+    ///
+    /// # Panics
+    /// If `first` is more than `bytes`.
+    pub fn add_to_be_filled(
+        &mut self,
+        bytes: usize,
+        first: usize,
+        cpu: &Cpu,
+    ) -> Result<u16, MemoryError> {
         let id = self.next_id()?;
-        self.regions.push(Region::Owned(Anonymous::new_parallel(bytes, cpu)?));
+        self.regions.push(Region::Owned(Anonymous::new_parallel(bytes, first, cpu)?));
         Ok(id)
     }
 

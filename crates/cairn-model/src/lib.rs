@@ -8,6 +8,7 @@
 //! | `detect` | a configuration and tensors → the spec they agree on |
 //! | `gguf` | a GGUF file → spec and tensors |
 //! | `load` | tensors → the weights of a session, and back |
+//! | `pack` | a leanpack → the weights of a session, as they are stored |
 //! | `save` | the weights of a session → tensors to write |
 //! | `init` | fresh weights from a seed |
 //! | `adapter` | low-rank adapters beside projections, and merged into them |
@@ -22,6 +23,7 @@ pub mod gguf;
 mod init;
 mod load;
 mod names;
+mod pack;
 mod save;
 mod weights;
 
@@ -30,8 +32,9 @@ pub use build::{BuildError, BuildOptions, Head, build_adapted_program, build_pro
 pub use detect::{DetectError, detect_model_spec};
 pub use init::{init_adapter, init_weights};
 pub use load::{
-    LoadError, Naming, StoredError, TensorSource, load_adapter, load_weights, stored_encoding,
-    tensor_f32, tensors,
+    LoadError, Naming, StoredError, TensorSource, WeightReader, load_adapter, load_weights,
+    stored_encoding, tensor_f32, tensors,
 };
 pub use names::{Placement, TensorMap, TensorSlice};
+pub use pack::{PackCheck, PackSource};
 pub use save::{gather_bytes_max, gather_bytes_max_of, out_tensors, out_tensors_of, widened_bf16};

@@ -5,16 +5,18 @@
 //! page cache, so that no more of the file than one tensor counts as this process's memory.
 //!
 //! - `fill`: one weight after the other, kept as it is stored where that is the encoding wanted.
+//! - `reader`: the same for one weight, into memory of the caller's.
 //! - `stored`: which encoding keeps all that a source holds.
 
 mod fill;
+mod reader;
 mod stored;
 
 use std::ops::Range;
 
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
 use cairn_kernels::encoding::{encode, encode_q8_rows};
-use cairn_kernels::{Encoding, Layout, Weight};
+use cairn_kernels::{Cpu, Encoding, Layout, Weight};
 use cairn_program::Session;
 use cairn_spec::model::Family;
 use cairn_spec::{DType, Hint, ModelSpec};
@@ -22,6 +24,7 @@ use cairn_spec::{DType, Hint, ModelSpec};
 use crate::adapter::{AdapterMap, is_adapter_weight};
 use crate::names::{Placement, TensorMap, TensorSlice};
 
+pub use reader::WeightReader;
 pub use stored::{StoredError, stored_encoding};
 
 /// A set of named tensors: a file, several shards, or memory.
@@ -79,6 +82,22 @@ pub trait TensorSource: Sync {
     /// again.
     fn release(&self, _name: &str) {}
 
+    /// Fills a weight from a tensor that is stored byte for byte as it wants it. Returns `false` where
+    /// the tensor is stored otherwise.
+    ///
+    /// # Errors
+    ///
+    /// A text that says why the tensor cannot be read.
+    fn read_stored(
+        &self,
+        _name: &str,
+        _form: (Encoding, Layout),
+        _cpu: &Cpu,
+        _out: &mut [u8],
+    ) -> Result<bool, String> {
+        Ok(false)
+    }
+
     /// Whose names the tensors have.
     fn naming(&self) -> Naming {
         Naming::HuggingFace
@@ -94,6 +113,8 @@ pub enum Naming {
     Gguf,
     /// Those of adapters, as PEFT saves them.
     Peft,
+    /// Those of the program's own weights.
+    Program,
 }
 
 impl Naming {
@@ -103,13 +124,14 @@ impl Naming {
             Self::Gguf => TensorMap::gguf(spec)
                 .ok_or(LoadError::NoNames { family: spec.family, naming: "GGUF" }),
             Self::Peft => Err(LoadError::NoNames { family: spec.family, naming: "PEFT" }),
+            Self::Program => Ok(TensorMap::of_program(spec)),
         }
     }
 
     fn spellings(self, family: Family, tensor: &str) -> Vec<String> {
         match self {
             Self::HuggingFace => TensorMap::spellings(family, tensor),
-            Self::Gguf | Self::Peft => vec![tensor.to_owned()],
+            Self::Gguf | Self::Peft | Self::Program => vec![tensor.to_owned()],
         }
     }
 
@@ -121,7 +143,7 @@ impl Naming {
                 tensor == crate::gguf::ROPE_FACTORS
                     || crate::gguf::ROPE_FACTORS_LONG.contains(&tensor)
             }
-            Self::Peft => false,
+            Self::Peft | Self::Program => false,
         }
     }
 

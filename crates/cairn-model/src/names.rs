@@ -164,6 +164,33 @@ impl TensorMap {
         Self::new(spec)
     }
 
+    /// The map of the program itself: every weight is a tensor of its own name, whole; stacked
+    /// experts are one.
+    pub fn of_program(spec: &ModelSpec) -> Self {
+        let blocks = (0..spec.num_hidden_layers)
+            .map(|layer| (format!("model.layers.{layer}."), weights::block(spec, layer)));
+        let outside = |list| (String::new(), list);
+        let all = std::iter::once(outside(weights::embedding(spec)))
+            .chain(blocks)
+            .chain(std::iter::once(outside(weights::head(spec))));
+        let slices = all.flat_map(|(prefix, list)| {
+            list.into_iter().map(move |weight| {
+                let name = format!("{prefix}{}.{}", weight.module, weight.part);
+                let rows = weight.parts.unwrap_or(1) * weight.rows;
+                TensorSlice {
+                    weight: name.clone(),
+                    first_row: 0,
+                    rows,
+                    columns: weight.columns.unwrap_or(1),
+                    tensor: name,
+                    shape: std::iter::once(rows).chain(weight.columns).collect(),
+                    placement: Placement::Whole,
+                }
+            })
+        });
+        Self { slices: slices.collect() }
+    }
+
     fn with(spec: &ModelSpec, names: &Names) -> Self {
         let mut map = Self { slices: Vec::new() };
         let head_dim = spec.attention.form.key_dim();

@@ -353,6 +353,15 @@ impl MemoryPlan {
         self.bytes
     }
 
+    /// Bytes at the beginning of the store that hold weights and nothing else.
+    fn leading_weight_bytes(&self) -> usize {
+        let others = self.store.values().filter(|value| value.class != Class::Weight);
+        let others = others.map(|value| value.span.offset);
+        let caches = self.programs.iter().flat_map(|prepared| prepared.caches.values());
+        let pages = caches.map(|(_, pages)| pages.offset);
+        others.chain(pages).min().unwrap_or(self.store_bytes)
+    }
+
     fn reserve(&mut self, bytes: usize) -> Span {
         let span = Span { region: STORE, offset: self.store_bytes, bytes };
         self.store_bytes += aligned(bytes);
@@ -473,8 +482,23 @@ impl Session {
     ///
     /// [`SessionError::Memory`] when the system has no such memory.
     pub fn new(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
+        Self::touched_from(plan, 0, cpu)
+    }
+
+    /// As [`new`](Self::new), but weights at the beginning of the store become resident when they are
+    /// filled, which the caller does at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn to_be_loaded(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
+        let first = plan.leading_weight_bytes();
+        Self::touched_from(plan, first, cpu)
+    }
+
+    fn touched_from(plan: MemoryPlan, first: usize, cpu: Cpu) -> Result<Self, SessionError> {
         let mut memory = Memory::new();
-        let store = memory.add_owned(plan.store_bytes, &cpu)?;
+        let store = memory.add_to_be_filled(plan.store_bytes, first, &cpu)?;
         let arena = memory.add_owned(plan.arena_bytes, &cpu)?;
         assert_eq!((store, arena), (STORE, ARENA), "regions are numbered from 0");
         Ok(Self {

@@ -274,6 +274,12 @@ impl Header {
     }
 
     fn check(&self, data_bytes: u64) -> Result<(), PackErrorKind> {
+        self.check_form(data_bytes)?;
+        self.check_hashes()
+    }
+
+    /// Everything that does not need the hashes: a writer asks this before it writes anything.
+    pub(super) fn check_form(&self, data_bytes: u64) -> Result<(), PackErrorKind> {
         if !POLICIES.contains(&self.policy.as_str()) {
             return Err(PackErrorKind::UnknownPolicy { found: self.policy.clone() });
         }
@@ -295,10 +301,20 @@ impl Header {
             }
         }
         self.check_places(data_bytes)?;
-        if self.root != self.root_of_entries() {
-            return Err(entry("the root", "it is not the hash of the tensors' and files' hashes"));
-        }
         self.check_plan()
+    }
+
+    fn check_hashes(&self) -> Result<(), PackErrorKind> {
+        for TensorEntry { name, bytes, hash, chunks, .. } in &self.tensors {
+            check_chunks(name, (*bytes, hash, chunks))?;
+        }
+        for FileEntry { name, bytes, hash, chunks, .. } in &self.files {
+            check_chunks(name, (*bytes, hash, chunks))?;
+        }
+        if self.root == self.root_of_entries() {
+            return Ok(());
+        }
+        Err(entry("the root", "it is not the hash of the tensors' and files' hashes"))
     }
 
     /// Whether tensors and files follow one another without a gap, up to the end of the data.
@@ -372,15 +388,20 @@ impl TensorEntry {
             let (tensor, found) = (name.clone(), layout.clone());
             return Err(PackErrorKind::UnknownLayout { tensor, found });
         }
+        if dims.len() == 1 && (encoding != "f32" || layout != "row_major") {
+            return Err(entry(
+                name,
+                &format!("a vector is f32 row_major, not {encoding} {layout}"),
+            ));
+        }
         match stored_bytes(encoding, layout, dims) {
-            None => return Err(entry(name, &format!("it cannot have the dimensions {dims:?}"))),
+            None => Err(entry(name, &format!("it cannot have the dimensions {dims:?}"))),
             Some(expected) if expected != self.bytes => {
                 let reason = format!("it has {} bytes and should have {expected}", self.bytes);
-                return Err(entry(name, &reason));
+                Err(entry(name, &reason))
             }
-            Some(_) => {}
+            Some(_) => Ok(()),
         }
-        check_chunks(name, (self.bytes, &self.hash, &self.chunks))
     }
 }
 
@@ -392,8 +413,7 @@ impl FileEntry {
         }
         let bytes = usize::try_from(self.bytes).unwrap_or(usize::MAX);
         let max = usize::try_from(FILE_BYTES_MAX).unwrap_or(usize::MAX);
-        at_most("bytes in a file", bytes, max)?;
-        check_chunks(&self.name, (self.bytes, &self.hash, &self.chunks))
+        at_most("bytes in a file", bytes, max)
     }
 }
 

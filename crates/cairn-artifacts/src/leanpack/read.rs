@@ -5,6 +5,7 @@ use super::{
     CHUNK_BYTES, FileEntry, PREAMBLE_BYTES, PackError, PackErrorKind, Preamble, TensorEntry,
 };
 use crate::FileError;
+use crate::file_error::open_regular;
 use crate::hash::Hash;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,13 +47,7 @@ impl PackFile {
     /// [`PackError::File`] if the system refuses, [`PackError::Unsound`] naming what is wrong.
     pub fn open(path: &Path) -> Result<Self, PackError> {
         let unsound = PackError::on(path);
-        let file = File::open(path).map_err(FileError::on("open", path))?;
-        let metadata = file.metadata().map_err(FileError::on("read the size of", path))?;
-        if !metadata.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
-            return Err(FileError { action: "read", path: path.to_owned(), source }.into());
-        }
-        let actual = metadata.len();
+        let (file, actual) = open_regular(path)?;
         let mut start = [0; PREAMBLE_BYTES];
         let length = PREAMBLE_BYTES.min(usize::try_from(actual).unwrap_or(PREAMBLE_BYTES));
         file.read_exact_at(&mut start[..length], 0).map_err(FileError::on("read", path))?;

@@ -391,6 +391,75 @@ fn a_weight_of_another_size_leaves_no_file() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
+#[test]
+fn contents_that_make_no_pack_are_refused_before_any_weight_is_asked_for() {
+    let check = |change: &dyn Fn(&mut Contents), expected: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.leanpack");
+        let mut contents = contents();
+        change(&mut contents);
+        let asked = std::cell::Cell::new(false);
+        let written = write(&path, contents, &mut |_, _| {
+            asked.set(true);
+            Ok(true)
+        });
+        assert_eq!(kind(written.unwrap_err()).to_string(), expected);
+        assert!(!asked.get(), "{expected}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{expected}");
+    };
+    check(
+        &|contents| contents.files[2].0 = "../tokenizer.json".to_owned(),
+        "../tokenizer.json: no file of a model may be called so",
+    );
+    check(
+        &|contents| contents.files[1].0 = "config.json".to_owned(),
+        "config.json: it is there twice",
+    );
+    check(
+        &|contents| contents.weights[1].encoding = "q3".to_owned(),
+        "tensor odd has unknown encoding 'q3'",
+    );
+    check(
+        &|contents| contents.weights[1].dims = vec![17, 0],
+        "odd: it cannot have the dimensions [17, 0]",
+    );
+    check(
+        &|contents| contents.weights[2].encoding = "bf16".to_owned(),
+        "small: a vector is f32 row_major, not bf16 row_major",
+    );
+    check(
+        &|contents| contents.weights[1].dims = vec![1 << 60, 1 << 60],
+        "odd: it cannot have the dimensions [1152921504606846976, 1152921504606846976]",
+    );
+    check(
+        &|contents| contents.policy = "f64/1".to_owned(),
+        "it asks for the unknown numeric policy 'f64/1'",
+    );
+}
+
+#[test]
+fn a_pipe_is_refused_without_waiting_for_a_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.leanpack");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let PackError::File(error) = PackFile::open(&path).unwrap_err() else { panic!("of a file") };
+    assert_eq!(error.source.to_string(), "it is not a regular file");
+    assert!(!PackFile::is_pack(&path));
+}
+
+#[test]
+fn vectors_are_plain_floats() {
+    let (_folder, path, written) = packed();
+    let data_bytes = written.bytes - PackFile::open(&path).unwrap().preamble().data_start;
+    for (field, value) in [("encoding", "bf16"), ("layout", "panel")] {
+        let mut header = header_json();
+        header["tensors"][2][field] = json!(value);
+        let error = Header::parse(header.to_string().as_bytes(), data_bytes).unwrap_err();
+        assert!(error.to_string().starts_with("small: a vector is f32 row_major"), "{error}");
+    }
+}
+
 proptest! {
     #[test]
     fn changed_headers_never_panic(

@@ -2,9 +2,12 @@
 
 use super::header::{FileEntry, Header, TensorEntry, align, hash_of_hashes, stored_bytes};
 use super::preamble::{Preamble, data_start};
-use super::{CHUNK_BYTES, License, Lineage, PackError, Plan, Profile, SCHEMA, Source, TENSORS_MAX};
+use super::{
+    CHUNK_BYTES, HEADER_BYTES_MAX, License, Lineage, PackError, PackErrorKind, Plan, Profile,
+    SCHEMA, Source, TENSORS_MAX,
+};
+use crate::atomic;
 use crate::hash::{Hash, Hasher};
-use crate::{FileError, atomic};
 use cairn_spec::ModelSpec;
 use std::io::{self, Read as _, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -62,17 +65,24 @@ pub struct WrittenPack {
 ///
 /// # Errors
 ///
-/// [`PackError::File`] if writing fails, `fill` included (a full disk, a tensor that writes another
-/// number of bytes); [`PackError::Unsound`] if the contents would not make a sound pack.
+/// [`PackError::Unsound`] if the contents would not make a sound pack, before `fill` is asked for
+/// anything; [`PackError::File`] if writing fails, `fill` included (a full disk, a tensor that
+/// writes another number of bytes).
 pub fn write(
     path: &Path,
     contents: Contents,
     fill: &mut dyn FnMut(usize, &mut dyn Write) -> io::Result<bool>,
 ) -> Result<WrittenPack, PackError> {
-    let (mut header, files) = draft(contents).map_err(FileError::on("write", path))?;
+    let unsound = PackError::on(path);
+    let (mut header, files) = draft(contents).map_err(&unsound)?;
     // Hashes have one length and no flag is longer than `false`, so the draft is as long as the
     // header can become.
-    let start = data_start(header.to_json().len() as u64);
+    let draft_bytes = header.to_json().len() as u64;
+    if draft_bytes > HEADER_BYTES_MAX {
+        return Err(unsound(PackErrorKind::HeaderTooLong { bytes: draft_bytes }));
+    }
+    let start = data_start(draft_bytes);
+    let mut found = None;
     let written = atomic::write(path, |out| {
         out.seek(SeekFrom::Start(start))?;
         let end = write_data(out, &mut header, &files, fill)?;
@@ -83,10 +93,14 @@ pub fn write(
             file_bytes: start + end,
             header_hash: Hash::of_bytes(&json),
         };
-        // What was written is read back as a reader would, before it gets its name.
-        Header::parse(&json, end).map_err(io::Error::other)?;
         let preamble_bytes = preamble.to_bytes();
-        Preamble::parse(&preamble_bytes).map_err(io::Error::other)?;
+        // What was written is read back as a reader would, before it gets its name.
+        let parsed = Header::parse(&json, end).and_then(|_| Preamble::parse(&preamble_bytes));
+        parsed.map_err(|kind| {
+            let error = io::Error::other(kind.to_string());
+            found = Some(kind);
+            error
+        })?;
         out.seek(SeekFrom::Start(0))?;
         out.write_all(&preamble_bytes)?;
         out.write_all(&json)?;
@@ -95,28 +109,34 @@ pub fn write(
             out.get_ref().set_len(start)?;
         }
         Ok(preamble)
-    })?;
+    });
+    if let Some(kind) = found {
+        return Err(unsound(kind));
+    }
+    let written = written?;
     Ok(WrittenPack { bytes: written.file_bytes, header, hash: written.header_hash })
 }
 
-/// The header with hashes that are not known yet.
-fn draft(contents: Contents) -> io::Result<(Header, Vec<Vec<u8>>)> {
+/// The header with hashes that are not known yet; everything else about it is sound.
+fn draft(contents: Contents) -> Result<(Header, Vec<Vec<u8>>), PackErrorKind> {
     let unknown = Hash::from_bytes([0; 32]);
     let chunks =
         |bytes: u64| vec![unknown; usize::try_from(bytes).unwrap_or(0).div_ceil(CHUNK_BYTES)];
-    let mut next = 0;
+    let (mut next, mut end) = (0, 0);
     let mut place = |bytes: u64| {
         let offset = next;
-        next = align(offset + bytes);
+        end = u64::saturating_add(offset, bytes);
+        next = align(end);
         offset
     };
-    if contents.weights.len() > TENSORS_MAX {
-        return Err(invalid(format!("{} tensors", contents.weights.len())));
+    let count = contents.weights.len();
+    if count > TENSORS_MAX {
+        return Err(PackErrorKind::TooMany { what: "tensors", found: count, max: TENSORS_MAX });
     }
-    let mut tensors = Vec::with_capacity(contents.weights.len());
+    let mut tensors = Vec::with_capacity(count);
     for OutWeight { name, dims, encoding, layout } in contents.weights {
-        let bytes = stored_bytes(&encoding, &layout, &dims)
-            .ok_or_else(|| invalid(format!("{name}: no {encoding} {layout} has {dims:?}")))?;
+        // A form that there is none of is found below, by its name.
+        let bytes = stored_bytes(&encoding, &layout, &dims).unwrap_or(0);
         let (offset, chunks) = (place(bytes), chunks(bytes));
         let hash = unknown;
         let exact = false;
@@ -153,6 +173,7 @@ fn draft(contents: Contents) -> io::Result<(Header, Vec<Vec<u8>>)> {
         lineage: contents.lineage,
         root: unknown,
     };
+    header.check_form(end)?;
     Ok((header, files))
 }
 

@@ -7,14 +7,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use cairn_artifacts::FileError;
 use serde_json::{Map, Value};
 
-use super::{Tokenizer, TokenizerError, read_bounded};
+use super::{ModelFiles, Tokenizer, TokenizerError};
 
 /// Largest file beside a tokenizer that is read, in bytes.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
+/// The folder of further templates.
+const TEMPLATES: &str = "additional_chat_templates";
 /// The name of the template that is used when none is named.
 const DEFAULT_TEMPLATE: &str = "default";
 
@@ -60,16 +61,23 @@ impl TokenizerConfig {
     /// [`TokenizerError::File`] if a file cannot be read, [`TokenizerError::FileTooLarge`] above
     /// 16 MiB, [`TokenizerError::Config`] if it is not what its name says.
     pub fn read(folder: &Path) -> Result<Self, TokenizerError> {
+        Self::of(ModelFiles::Folder(folder))
+    }
+
+    /// As [`read`](Self::read), for files that may be inside a pack.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read); [`TokenizerError::Pack`] if the pack's file was altered.
+    pub fn of(files: ModelFiles<'_>) -> Result<Self, TokenizerError> {
         let mut config = Self::default();
-        let path = folder.join("tokenizer_config.json");
-        if let Some(object) = read_object(&path)? {
+        if let Some((object, path)) = read_object(files, "tokenizer_config.json")? {
             config.take_config(&object, &path)?;
         }
-        let path = folder.join("special_tokens_map.json");
-        if let Some(object) = read_object(&path)? {
+        if let Some((object, path)) = read_object(files, "special_tokens_map.json")? {
             config.take_specials(&object, &path)?;
         }
-        config.take_template_files(folder)?;
+        config.take_template_files(files)?;
         Ok(config)
     }
 
@@ -210,32 +218,19 @@ impl TokenizerConfig {
         Ok(())
     }
 
-    fn take_template_files(&mut self, folder: &Path) -> Result<(), TokenizerError> {
-        let path = folder.join("chat_template.json");
-        if let Some(object) = read_object(&path)?
+    fn take_template_files(&mut self, files: ModelFiles<'_>) -> Result<(), TokenizerError> {
+        if let Some((object, path)) = read_object(files, "chat_template.json")?
             && let Some(source) = object.get("chat_template").and_then(Value::as_str)
         {
             self.replace_template(DEFAULT_TEMPLATE, &path, source);
         }
-        let path = folder.join("chat_template.jinja");
-        if path.exists() {
-            self.replace_template(DEFAULT_TEMPLATE, &path, &read_text(&path)?);
+        if let Some((source, path)) = read_text(files, "chat_template.jinja")? {
+            self.replace_template(DEFAULT_TEMPLATE, &path, &source);
         }
-        let more = folder.join("additional_chat_templates");
-        if !more.is_dir() {
-            return Ok(());
-        }
-        let entries = std::fs::read_dir(&more).map_err(FileError::on("list", &more))?;
-        let mut paths: Vec<PathBuf> = entries
-            .map(|entry| entry.map(|entry| entry.path()).map_err(FileError::on("list", &more)))
-            .collect::<Result<_, _>>()?;
-        paths.sort();
-        for path in paths {
-            let name = path.file_stem().and_then(|stem| stem.to_str());
-            if let Some(name) = name
-                && path.extension().is_some_and(|extension| extension == "jinja")
-            {
-                self.replace_template(name, &path, &read_text(&path)?);
+        for file in files.names_in(TEMPLATES)? {
+            let Some(name) = file.strip_suffix(".jinja") else { continue };
+            if let Some((source, path)) = read_text(files, &format!("{TEMPLATES}/{file}"))? {
+                self.replace_template(name, &path, &source);
             }
         }
         Ok(())
@@ -264,18 +259,30 @@ fn wrong(path: &Path, reason: String) -> TokenizerError {
     TokenizerError::Config { path: path.to_owned(), reason }
 }
 
-/// The text of a small file.
-fn read_text(path: &Path) -> Result<String, TokenizerError> {
-    String::from_utf8(read_bounded(path, CONFIG_BYTES_MAX)?)
-        .map_err(|_| wrong(path, "it is not UTF-8".to_owned()))
+/// An object, and the path of the file that it is.
+pub(super) type FoundObject = (Map<String, Value>, PathBuf);
+
+/// The text of a small file, and its path; `None` without the file.
+fn read_text(
+    files: ModelFiles<'_>,
+    name: &str,
+) -> Result<Option<(String, PathBuf)>, TokenizerError> {
+    let Some(bytes) = files.read(name, CONFIG_BYTES_MAX)? else { return Ok(None) };
+    let path = files.path_of(name);
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some((text, path))),
+        Err(_) => Err(wrong(&path, "it is not UTF-8".to_owned())),
+    }
 }
 
-/// The object in a small JSON file; `None` without the file.
-pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
-    if !path.exists() {
-        return Ok(None);
+/// The object in a small JSON file, and its path; `None` without the file.
+pub(super) fn read_object(
+    files: ModelFiles<'_>,
+    name: &str,
+) -> Result<Option<FoundObject>, TokenizerError> {
+    let Some((text, path)) = read_text(files, name)? else { return Ok(None) };
+    match serde_json::from_str(&text) {
+        Ok(object) => Ok(Some((object, path))),
+        Err(error) => Err(wrong(&path, error.to_string())),
     }
-    serde_json::from_str(&read_text(path)?)
-        .map(Some)
-        .map_err(|error| wrong(path, error.to_string()))
 }

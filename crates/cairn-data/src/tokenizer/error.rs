@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cairn_artifacts::FileError;
+use cairn_artifacts::leanpack::PackError;
 use cairn_spec::Hint;
 
 /// A tokenizer that cannot be read, made or used.
@@ -12,6 +13,9 @@ pub enum TokenizerError {
     /// The file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The file is inside a pack that is not sound.
+    #[error(transparent)]
+    Pack(#[from] PackError),
     /// The file is larger than any tokenizer.
     #[error("{path} has {bytes} bytes, more than the limit of {limit}", path = path.display())]
     FileTooLarge {
@@ -142,6 +146,7 @@ impl Hint for TokenizerError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::File(error) => error.hints(),
+            Self::Pack(error) => error.hints(),
             Self::Parse { .. } => {
                 vec!["`cairn tokenizer train` makes a tokenizer.json".to_owned()]
             }

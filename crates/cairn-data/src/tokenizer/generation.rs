@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::TokenizerError;
 use super::config::read_object;
+use super::{ModelFiles, TokenizerError};
 
 /// Keys that say nothing about how tokens are chosen.
 const SILENT: [&str; 8] = [
@@ -53,12 +53,22 @@ impl GenerationConfig {
     ///
     /// [`TokenizerError::File`] or [`TokenizerError::Config`] if it cannot be used.
     pub fn read(folder: &Path) -> Result<Option<Self>, TokenizerError> {
-        let path = folder.join("generation_config.json");
-        let Some(object) = read_object(&path)? else { return Ok(None) };
-        Self::of(&object).map(Some).map_err(|reason| TokenizerError::Config { path, reason })
+        Self::of(ModelFiles::Folder(folder))
     }
 
-    fn of(object: &Map<String, Value>) -> Result<Self, String> {
+    /// As [`read`](Self::read), for a file that may be inside a pack.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read); [`TokenizerError::Pack`] if the pack's file was altered.
+    pub fn of(files: ModelFiles<'_>) -> Result<Option<Self>, TokenizerError> {
+        let Some((object, path)) = read_object(files, "generation_config.json")? else {
+            return Ok(None);
+        };
+        Self::parse(&object).map(Some).map_err(|reason| TokenizerError::Config { path, reason })
+    }
+
+    fn parse(object: &Map<String, Value>) -> Result<Self, String> {
         let mut config = Self::default();
         for (key, value) in object {
             let wrong = || format!("{key} is {value}");

@@ -44,7 +44,8 @@ pub(super) fn fill(
             return Err(LoadError::Unmapped { name });
         }
         let encoding = value_type.encoding().expect("a weight has an encoding");
-        let filling = Filling { slices: &slices, encoding, layout: value_type.layout(), source };
+        let layout = value_type.layout();
+        let filling = Filling { slices: &slices, encoding, layout, source, compares: false };
         let (cpu, stored) = session.stored_mut_with_cpu(&name).expect("listed by the session");
         let stored = stored.u8s();
         let found = filling.fill(cpu, stored)?;
@@ -53,13 +54,11 @@ pub(super) fn fill(
             assert_eq!(encoding, Encoding::F32, "only vectors are shifted");
             BytesMut::new(stored).f32s().iter_mut().for_each(|value| *value += offset);
         }
-        if found.count > 0 {
+        if let Some(text) = found.too_large.told(&name) {
             narrowest = encoding;
-            too_large.push(format!("{} of {name}, up to {:e}", found.count, found.largest));
+            too_large.push(text);
         }
-        let mut tensors: Vec<&str> = slices.iter().map(|slice| slice.tensor.as_str()).collect();
-        tensors.dedup();
-        tensors.into_iter().for_each(|tensor| source.release(tensor));
+        filling.release();
     }
     if too_large.is_empty() {
         Ok(())
@@ -70,7 +69,7 @@ pub(super) fn fill(
 
 /// Finite values that an encoding makes infinite.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct TooLarge {
+pub(super) struct TooLarge {
     count: usize,
     largest: f32,
 }
@@ -91,14 +90,42 @@ impl TooLarge {
     fn and(self, other: Self) -> Self {
         Self { count: self.count + other.count, largest: self.largest.max(other.largest) }
     }
+
+    /// How many values of a weight, and the largest; `None` if there are none.
+    pub(super) fn told(self, weight: &str) -> Option<String> {
+        let Self { count, largest } = self;
+        (count > 0).then(|| format!("{count} of {weight}, up to {largest:e}"))
+    }
+}
+
+/// What came of filling a weight, or a piece of one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Filled {
+    pub(super) too_large: TooLarge,
+    /// Whether every value is known to be the source's, bit for bit.
+    pub(super) is_exact: bool,
+}
+
+impl Filled {
+    const EXACT: Self = Self { too_large: TooLarge { count: 0, largest: 0.0 }, is_exact: true };
+    const ROUNDED: Self = Self { is_exact: false, ..Self::EXACT };
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            too_large: self.too_large.and(other.too_large),
+            is_exact: self.is_exact && other.is_exact,
+        }
+    }
 }
 
 /// What one weight is filled from, and how it is stored.
-struct Filling<'a> {
-    slices: &'a [TensorSlice],
-    encoding: Encoding,
-    layout: Layout,
-    source: &'a dyn TensorSource,
+pub(super) struct Filling<'a> {
+    pub(super) slices: &'a [TensorSlice],
+    pub(super) encoding: Encoding,
+    pub(super) layout: Layout,
+    pub(super) source: &'a dyn TensorSource,
+    /// Whether what was rounded is compared with what it was.
+    pub(super) compares: bool,
 }
 
 impl Filling<'_> {
@@ -115,16 +142,20 @@ impl Filling<'_> {
     }
 
     /// Fills all of it; says what did not fit.
-    fn fill(&self, cpu: &Cpu, stored: &mut [u8]) -> Result<TooLarge, LoadError> {
+    pub(super) fn fill(&self, cpu: &Cpu, stored: &mut [u8]) -> Result<Filled, LoadError> {
+        if self.read_stored(cpu, stored)? {
+            return Ok(Filled::EXACT);
+        }
         if self.encoding == Encoding::Q8 {
-            return self.fill_q8(stored).map(|()| TooLarge::default());
+            return self.fill_q8(stored);
         }
         let at_a_time = self.rows_at_a_time();
         let chunk = Weight::stored_bytes(self.encoding, self.layout, at_a_time, self.columns());
         if chunk == 0 {
-            return Ok(TooLarge::default());
+            return Ok(Filled::EXACT);
         }
-        let outcome: Mutex<(TooLarge, Option<(usize, LoadError)>)> = Mutex::default();
+        let outcome: Mutex<(Filled, Option<(usize, LoadError)>)> =
+            Mutex::new((Filled::EXACT, None));
         cpu.parallel_chunks(stored, chunk, |start, bytes, _| {
             let first = start / chunk * at_a_time;
             let count = at_a_time.min(self.rows() - first);
@@ -143,13 +174,26 @@ impl Filling<'_> {
         failed.map_or(Ok(found), |(_, error)| Err(error))
     }
 
+    /// Tells the source that its tensors have been read.
+    pub(super) fn release(&self) {
+        let mut tensors: Vec<&str> = self.slices.iter().map(|s| s.tensor.as_str()).collect();
+        tensors.dedup();
+        tensors.into_iter().for_each(|tensor| self.source.release(tensor));
+    }
+
+    /// Reads the weight as it is, if the source has it so; otherwise changes nothing and returns
+    /// `false`.
+    fn read_stored(&self, cpu: &Cpu, stored: &mut [u8]) -> Result<bool, LoadError> {
+        let [TensorSlice { placement: Placement::Whole, tensor, .. }] = self.slices else {
+            return Ok(false);
+        };
+        self.source
+            .read_stored(tensor, (self.encoding, self.layout), cpu, stored)
+            .map_err(|problem| LoadError::Unreadable { name: tensor.clone(), problem })
+    }
+
     /// Fills `count` rows from `first` on; `bytes` are theirs.
-    fn fill_rows(
-        &self,
-        first: usize,
-        count: usize,
-        bytes: &mut [u8],
-    ) -> Result<TooLarge, LoadError> {
+    fn fill_rows(&self, first: usize, count: usize, bytes: &mut [u8]) -> Result<Filled, LoadError> {
         let form = (self.encoding, self.layout);
         let shape = (count, self.columns());
         let elements = count * self.columns();
@@ -171,10 +215,20 @@ impl Filling<'_> {
             _ => {
                 let values = self.decoded(first, count)?;
                 encode(form, shape, &values, bytes);
-                return Ok(TooLarge::of(&values, self.encoding.overflow_bound()));
+                let too_large = TooLarge::of(&values, self.encoding.overflow_bound());
+                let is_exact = self.compares && self.decodes_to(shape, bytes, &values);
+                return Ok(Filled { too_large, is_exact });
             }
         }
-        Ok(TooLarge::default())
+        Ok(Filled::EXACT)
+    }
+
+    /// Whether rows that are encoded have these values, bit for bit.
+    fn decodes_to(&self, (n, k): (usize, usize), bytes: &[u8], values: &[f32]) -> bool {
+        let weight = Weight { encoding: self.encoding, layout: self.layout, n, k, bytes };
+        let mut decoded = vec![0.0; values.len()];
+        weight.decode(&mut decoded);
+        decoded.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits())
     }
 
     fn decoded(&self, first: usize, count: usize) -> Result<Vec<f32>, LoadError> {
@@ -207,9 +261,9 @@ impl Filling<'_> {
         Ok(())
     }
 
-    fn fill_q8(&self, stored: &mut [u8]) -> Result<(), LoadError> {
+    fn fill_q8(&self, stored: &mut [u8]) -> Result<Filled, LoadError> {
         if self.keep_q8(stored)? {
-            return Ok(());
+            return Ok(Filled::EXACT);
         }
         stored.fill(0);
         let (rows, columns) = (self.rows(), self.columns());
@@ -217,7 +271,7 @@ impl Filling<'_> {
             let values = self.decoded(first, self.rows_at_a_time().min(rows - first))?;
             encode_q8_rows(self.layout, (rows, columns), first, &values, stored);
         }
-        Ok(())
+        Ok(Filled::ROUNDED)
     }
 
     /// Keeps a weight as the source has it, if all of it lies there in blocks of [`Encoding::Q8`];

@@ -1,0 +1,81 @@
+//! Why a conversion fails.
+
+use std::path::PathBuf;
+
+use cairn_artifacts::leanpack::PackError;
+use cairn_artifacts::{CheckpointError, FileError};
+use cairn_engine::EngineError;
+use cairn_kernels::Encoding;
+use cairn_model::{BuildError, LoadError};
+use cairn_spec::Hint;
+
+/// A model that cannot be converted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// The pack cannot be written or read.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// A file cannot be written or read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The tensors are not the model's.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The model has no program.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The model has no plan.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The folder's manifest is not sound.
+    #[error(transparent)]
+    Manifest(#[from] CheckpointError),
+    /// A file that belongs to the model is larger than any real one.
+    #[error("{} has {bytes} bytes; at most {max} are packed", path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// A tensor has elements that no weight is made of.
+    #[error("tensor {name} has elements of {dtype}, of which no weight is made")]
+    Elements {
+        /// The tensor.
+        name: String,
+        /// Their type.
+        dtype: &'static str,
+    },
+    /// No encoding holds the source's elements without loss.
+    #[error("no encoding here holds {dtype} as it is")]
+    NoAutomatic {
+        /// Their type.
+        dtype: &'static str,
+    },
+    /// Whoever asked for the conversion ended it.
+    #[error("stopped; nothing was written")]
+    Stopped,
+}
+
+impl Hint for ConvertError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Pack(error) => error.hints(),
+            Self::File(error) => error.hints(),
+            Self::Engine(error) => error.hints(),
+            Self::Manifest(error) => error.hints(),
+            Self::NoAutomatic { .. } => {
+                let names: Vec<_> = Encoding::ALL.into_iter().map(Encoding::name).collect();
+                vec![format!("choose one with --encoding: {}", names.join(", "))]
+            }
+            Self::Load(_)
+            | Self::Build(_)
+            | Self::FileTooLarge { .. }
+            | Self::Elements { .. }
+            | Self::Stopped => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! A model folder → one file: weights in the form the generation plan wants, everything else beside
+//! them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use cairn_artifacts::checkpoint::{MANIFEST_FILE, read_manifest};
+use cairn_artifacts::hash::Hash;
+use cairn_artifacts::leanpack::{
+    self, Contents, FILE_BYTES_MAX, Lineage, OutWeight, Plan, PlannedBytes, Profile, Source,
+    SourceFile, SourceTensor, WrittenPack,
+};
+use cairn_artifacts::safetensors::{INDEX_FILE, WeightFolder};
+use cairn_artifacts::{FileError, atomic};
+use cairn_engine::{EngineOptions, EnginePlan};
+use cairn_kernels::memory::bytes_of_mut;
+use cairn_kernels::{Cpu, Encoding, Layout};
+use cairn_model::{BuildOptions, Head, TensorMap, WeightReader, build_program};
+use cairn_program::{Class, Program, Sizes, Value};
+use cairn_spec::model::MaskKind;
+use cairn_spec::{DType, ModelSpec};
+
+use crate::error::ConvertError;
+use crate::license;
+
+/// The numeric policy of every program there is.
+const POLICY: &str = "f32/1";
+/// Longest context that the recorded plan is made for, in tokens.
+const PLAN_CONTEXT_MAX: usize = 4096;
+/// Files of a model folder that go into a pack, besides those with terms of use.
+const FILES: [&str; 11] = [
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+/// The folder of further chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
+
+/// What a layout is to be made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProfileChoice {
+    /// Any machine.
+    Portable,
+    /// This one.
+    Host(Profile),
+}
+
+/// How a model is packed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackSettings {
+    /// Of weight matrices; the source's own where absent.
+    pub encoding: Option<Encoding>,
+    /// What the layout is made for.
+    pub profile: ProfileChoice,
+}
+
+/// A model to be packed.
+#[derive(Clone, Copy, Debug)]
+pub struct PackJob<'a> {
+    /// Its folder.
+    pub folder: &'a Path,
+    /// What it computes.
+    pub spec: &'a ModelSpec,
+    /// Its tensors.
+    pub weights: &'a WeightFolder,
+    /// The threads that encode them.
+    pub cpu: &'a Cpu,
+}
+
+/// Packs a model into the file `path`, which appears complete or not at all. `progress` is told bytes
+/// of weights done and in all.
+///
+/// # Errors
+///
+/// [`ConvertError`] naming the file or tensor; [`ConvertError::Stopped`] if `progress` breaks.
+pub fn pack(
+    job: PackJob<'_>,
+    settings: &PackSettings,
+    path: &Path,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<WrittenPack, ConvertError> {
+    let reader = WeightReader::new(job.spec, job.weights)?;
+    let tensors = source_tensors(job.weights, &reader)?;
+    let encoding = match settings.encoding {
+        Some(encoding) => encoding,
+        None => automatic(&tensors)?,
+    };
+    let (program, plan) = program(job.spec, encoding)?;
+    let weights: Vec<&Value> = program.of_class(Class::Weight).map(|(_, value)| value).collect();
+    let names = file_names(job.folder)?;
+    let mut files = Vec::new();
+    for name in &names {
+        files.push((name.clone(), read_bounded(&job.folder.join(name))?));
+    }
+    let contents = Contents {
+        spec: job.spec.clone(),
+        policy: POLICY.to_owned(),
+        profile: match &settings.profile {
+            ProfileChoice::Portable => Profile::portable(),
+            ProfileChoice::Host(profile) => profile.clone(),
+        },
+        plan,
+        weights: out_weights(job.spec, &weights),
+        files,
+        source: source(job, tensors, &reader, &names)?,
+        license: license::license(job.folder, &names)?,
+        lineage: lineage(job.folder)?,
+    };
+    write(path, contents, &weights, (&reader, job.cpu), progress)
+}
+
+/// Writes the pack, one weight at a time.
+fn write(
+    path: &Path,
+    contents: Contents,
+    weights: &[&Value],
+    (reader, cpu): (&WeightReader<'_>, &Cpu),
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<WrittenPack, ConvertError> {
+    let sizes = Sizes::dense(0, 0);
+    let total: usize = weights.iter().map(|weight| weight.bytes(&sizes)).sum();
+    let mut done = 0;
+    // Of floats, so that it is aligned as weights are.
+    let mut buffer: Vec<f32> = Vec::new();
+    let mut failure = None;
+    let mut fill = |index: usize, out: &mut dyn Write| {
+        let weight = weights[index];
+        let bytes = weight.bytes(&sizes);
+        if progress(done as u64, total as u64).is_break() {
+            failure = Some(ConvertError::Stopped);
+            return Err(io::Error::other("stopped"));
+        }
+        buffer.resize(bytes.div_ceil(4), 0.0);
+        let stored = &mut bytes_of_mut(&mut buffer)[..bytes];
+        let exact = match reader.read(&weight.name, weight.value_type, cpu, stored) {
+            Ok(exact) => exact,
+            Err(error) => {
+                failure = Some(error.into());
+                return Err(io::Error::other("a tensor cannot be read"));
+            }
+        };
+        out.write_all(stored)?;
+        done += bytes;
+        Ok(exact)
+    };
+    let written = leanpack::write(path, contents, &mut fill);
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(written?),
+    }
+}
+
+/// The program whose weights are packed, and how it is planned to be run.
+fn program(spec: &ModelSpec, encoding: Encoding) -> Result<(Program, Option<Plan>), ConvertError> {
+    let generates = spec.attention.mask == MaskKind::Causal && spec.head.is_some();
+    let head = match (generates, spec.head.is_some()) {
+        (true, _) => Head::GatheredLogits,
+        (false, true) => Head::Logits,
+        (false, false) => Head::Hidden,
+    };
+    let build = BuildOptions { encoding, layout: Layout::Panel, ..BuildOptions::new(head) };
+    let program = build_program(spec, &build)?;
+    if !generates {
+        return Ok((program, None));
+    }
+    let context = spec.context_limit().min(PLAN_CONTEXT_MAX);
+    let options =
+        EngineOptions { encoding, layout: Layout::Panel, ..EngineOptions::new(1, context) };
+    let planned = EnginePlan::new(spec, options)?;
+    let bytes = planned.bytes();
+    let plan = Plan {
+        max_context: context as u64,
+        max_num_seqs: 1,
+        token_buckets: planned.token_buckets().map(|tokens| tokens as u64).collect(),
+        cache_type: cache_name(options.cache_type).to_owned(),
+        bytes: PlannedBytes {
+            weights: bytes.weights as u64,
+            cache: bytes.cache as u64,
+            arena: bytes.arena as u64,
+        },
+    };
+    Ok((program, Some(plan)))
+}
+
+fn cache_name(cache: cairn_kernels::CacheType) -> &'static str {
+    match cache {
+        cairn_kernels::CacheType::F32 => "f32",
+        cairn_kernels::CacheType::Bf16 => "bf16",
+    }
+}
+
+/// The weights with their rows and columns, which a program may have cut further.
+fn out_weights(spec: &ModelSpec, weights: &[&Value]) -> Vec<OutWeight> {
+    let map = TensorMap::of_program(spec);
+    let shapes: BTreeMap<&str, &[usize]> = map.tensors().into_iter().collect();
+    let out = weights.iter().map(|weight| OutWeight {
+        name: weight.name.clone(),
+        dims: shapes[weight.name.as_str()].iter().map(|&size| size as u64).collect(),
+        encoding: weight.value_type.encoding().unwrap_or(Encoding::F32).name().to_owned(),
+        layout: weight.value_type.layout().name().to_owned(),
+    });
+    out.collect()
+}
+
+/// The tensors that the weights come from.
+fn source_tensors(
+    weights: &WeightFolder,
+    reader: &WeightReader<'_>,
+) -> Result<Vec<SourceTensor>, ConvertError> {
+    let mut tensors = Vec::new();
+    for name in reader.tensors() {
+        let tensor = weights.tensor(&name).expect("the reader found it");
+        if !matches!(tensor.dtype, DType::F32 | DType::Bf16 | DType::F16) {
+            return Err(ConvertError::Elements { name, dtype: tensor.dtype.name() });
+        }
+        let dims = tensor.shape.iter().map(|&size| size as u64).collect();
+        tensors.push(SourceTensor { name, dtype: tensor.dtype, dims });
+    }
+    Ok(tensors)
+}
+
+/// The encoding that holds every matrix of the source as it is.
+fn automatic(tensors: &[SourceTensor]) -> Result<Encoding, ConvertError> {
+    let matrices = tensors.iter().filter(|tensor| tensor.dims.len() > 1);
+    let mut dtypes: Vec<DType> = matrices.map(|tensor| tensor.dtype).collect();
+    dtypes.dedup();
+    let dtype = match dtypes[..] {
+        [only] => only,
+        _ => DType::F32,
+    };
+    let named = Encoding::ALL.into_iter().find(|encoding| encoding.name() == dtype.name());
+    named.ok_or(ConvertError::NoAutomatic { dtype: dtype.name() })
+}
+
+/// Names of the files that go into the pack, ascending.
+fn file_names(folder: &Path) -> Result<Vec<String>, ConvertError> {
+    let mut names = Vec::new();
+    for name in list(folder)? {
+        let is_file = folder.join(&name).is_file();
+        if is_file && (FILES.contains(&name.as_str()) || license::is_terms(&name)) {
+            names.push(name);
+        }
+    }
+    let templates = folder.join(TEMPLATES);
+    if templates.is_dir() {
+        let jinja = list(&templates)?.into_iter().filter(|name| name.ends_with(".jinja"));
+        names.extend(jinja.map(|name| format!("{TEMPLATES}/{name}")));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn list(folder: &Path) -> Result<Vec<String>, ConvertError> {
+    let entries = fs::read_dir(folder).map_err(FileError::on("list", folder))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(FileError::on("list", folder))?;
+        names.extend(entry.file_name().into_string().ok());
+    }
+    names.retain(|name| !atomic::is_temporary(name));
+    Ok(names)
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, ConvertError> {
+    let bytes = fs::metadata(path).map_err(FileError::on("read the size of", path))?.len();
+    if bytes > FILE_BYTES_MAX {
+        let (path, max) = (path.to_owned(), FILE_BYTES_MAX);
+        return Err(ConvertError::FileTooLarge { path, bytes, max });
+    }
+    Ok(fs::read(path).map_err(FileError::on("read", path))?)
+}
+
+/// What the pack is made from: tensors, and every file with its hash.
+fn source(
+    job: PackJob<'_>,
+    tensors: Vec<SourceTensor>,
+    reader: &WeightReader<'_>,
+    names: &[String],
+) -> Result<Source, ConvertError> {
+    let mut all: Vec<String> = names.to_vec();
+    for file in job.weights.files() {
+        let name = file.path().file_name().and_then(|name| name.to_str());
+        all.extend(name.map(str::to_owned));
+    }
+    if job.weights.files().len() > 1 {
+        all.push(INDEX_FILE.to_owned());
+    }
+    all.sort();
+    let mut files = Vec::new();
+    for name in all {
+        let path = job.folder.join(&name);
+        let bytes = fs::metadata(&path).map_err(FileError::on("read the size of", &path))?.len();
+        files.push(SourceFile { name, bytes, hash: Hash::of_file(&path)? });
+    }
+    let used: std::collections::BTreeSet<String> = reader.tensors().into_iter().collect();
+    let unused = job.weights.tensors().filter(|tensor| !used.contains(tensor.name));
+    let left_out = unused.map(|tensor| tensor.name.to_owned()).collect();
+    Ok(Source { format: "safetensors".to_owned(), tensors, left_out, files })
+}
+
+/// What the folder's manifest says of how the model came about.
+fn lineage(folder: &Path) -> Result<Option<Lineage>, ConvertError> {
+    if !folder.join(MANIFEST_FILE).exists() {
+        return Ok(None);
+    }
+    let manifest = read_manifest(folder)?;
+    let (recipe_hash, data_hash) = (manifest.recipe_hash, manifest.data_hash);
+    Ok(Some(Lineage { step: manifest.step, recipe_hash, data_hash }))
+}

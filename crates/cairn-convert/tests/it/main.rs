@@ -1,0 +1,4 @@
+//! The crate's integration tests, as one binary.
+
+#[cfg(test)]
+mod packs;

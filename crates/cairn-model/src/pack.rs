@@ -1,0 +1,290 @@
+//! A leanpack as a source of tensors: the program's own weights, stored as kernels read them.
+//!
+//! A weight that a session wants in the pack's form is copied, by all threads, with no other work on
+//! it. In any other form it is decoded and encoded again, which a strict source refuses.
+
+use std::error::Error as _;
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use cairn_artifacts::leanpack::{CHUNK_BYTES, PackError, PackErrorKind, PackFile, TensorEntry};
+use cairn_kernels::encoding::{Q8_BLOCK, convert_layout};
+use cairn_kernels::memory::{ALIGNMENT, bytes_of, bytes_of_mut};
+use cairn_kernels::{Cpu, Encoding, Layout, Weight};
+
+use crate::load::{Naming, TensorSource};
+
+/// Rows converted at a time; a multiple of [`PANEL_ROWS`].
+const ROWS_AT_A_TIME: usize = 256;
+/// A part of a weight begins at a multiple of this: the height of a panel.
+const PANEL_ROWS: usize = 16;
+/// Bytes that a thread reads at a time: what was read is still in its cache when it is hashed, and
+/// even a small matrix is work for several threads.
+const READ_BYTES: usize = CHUNK_BYTES;
+
+/// How carefully a pack is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackCheck {
+    /// Compares every chunk with its hash as it is read. Without it, the header, the sizes and the
+    /// small files are checked and the weights are not.
+    pub verify: bool,
+    /// Refuses to give a weight in another form than it is stored in.
+    pub strict: bool,
+}
+
+/// A pack whose weights can be loaded.
+#[derive(Debug)]
+pub struct PackSource {
+    pack: PackFile,
+    check: PackCheck,
+}
+
+/// The form of a weight, in the kernels' terms.
+#[derive(Clone, Copy)]
+struct Form {
+    encoding: Encoding,
+    layout: Layout,
+    rows: usize,
+    columns: usize,
+}
+
+impl PackSource {
+    /// Takes a pack whose encodings and layouts there are kernels for.
+    ///
+    /// # Errors
+    ///
+    /// [`PackErrorKind::UnknownEncoding`] or [`PackErrorKind::UnknownLayout`] naming the tensor.
+    pub fn new(pack: PackFile, check: PackCheck) -> Result<Self, PackError> {
+        for tensor in &pack.header().tensors {
+            let form = form_of(tensor);
+            form.map_err(|kind| PackError::Unsound { path: pack.path().to_owned(), kind })?;
+        }
+        Ok(Self { pack, check })
+    }
+
+    /// The pack.
+    pub fn pack(&self) -> &PackFile {
+        &self.pack
+    }
+
+    /// How carefully it is read.
+    pub fn check(&self) -> PackCheck {
+        self.check
+    }
+
+    /// Encoding and layout of the weight matrices: those of the first matrix, where they differ.
+    pub fn storage(&self) -> (Encoding, Layout) {
+        let matrix = self.pack.header().tensors.iter().find(|tensor| tensor.dims.len() == 2);
+        let form = matrix.and_then(|tensor| form_of(tensor).ok());
+        form.map_or((Encoding::F32, Layout::RowMajor), |form| (form.encoding, form.layout))
+    }
+
+    fn tensor(&self, name: &str) -> Result<(&TensorEntry, Form), String> {
+        let tensor = self.pack.tensor(name).ok_or("there is no such tensor")?;
+        let form = form_of(tensor).map_err(|kind| kind.to_string())?;
+        Ok((tensor, form))
+    }
+
+    /// Reads rows of a weight, as a weight of their own whose first row is `rows.start`; `rows.start`
+    /// is a multiple of the panel height. `buffer` becomes the bytes.
+    fn read_rows(
+        &self,
+        (tensor, form): (&TensorEntry, Form),
+        rows: Range<usize>,
+        buffer: &mut Vec<f32>,
+    ) -> Result<Form, PackError> {
+        let Form { encoding, layout, columns, .. } = form;
+        let part = Form { rows: rows.len(), ..form };
+        let bytes = Weight::stored_bytes(encoding, layout, part.rows, columns);
+        buffer.resize(bytes.div_ceil(4), 0.0);
+        let out = &mut bytes_of_mut(buffer)[..bytes];
+        let before = Weight::stored_bytes(encoding, layout, rows.start, columns);
+        if encoding != Encoding::Q8 {
+            self.pack.read_at(tensor, before as u64, out)?;
+            return Ok(part);
+        }
+        // Bytes come first, then the scales of all rows.
+        let blocks = columns.div_ceil(Q8_BLOCK);
+        let aligned =
+            |rows: usize| (layout.stored_rows(rows) * columns).next_multiple_of(ALIGNMENT);
+        let values = layout.stored_rows(part.rows) * columns;
+        self.pack.read_at(tensor, (rows.start * columns) as u64, &mut out[..values])?;
+        let first_scale = aligned(form.rows) + rows.start * blocks * 4;
+        self.pack.read_at(tensor, first_scale as u64, &mut out[aligned(part.rows)..])?;
+        Ok(part)
+    }
+
+    /// Hands rows of a weight to `take`, row-major in its own encoding, until it has had `elements`:
+    /// with each part of them, which elements of the weight it holds.
+    fn parts(
+        &self,
+        (tensor, form): (&TensorEntry, Form),
+        elements: &Range<usize>,
+        take: &mut dyn FnMut(Weight<'_>, Range<usize>),
+    ) -> Result<(), String> {
+        let (encoding, columns) = (form.encoding, form.columns);
+        if self.check.strict {
+            let layout = form.layout.name();
+            return Err(format!(
+                "it is stored as {encoding} {layout} and would be converted, which a strict source refuses"
+            ));
+        }
+        if elements.end > form.rows * columns {
+            return Err(format!("elements {elements:?} lie outside of it"));
+        }
+        let (mut buffer, mut plain) = (Vec::new(), Vec::new());
+        let last_row = elements.end.div_ceil(columns.max(1));
+        let mut first_row = elements.start / columns.max(1) / PANEL_ROWS * PANEL_ROWS;
+        while first_row < last_row {
+            let end = last_row.next_multiple_of(PANEL_ROWS).min(form.rows);
+            let rows = first_row..end.min(first_row + ROWS_AT_A_TIME);
+            let read = self.read_rows((tensor, form), rows.clone(), &mut buffer);
+            let part = read.map_err(|error| told(&error))?;
+            let size = |layout| Weight::stored_bytes(encoding, layout, part.rows, columns);
+            let bytes = &bytes_of(&buffer)[..size(part.layout)];
+            let stored = Weight { encoding, layout: part.layout, n: part.rows, k: columns, bytes };
+            plain.resize(size(Layout::RowMajor).div_ceil(4), 0.0_f32);
+            let bytes = &mut bytes_of_mut(&mut plain)[..size(Layout::RowMajor)];
+            convert_layout(stored, Layout::RowMajor, bytes);
+            take(
+                Weight { layout: Layout::RowMajor, bytes, ..stored },
+                rows.start * columns..rows.end * columns,
+            );
+            first_row = rows.end;
+        }
+        Ok(())
+    }
+}
+
+/// Copies what a part of a tensor has of the elements that are asked for.
+fn copy_common<T: Copy>(from: (&[T], &Range<usize>), to: (&mut [T], &Range<usize>)) {
+    let begin = to.1.start.max(from.1.start);
+    let end = to.1.end.min(from.1.end);
+    if begin < end {
+        to.0[begin - to.1.start..end - to.1.start]
+            .copy_from_slice(&from.0[begin - from.1.start..end - from.1.start]);
+    }
+}
+
+impl TensorSource for PackSource {
+    fn names(&self) -> Vec<String> {
+        self.pack.header().tensors.iter().map(|tensor| tensor.name.clone()).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let dims = self.pack.tensor(name)?.dims.iter();
+        dims.map(|&dim| usize::try_from(dim).ok()).collect()
+    }
+
+    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+        let mut values = Vec::new();
+        self.parts(self.tensor(name)?, &elements, &mut |weight, held| {
+            values.resize(held.len(), 0.0);
+            weight.decode(&mut values);
+            copy_common((&values, &held), (out, &elements));
+        })
+    }
+
+    fn encoding(&self, name: &str) -> Option<Encoding> {
+        self.tensor(name).ok().map(|(_, form)| form.encoding)
+    }
+
+    fn read_bits(&self, name: &str, elements: Range<usize>, out: &mut [u16]) -> Result<(), String> {
+        let (tensor, form) = self.tensor(name)?;
+        if !matches!(form.encoding, Encoding::Bf16 | Encoding::F16) {
+            return Err(format!("it is stored as {}", form.encoding));
+        }
+        self.parts((tensor, form), &elements, &mut |weight, held| {
+            let (words, _) = weight.bytes.as_chunks::<2>();
+            let words: Vec<u16> = words.iter().map(|&word| u16::from_le_bytes(word)).collect();
+            copy_common((&words, &held), (out, &elements));
+        })
+    }
+
+    fn read_q8(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        values: &mut [i8],
+        scales: &mut [f32],
+    ) -> Result<bool, String> {
+        let (tensor, form) = self.tensor(name)?;
+        if form.encoding != Encoding::Q8 || !form.columns.is_multiple_of(Q8_BLOCK) {
+            return Ok(false);
+        }
+        let blocks = elements.start / Q8_BLOCK..elements.end / Q8_BLOCK;
+        self.parts((tensor, form), &elements, &mut |weight, held| {
+            let (bytes, rest) = weight.bytes.split_at(held.len());
+            let bytes: Vec<i8> = bytes.iter().map(|byte| byte.cast_signed()).collect();
+            copy_common((&bytes, &held), (values, &elements));
+            let held = held.start / Q8_BLOCK..held.end / Q8_BLOCK;
+            let (words, _) =
+                rest[bytes.len().next_multiple_of(ALIGNMENT) - bytes.len()..].as_chunks::<4>();
+            let words: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
+            copy_common((&words, &held), (scales, &blocks));
+        })?;
+        Ok(true)
+    }
+
+    fn read_stored(
+        &self,
+        name: &str,
+        (encoding, layout): (Encoding, Layout),
+        cpu: &Cpu,
+        out: &mut [u8],
+    ) -> Result<bool, String> {
+        let (tensor, form) = self.tensor(name)?;
+        if (form.encoding, form.layout) != (encoding, layout) || tensor.bytes != out.len() as u64 {
+            return Ok(false);
+        }
+        let failure = std::sync::Mutex::new(None);
+        cpu.parallel_chunks(out, READ_BYTES, |first, bytes, _| {
+            let read = match self.check.verify {
+                true => self.pack.read_checked_at(tensor, first as u64, bytes),
+                false => self.pack.read_at(tensor, first as u64, bytes),
+            };
+            if let (Err(error), Ok(mut failure)) = (read, failure.lock()) {
+                failure.get_or_insert(error);
+            }
+        });
+        match failure.into_inner() {
+            Ok(None) => Ok(true),
+            Ok(Some(error)) => Err(told(&error)),
+            Err(_) => Err("a thread that read it ended".to_owned()),
+        }
+    }
+
+    fn naming(&self) -> Naming {
+        Naming::Program
+    }
+}
+
+/// The kernels' names for a tensor's form.
+fn form_of(tensor: &TensorEntry) -> Result<Form, PackErrorKind> {
+    let encoding = Encoding::ALL.into_iter().find(|known| known.name() == tensor.encoding);
+    let layout = Layout::ALL.into_iter().find(|known| known.name() == tensor.layout);
+    let encoding = encoding.ok_or_else(|| PackErrorKind::UnknownEncoding {
+        tensor: tensor.name.clone(),
+        found: tensor.encoding.clone(),
+    })?;
+    let layout = layout.ok_or_else(|| PackErrorKind::UnknownLayout {
+        tensor: tensor.name.clone(),
+        found: tensor.layout.clone(),
+    })?;
+    let size = |index: usize| {
+        let dim = tensor.dims.get(index).copied().unwrap_or(1);
+        usize::try_from(dim).unwrap_or(usize::MAX)
+    };
+    Ok(Form { encoding, layout, rows: size(0), columns: size(1) })
+}
+
+/// An error with its causes in one line.
+fn told(error: &PackError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
