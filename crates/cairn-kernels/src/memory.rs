@@ -61,7 +61,7 @@ pub enum MemoryError {
     },
 }
 
-/// An anonymous mapping whose first byte lies on a huge page, touched at creation.
+/// An anonymous mapping whose first byte lies on a huge page.
 #[derive(Debug)]
 pub(crate) struct Anonymous {
     map: MmapMut,
@@ -145,6 +145,16 @@ impl Memory {
         self.add_to_be_filled(bytes, 0, cpu)
     }
 
+    /// Adds a region of `bytes` zeros whose pages become resident when they are written.
+    ///
+    /// # Errors
+    /// As [`add_owned`](Self::add_owned).
+    pub fn add_untouched(&mut self, bytes: usize) -> Result<u16, MemoryError> {
+        let id = self.next_id()?;
+        self.regions.push(Region::Owned(Anonymous::untouched(bytes)?));
+        Ok(id)
+    }
+
     /// As [`add_owned`](Self::add_owned), but the first `first` bytes are left to whoever fills them at
     /// once: clearing a page just before it is written costs less than clearing all of them before.
     ///
@@ -179,7 +189,7 @@ impl Memory {
         u16::try_from(self.regions.len()).map_err(|_| MemoryError::TooManyRegions { limit })
     }
 
-    /// Bytes of anonymous memory that this holds, all of it resident.
+    /// Bytes of anonymous memory that this holds, resident once it was written.
     pub fn owned_bytes(&self) -> usize {
         let owned = |region: &Region| match region {
             Region::Owned(region) => region.bytes,

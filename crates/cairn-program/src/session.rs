@@ -482,7 +482,10 @@ impl Session {
     ///
     /// [`SessionError::Memory`] when the system has no such memory.
     pub fn new(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
-        Self::touched_from(plan, 0, cpu)
+        let mut memory = Memory::new();
+        let store = memory.add_owned(plan.store_bytes, &cpu)?;
+        let arena = memory.add_owned(plan.arena_bytes, &cpu)?;
+        Ok(Self::over(memory, [store, arena], plan, cpu))
     }
 
     /// As [`new`](Self::new), but weights at the beginning of the store become resident when they are
@@ -493,22 +496,29 @@ impl Session {
     /// As [`new`](Self::new).
     pub fn to_be_loaded(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
         let first = plan.leading_weight_bytes();
-        Self::touched_from(plan, first, cpu)
-    }
-
-    fn touched_from(plan: MemoryPlan, first: usize, cpu: Cpu) -> Result<Self, SessionError> {
         let mut memory = Memory::new();
         let store = memory.add_to_be_filled(plan.store_bytes, first, &cpu)?;
         let arena = memory.add_owned(plan.arena_bytes, &cpu)?;
+        Ok(Self::over(memory, [store, arena], plan, cpu))
+    }
+
+    /// As [`new`](Self::new), but memory becomes resident when it is written: the first training step
+    /// writes all of it, and a run is at that step the sooner.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn to_be_trained(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
+        let mut memory = Memory::new();
+        let store = memory.add_untouched(plan.store_bytes)?;
+        let arena = memory.add_untouched(plan.arena_bytes)?;
+        Ok(Self::over(memory, [store, arena], plan, cpu))
+    }
+
+    fn over(memory: Memory, [store, arena]: [u16; 2], plan: MemoryPlan, cpu: Cpu) -> Self {
         assert_eq!((store, arena), (STORE, ARENA), "regions are numbered from 0");
-        Ok(Self {
-            cpu,
-            memory,
-            programs: plan.programs,
-            store: plan.store,
-            bytes: plan.bytes,
-            last: None,
-        })
+        let MemoryPlan { programs, store, bytes, .. } = plan;
+        Self { cpu, memory, programs, store, bytes, last: None }
     }
 
     /// What was planned and allocated.

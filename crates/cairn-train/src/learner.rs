@@ -52,7 +52,7 @@ impl Learner {
     ///
     /// [`SessionError::Memory`] if the system does not have the memory.
     pub fn new(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
-        Ok(Self { session: Session::new(plan, cpu)? })
+        Ok(Self { session: Session::to_be_trained(plan, cpu)? })
     }
 
     /// Weights and states by name.
@@ -66,26 +66,26 @@ impl Learner {
         &mut self.session
     }
 
-    /// Sets what the optimizer keeps beside fresh weights: moments to zero, masters and averages to
-    /// the weights.
+    /// Sets what the optimizer keeps beside fresh weights: masters and averages to the weights.
+    /// Moments are zero from the beginning.
     ///
     /// A master starts from the weight's bf16 value, so that what is trained is what was measured
     /// before the first step.
     pub fn start_states(&mut self) {
-        let states: Vec<String> = self
+        let copies: Vec<(String, String)> = self
             .session
             .persistent()
             .filter(|(_, class, ..)| *class == Class::State)
-            .map(|(name, ..)| name.to_owned())
+            .filter_map(|(name, ..)| {
+                let weight =
+                    ["master.", "ema."].iter().find_map(|prefix| name.strip_prefix(prefix));
+                Some((name.to_owned(), weight?.to_owned()))
+            })
             .collect();
-        for name in states {
-            let weight = ["master.", "ema."].iter().find_map(|prefix| name.strip_prefix(prefix));
-            let values = weight.map(|weight| self.weight_f32(weight));
+        for (name, weight) in copies {
+            let values = self.weight_f32(&weight);
             let state = self.session.stored_f32_mut(&name).expect("optimizer states are f32");
-            match values {
-                Some(values) => state.copy_from_slice(&values),
-                None => state.fill(0.0),
-            }
+            state.copy_from_slice(&values);
         }
     }
 
