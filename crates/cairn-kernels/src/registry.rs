@@ -278,11 +278,12 @@ mod tests {
             "token_logprob_grad",
             "cross_entropy",
         ];
-        let halves = ["attention_decode", "kv_write", "adamw"];
+        let cached = ["attention_decode", "kv_write"];
         for operator in operators() {
             let expected: &[Encoding] = match operator.name {
                 name if weights.contains(&name) => &Encoding::ALL,
-                name if halves.contains(&name) => &[Encoding::F32, Encoding::Bf16],
+                name if cached.contains(&name) => &[Encoding::F32, Encoding::Bf16, Encoding::Q8],
+                "adamw" => &[Encoding::F32, Encoding::Bf16],
                 "matmul_bf16" => &[Encoding::Bf16],
                 _ => &[Encoding::F32],
             };

@@ -141,7 +141,11 @@ fn attention_grad_with(shape: &Shape, dropout: Option<DropoutMask>) -> Case {
 }
 
 fn cache(encoding: Encoding, kv_heads: usize, dim: usize) -> CacheSpec {
-    let dtype = if encoding == Encoding::Bf16 { CacheType::Bf16 } else { CacheType::F32 };
+    let dtype = match encoding {
+        Encoding::Bf16 => CacheType::Bf16,
+        Encoding::Q8 => CacheType::Q8,
+        _ => CacheType::F32,
+    };
     CacheSpec { dtype, kv_heads, key_dim: dim, value_dim: dim, values_in_keys: false }
 }
 

@@ -86,7 +86,9 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
             source.load::<V>(tile, keys, buffers);
             let ahead = if tile + 1 < tiles.end { tile + 1 } else { tile };
             let (panels, next) = (source.panels(tile, buffers), source.panels(ahead, buffers));
-            let panels = Operand { now: &panels[..keys.div_ceil(PANEL)], next: &next };
+            let factors = source.key_factors(tile);
+            let panels =
+                Operand { now: &panels[..keys.div_ceil(PANEL)], next: &next, factors: &factors };
             scores::<V, _, _>(&queries, (rows, spec.key_dim), panels, weights, |group| {
                 seen(group.end - 1).end.div_ceil(PANEL)
             });
@@ -106,7 +108,9 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
             sum[rows..].fill(0.0);
             let (segments, stride) = source.values(tile, buffers);
             let (next, _) = source.values(ahead, buffers);
-            let segments = Segments { segments: Operand { now: &segments, next: &next }, stride };
+            let factors = source.value_factors(tile);
+            let segments = Operand { now: &segments, next: &next, factors: &factors };
+            let segments = Segments { segments, stride };
             let columns = spec.value_dim.next_multiple_of(LANES);
             let weights = Left { numbers: weights, start: |r| r * KEY_TILE, step: 1 };
             mix::<V, _, _>(&weights, segments, Mix { rows, columns, out, keep: false }, |group| {
@@ -207,8 +211,11 @@ pub(super) fn attention_blocks(cpu: &Cpu, args: Attention<'_>) {
     match keys {
         Keys::Dense { k_tgk, v_tgv } => run.dense(k_tgk, v_tgv),
         Keys::Paged { pages, cache } => match cache.dtype {
-            CacheType::F32 => run.paged(Bytes::new(pages).f32s(), cache),
-            CacheType::Bf16 => run.paged(Bytes::new(pages).u16s(), cache),
+            CacheType::F32 => run.paged(Bytes::new(pages).f32s(), &[], cache),
+            CacheType::Bf16 => run.paged(Bytes::new(pages).u16s(), &[], cache),
+            CacheType::Q8 => {
+                run.paged(Bytes::new(pages).i8s(), Bytes::new(pages).f32s(), cache);
+            }
         },
     }
 }
@@ -293,7 +300,7 @@ impl<'a> Run<'a> {
         });
     }
 
-    fn paged<E: Element>(&self, numbers: &[E], cache: super::CacheSpec) {
+    fn paged<E: Element>(&self, numbers: &[E], factors: &[f32], cache: super::CacheSpec) {
         let spec = self.grid.spec;
         assert_eq!(
             (cache.kv_heads, cache.key_dim, cache.value_dim, cache.values_in_keys),
@@ -302,7 +309,7 @@ impl<'a> Run<'a> {
         );
         let tiles = |block: &Block<'a>| {
             let (blocks, head) = (block.slot.blocks, block.head);
-            PagedTiles { numbers, cache, blocks, head }
+            PagedTiles { numbers, factors, cache, blocks, head }
         };
         if RepackedTiles::<E>::needed(&cache) {
             self.cached(|block| RepackedTiles { paged: tiles(block) });

@@ -4,7 +4,7 @@
 //! - [`mix`]: weights · rows, `out[r][c] = Σ_s a[r][s] · b[s][c]`, lanes are columns.
 //!
 //! Both chains ascend. A tile is 6 rows by 4 vectors on AVX-512 (24 sums; for each step 4 loads and
-//! 6 broadcasts) and 6 by 1 on AVX2. Operands that come from a bf16 cache are widened on the way in.
+//! 6 broadcasts) and 6 by 1 on AVX2. Operands from a cache in bf16 or bytes are widened on the way in.
 
 use std::ops::Range;
 
@@ -13,45 +13,77 @@ use crate::simd::{F32x16, Kernel, LANES};
 
 /// Rows of the largest register tile.
 const ROWS_MAX: usize = 6;
+/// What is asked of memory at a time.
+const LINE_BYTES: usize = 64;
 /// Keys of a panel, and steps of a segment: one page.
 pub(super) const PANEL: usize = 16;
 
 /// A number as the cache stores it.
 pub(super) trait Element: Copy + Send + Sync + 'static {
-    /// Sixteen numbers from an address.
+    /// Whether numbers have factors.
+    const SCALED: bool = false;
+
+    /// Sixteen numbers from an address, times their factors where they have some.
     ///
     /// # Safety
     /// - `from` is valid to read for sixteen numbers.
-    unsafe fn load<V: F32x16>(from: *const Self) -> V;
+    unsafe fn load<V: F32x16>(from: *const Self, factors: V) -> V;
 
-    /// One number, widened.
-    fn widen(self) -> f32;
+    /// One number times its factor, if it has one.
+    fn widen(self, factor: f32) -> f32;
 }
 
 impl Element for f32 {
     #[inline(always)]
-    unsafe fn load<V: F32x16>(from: *const Self) -> V {
+    unsafe fn load<V: F32x16>(from: *const Self, _factors: V) -> V {
         // SAFETY: passed on.
         unsafe { V::load_ptr(from) }
     }
 
     #[inline(always)]
-    fn widen(self) -> f32 {
+    fn widen(self, _factor: f32) -> f32 {
         self
     }
 }
 
 impl Element for u16 {
     #[inline(always)]
-    unsafe fn load<V: F32x16>(from: *const Self) -> V {
+    unsafe fn load<V: F32x16>(from: *const Self, _factors: V) -> V {
         // SAFETY: sixteen numbers are readable (the caller's promise), which is such an array.
         V::from_bf16(unsafe { &*from.cast::<[Self; LANES]>() })
     }
 
     #[inline(always)]
-    fn widen(self) -> f32 {
+    fn widen(self, _factor: f32) -> f32 {
         crate::simd::f32_from_bf16(self)
     }
+}
+
+impl Element for i8 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<V: F32x16>(from: *const Self, factors: V) -> V {
+        // SAFETY: sixteen numbers are readable (the caller's promise), which is such an array.
+        V::from_i8(unsafe { &*from.cast::<[Self; LANES]>() }) * factors
+    }
+
+    #[inline(always)]
+    fn widen(self, factor: f32) -> f32 {
+        f32::from(self) * factor
+    }
+}
+
+/// Sixteen factors: of a panel's keys, or of a segment's rows.
+pub(super) type Factors = [f32; PANEL];
+
+/// Where numbers have no factors, these are passed and not used.
+pub(super) static NO_FACTORS: Factors = [1.0; PANEL];
+
+/// The factors of panel or segment `part`.
+#[inline(always)]
+fn factors_of<'a, E: Element>(factors: &'a [&'a Factors], part: usize) -> &'a Factors {
+    if E::SCALED { factors[part] } else { &NO_FACTORS }
 }
 
 /// Rows of a left operand: row r starts at `start(r)`, steps are `step` apart.
@@ -79,27 +111,35 @@ impl<F: Fn(usize) -> usize> Left<'_, F> {
 }
 
 /// The kernel of [`scores`]: one tile.
-struct ScoreTile<E, const ROWS: usize, const VECS: usize> {
+struct ScoreTile<'a, E, const ROWS: usize, const VECS: usize> {
     left: [*const f32; ROWS],
     panels: [*const E; VECS],
+    factors: [&'a Factors; VECS],
     /// What is read next: asked for line by line, because pages end before prefetchers learn.
     ahead: [*const E; VECS],
     steps: usize,
     out: *mut f32,
 }
 
-impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for ScoreTile<E, ROWS, VECS> {
+impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for ScoreTile<'_, E, ROWS, VECS> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
         let mut sums = [[V::zero(); VECS]; ROWS];
+        let mut factors = [V::zero(); VECS];
+        for (factors, from) in factors.iter_mut().zip(self.factors) {
+            *factors = V::load(from);
+        }
         for step in 0..self.steps {
             let mut keys = [V::zero(); VECS];
-            for ((keys, panel), ahead) in keys.iter_mut().zip(self.panels).zip(self.ahead) {
-                V::prefetch_far(ahead.wrapping_add(step * LANES).cast());
+            for (j, keys) in keys.iter_mut().enumerate() {
+                let at = step * LANES;
+                if asks_at::<E>(step) {
+                    V::prefetch_far(self.ahead[j].wrapping_add(at).cast());
+                }
                 // SAFETY: panels hold `steps` vectors (`scores`).
-                *keys = unsafe { E::load(panel.wrapping_add(step * LANES)) };
+                *keys = unsafe { E::load(self.panels[j].wrapping_add(at), factors[j]) };
             }
             for (sum, left) in sums.iter_mut().zip(self.left) {
                 // SAFETY: rows hold `steps` numbers (`Left::pointers`).
@@ -118,11 +158,19 @@ impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for ScoreTile<E, R
     }
 }
 
+/// Whether the vector number `i` begins a line of memory, to be asked for once.
+#[inline(always)]
+fn asks_at<E>(i: usize) -> bool {
+    i.is_multiple_of((LINE_BYTES / (LANES * size_of::<E>())).max(1))
+}
+
 /// The panels or segments of a tile, and of the one that is read after it (itself, if none is).
 #[derive(Clone, Copy)]
 pub(super) struct Operand<'a, E> {
     pub(super) now: &'a [&'a [E]],
     pub(super) next: &'a [&'a [E]],
+    /// Of the panels or segments; empty where numbers have none.
+    pub(super) factors: &'a [&'a Factors],
 }
 
 impl<E> Operand<'_, E> {
@@ -180,6 +228,7 @@ fn score_rows<V: F32x16, E: Element, F: Fn(usize) -> usize, const VECS: usize>(
             V::call(ScoreTile::<E, $rows, VECS> {
                 left: left.pointers(rows.start, &(0..steps)),
                 panels: std::array::from_fn(|j| operand.now[first_panel + j].as_ptr()),
+                factors: std::array::from_fn(|j| factors_of::<E>(operand.factors, first_panel + j)),
                 ahead: std::array::from_fn(|j| operand.ahead(first_panel + j, rows.start)),
                 steps,
                 out: out.as_mut_ptr(),
@@ -239,12 +288,16 @@ impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for MixTile<'_, E,
             let start = within * self.right.stride + self.column;
             let mut right = self.right.segments.now[segment].as_ptr().wrapping_add(start);
             let mut ahead = self.right.segments.ahead(segment, self.first_row).wrapping_add(start);
-            for _ in 0..count {
+            let factors = factors_of::<E>(self.right.segments.factors, segment);
+            for &factor in &factors[within..within + count] {
+                let factor = V::splat(factor);
                 let mut columns = [V::zero(); VECS];
                 for (j, columns) in columns.iter_mut().enumerate() {
-                    V::prefetch_far(ahead.wrapping_add(j * LANES).cast());
+                    if asks_at::<E>(j) {
+                        V::prefetch_far(ahead.wrapping_add(j * LANES).cast());
+                    }
                     // SAFETY: segments hold `PANEL` rows that reach past these columns (`mix`).
-                    *columns = unsafe { E::load(right.wrapping_add(j * LANES)) };
+                    *columns = unsafe { E::load(right.wrapping_add(j * LANES), factor) };
                 }
                 for (sum, left) in sums.iter_mut().zip(&mut left) {
                     // SAFETY: rows hold all steps (`Left::pointers`).

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Attention, AttentionGrad, AttentionSpec, Keys, PAGE_TOKENS, SeqSlot};
+use super::{Attention, AttentionGrad, AttentionSpec, CacheSpec, Keys, PAGE_TOKENS, SeqSlot};
 use crate::dropout::DropoutMask;
 use crate::{KEY_TILE, lanes, math};
 
@@ -47,6 +47,17 @@ impl Dropped {
     }
 }
 
+/// The page of a position of a sequence.
+fn page_of<'a>(
+    pages: &'a [u8],
+    cache: &CacheSpec,
+    slot: &SeqSlot<'_>,
+    position: usize,
+) -> &'a [u8] {
+    let block = slot.blocks[position / PAGE_TOKENS] as usize;
+    &pages[block * cache.page_bytes()..][..cache.page_bytes()]
+}
+
 impl HeadKeys<'_> {
     fn key(&self, position: usize, column: usize) -> f32 {
         match self.keys {
@@ -55,9 +66,8 @@ impl HeadKeys<'_> {
                 k_tgk[row * self.spec.key_dim + column]
             }
             Keys::Paged { pages, cache } => {
-                let page = self.slot.blocks[position / PAGE_TOKENS];
-                let lane = position % PAGE_TOKENS;
-                cache.number(pages, page, cache.key_offset(self.head, column, lane))
+                let page = page_of(pages, &cache, &self.slot, position);
+                cache.key(page, (self.head, position % PAGE_TOKENS), column)
             }
         }
     }
@@ -70,9 +80,8 @@ impl HeadKeys<'_> {
                 v_tgv[row * self.spec.value_dim + column]
             }
             Keys::Paged { pages, cache } => {
-                let page = self.slot.blocks[position / PAGE_TOKENS];
-                let lane = position % PAGE_TOKENS;
-                cache.number(pages, page, cache.value_offset(self.head, lane, column))
+                let page = page_of(pages, &cache, &self.slot, position);
+                cache.value(page, (self.head, position % PAGE_TOKENS), column)
             }
         }
     }

@@ -100,6 +100,22 @@ impl Layer {
         out
     }
 
+    /// The pages after the first sequence was written by the reference, and its blocks.
+    fn written(&self, cache: &CacheSpec) -> (Vec<f32>, Vec<u32>) {
+        let len = self.lens[0];
+        let mut blocks = Blocks::new(&[len]);
+        let mut pages = blocks.garbage_pages(cache);
+        let slots = [SeqSlot { start: 0, len, cached: 0, blocks: &blocks.blocks[0] }];
+        kv_write_reference(KvWrite {
+            k_tgk: &self.k,
+            v_tgv: &self.v,
+            pages: bytes_of_mut(&mut pages),
+            cache: *cache,
+            batch: RaggedBatch { sequences: &slots },
+        });
+        (pages, blocks.blocks.swap_remove(0))
+    }
+
     /// Gradients of queries, keys and values for the output gradient `dout`.
     fn grads(&self, cpu: Option<&Cpu>, dout: &[f32]) -> Vec<Vec<f32>> {
         let Self { spec, q, k, v, .. } = self;
@@ -273,16 +289,48 @@ proptest! {
         let causal = spec.mask.causal && spec.mask.prefix.is_none() && spec.mask.block.is_none();
         let chunk = if causal { chunk } else { 1000 };
         let layer = Layer::new(spec, &lens, seed);
-        let expected = layer.dense(None);
-        let rounded = layer.paged(None, CacheType::Bf16, chunk);
+        // Rounded keys are read by everyone: those of a run by the run itself.
+        let whole = |dtype| layer.paged(None, dtype, 1000);
+        let expected =
+            [layer.dense(None), whole(CacheType::Bf16), whole(CacheType::Q8)];
+        let types = [CacheType::F32, CacheType::Bf16, CacheType::Q8];
         every_cpu(|cpu| {
-            for (found, expected) in layer.paged(Some(cpu), CacheType::F32, chunk).iter().zip(&expected) {
-                assert_bits(found, expected, "paged");
-            }
-            for (found, expected) in layer.paged(Some(cpu), CacheType::Bf16, chunk).iter().zip(&rounded) {
-                assert_bits(found, expected, "paged bf16");
+            for (dtype, expected) in types.into_iter().zip(&expected) {
+                for (found, expected) in layer.paged(Some(cpu), dtype, chunk).iter().zip(expected) {
+                    assert_bits(found, expected, &format!("paged {dtype:?}"));
+                }
             }
         });
+    }
+
+    #[test]
+    fn stored_bytes_are_within_half_a_step(
+        spec in specs(), len in 1..40_usize, magnitude in -30..30_i32, seed: u64,
+    ) {
+        let mut layer = Layer::new(spec, &[len], seed);
+        let factor = 2.0_f32.powi(magnitude);
+        [&mut layer.k, &mut layer.v].into_iter().flatten().for_each(|x| *x *= factor);
+        let cache = layer.cache(CacheType::Q8);
+        let (pages, blocks) = layer.written(&cache);
+        let AttentionSpec { kv_heads, key_dim, value_dim, values_in_keys, .. } = spec;
+        for (position, g) in (0..len).flat_map(|s| (0..kv_heads).map(move |g| (s, g))) {
+            let page = blocks[position / PAGE_TOKENS] as usize * cache.page_bytes();
+            let page = &bytes_of(&pages)[page..][..cache.page_bytes()];
+            let place = (g, position % PAGE_TOKENS);
+            let row = position * kv_heads + g;
+            let check = |x: &[f32], found: &dyn Fn(usize) -> f32| {
+                let largest = x.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+                for (column, x) in x.iter().enumerate() {
+                    // Half of 1/127, and the roundings on the way.
+                    assert!((found(column) - x).abs() <= largest * 0.003_94, "{x}");
+                }
+            };
+            check(&layer.k[row * key_dim..][..key_dim], &|column| cache.key(page, place, column));
+            if !values_in_keys {
+                let v = &layer.v[row * value_dim..][..value_dim];
+                check(v, &|column| cache.value(page, place, column));
+            }
+        }
     }
 
     #[test]
@@ -330,19 +378,42 @@ fn decoding_in_chunks_equals_the_reference() {
         (AttentionSpec { mask: Mask { window: Some(700), ..Mask::CAUSAL }, ..PLAIN }, 1777),
     ] {
         let layer = Layer::new(spec, &[len], 3);
-        let cache = layer.cache(CacheType::F32);
-        let mut blocks = Blocks::new(&[len]);
-        let mut pages = blocks.garbage_pages(&cache);
-        let slots = [SeqSlot { start: 0, len, cached: 0, blocks: &blocks.blocks[0] }];
-        let pages = bytes_of_mut(&mut pages);
-        let batch = RaggedBatch { sequences: &slots };
-        kv_write_reference(KvWrite { k_tgk: &layer.k, v_tgv: &layer.v, pages, cache, batch });
-        let slots = [SeqSlot { start: 0, len: 1, cached: len - 1, blocks: &blocks.blocks[0] }];
-        let q = &layer.q[(len - 1) * spec.heads * spec.key_dim..];
-        check_bits("decode", |cpu| {
-            run(cpu, (spec, None), q, Keys::Paged { pages, cache }, &slots, 1)
-        });
+        for dtype in [CacheType::F32, CacheType::Bf16, CacheType::Q8] {
+            let cache = layer.cache(dtype);
+            let (pages, blocks) = layer.written(&cache);
+            let pages = bytes_of(&pages);
+            let slots = [SeqSlot { start: 0, len: 1, cached: len - 1, blocks: &blocks }];
+            let q = &layer.q[(len - 1) * spec.heads * spec.key_dim..];
+            check_bits("decode", |cpu| {
+                run(cpu, (spec, None), q, Keys::Paged { pages, cache }, &slots, 1)
+            });
+        }
     }
+}
+
+#[test]
+fn bytes_hold_what_they_can_and_say_what_they_cannot() {
+    let spec = AttentionSpec { heads: 1, kv_heads: 1, key_dim: 4, value_dim: 4, ..PLAIN };
+    let mut layer = Layer::new(spec, &[5], 1);
+    let keys = [
+        [127.0, -127.0, 1.5, 2.5],
+        [0.0, -0.0, 0.0, 0.0],
+        [1e-40, 0.0, -1e-40, 0.0],
+        [1.0, f32::INFINITY, 0.0, 2.0],
+        [f32::NAN, 1.0, 0.0, 2.0],
+    ];
+    layer.k = keys.concat();
+    let cache = layer.cache(CacheType::Q8);
+    let (pages, blocks) = layer.written(&cache);
+    assert_eq!(blocks, [0]);
+    let read = |lane: usize| -> Vec<f32> {
+        (0..4).map(|column| cache.key(bytes_of(&pages), (0, lane), column)).collect()
+    };
+    // Ties go to even bytes.
+    assert_bits(&read(0), &[127.0, -127.0, 2.0, 2.0], "bytes");
+    assert_bits(&read(1), &[0.0; 4], "zeros");
+    assert_bits(&read(2), &[0.0; 4], "subnormal");
+    assert!(read(3).iter().chain(&read(4)).all(|x| x.is_nan()));
 }
 
 #[test]
@@ -382,5 +453,8 @@ fn gradients_are_slopes() {
 fn bytes_of_pages_are_their_numbers() {
     let cache = Layer::new(PLAIN, &[1], 1).cache(CacheType::Bf16);
     assert_eq!(cache.page_bytes(), 2 * PAGE_TOKENS * 2 * (32 + 16));
+    // A byte each, and a float for each key and each value.
+    let cache = CacheSpec { dtype: CacheType::Q8, ..cache };
+    assert_eq!(cache.page_bytes(), PAGE_TOKENS * 2 * (32 + 16 + 4 + 4));
     assert_eq!(bytes_of(&[1.0]).len(), 4);
 }

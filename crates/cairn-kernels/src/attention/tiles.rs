@@ -3,7 +3,7 @@
 //! A panel is `[k][16]`, lanes are keys, exactly as a page stores them. So cached tiles are read
 //! where they lie; dense rows are transposed into scratch once per tile.
 
-use super::product::{Element, PANEL};
+use super::product::{Element, Factors, NO_FACTORS, PANEL};
 use super::{CacheSpec, PAGE_TOKENS};
 use crate::KEY_TILE;
 use crate::lanes::{at, put, vectors};
@@ -38,6 +38,18 @@ pub(super) trait Tiles: Sync {
     /// The panels of a loaded tile.
     fn panels<'b>(&'b self, tile: usize, buffers: &'b TileBuffers<'_>)
     -> [&'b [Self::Key]; PANELS];
+
+    /// The factors of a tile's keys, where they have some.
+    #[inline(always)]
+    fn key_factors(&self, _tile: usize) -> [&Factors; PANELS] {
+        [&NO_FACTORS; PANELS]
+    }
+
+    /// The factors of a tile's values, where they have some.
+    #[inline(always)]
+    fn value_factors(&self, _tile: usize) -> [&Factors; PANELS] {
+        [&NO_FACTORS; PANELS]
+    }
 
     /// The segments of values of a loaded tile and the distance of their rows.
     fn values<'b>(
@@ -199,6 +211,8 @@ impl Tiles for DenseTiles<'_> {
 pub(super) struct PagedTiles<'a, E> {
     /// All pages.
     pub(super) numbers: &'a [E],
+    /// The same memory, where numbers have factors.
+    pub(super) factors: &'a [f32],
     pub(super) cache: CacheSpec,
     /// The sequence's pages.
     pub(super) blocks: &'a [u32],
@@ -211,7 +225,7 @@ impl<E: Element> PagedTiles<'_, E> {
     #[inline(always)]
     fn pages(&self, tile: usize) -> [&[E]; PANELS] {
         const { assert!(PAGE_TOKENS == PANEL) };
-        let len = self.cache.page_numbers();
+        let len = self.cache.page_bytes() / size_of::<E>();
         std::array::from_fn(|j| match self.blocks.get(tile * PANELS + j) {
             Some(&block) => &self.numbers[block as usize * len..][..len],
             None => &[],
@@ -222,6 +236,17 @@ impl<E: Element> PagedTiles<'_, E> {
     fn key_panels(&self, tile: usize) -> [&[E]; PANELS] {
         let (start, len) = (self.cache.key_offset(self.head, 0, 0), self.cache.key_dim * PANEL);
         self.pages(tile).map(|page| page.get(start..start + len).unwrap_or(&[]))
+    }
+
+    /// The sixteen factors that are `start` floats from the beginning of each page of a tile.
+    #[inline(always)]
+    fn factors(&self, tile: usize, start: usize) -> [&Factors; PANELS] {
+        let len = self.cache.page_bytes() / size_of::<f32>();
+        std::array::from_fn(|j| {
+            let block = self.blocks.get(tile * PANELS + j).filter(|_| E::SCALED);
+            let page = block.and_then(|&block| self.factors.get(block as usize * len + start..));
+            page.and_then(|page| page.first_chunk()).unwrap_or(&NO_FACTORS)
+        })
     }
 }
 
@@ -246,6 +271,16 @@ impl<E: Element> Tiles for PagedTiles<'_, E> {
         let (start, width) = (self.cache.value_offset(self.head, 0, 0), self.cache.value_dim);
         let rows = |page: &'b [E]| page.get(start..start + width * PANEL).unwrap_or(&[]);
         (self.pages(tile).map(rows), width)
+    }
+
+    #[inline(always)]
+    fn key_factors(&self, tile: usize) -> [&Factors; PANELS] {
+        self.factors(tile, self.cache.key_factors(self.head))
+    }
+
+    #[inline(always)]
+    fn value_factors(&self, tile: usize) -> [&Factors; PANELS] {
+        self.factors(tile, self.cache.value_factors(self.head))
     }
 }
 
@@ -272,23 +307,26 @@ impl<E: Element> Tiles for RepackedTiles<'_, E> {
         let padded = cache.value_dim.next_multiple_of(LANES);
         let segments = buffers.rows.chunks_exact_mut(padded * PANEL);
         let used = keys.div_ceil(PANEL);
-        for (page, segment) in self.paged.pages(tile).into_iter().zip(segments).take(used) {
+        let pages = self.paged.pages(tile).into_iter().zip(self.paged.value_factors(tile));
+        for ((page, factors), segment) in pages.zip(segments).take(used) {
             if cache.values_in_keys {
-                transpose_values::<V, E>(
-                    &page[cache.key_offset(self.paged.head, 0, 0)..],
-                    cache,
-                    segment,
-                );
+                let keys = &page[cache.key_offset(self.paged.head, 0, 0)..];
+                transpose_values::<V, E>((keys, factors), cache, segment);
                 continue;
             }
             let values = &page[cache.value_offset(self.paged.head, 0, 0)..];
-            let from = values.chunks_exact(cache.value_dim);
-            for (to, from) in segment.chunks_exact_mut(padded).zip(from) {
+            let from = values.chunks_exact(cache.value_dim).zip(factors);
+            for (to, (from, &factor)) in segment.chunks_exact_mut(padded).zip(from) {
                 for (to, from) in to.iter_mut().zip(from) {
-                    *to = from.widen();
+                    *to = from.widen(factor);
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn key_factors(&self, tile: usize) -> [&Factors; PANELS] {
+        self.paged.key_factors(tile)
     }
 
     #[inline(always)]
@@ -309,14 +347,19 @@ impl<E: Element> Tiles for RepackedTiles<'_, E> {
 
 /// Turns the first columns of a panel of keys into rows of values.
 #[inline(always)]
-fn transpose_values<V: F32x16, E: Element>(panel: &[E], cache: &CacheSpec, segment: &mut [f32]) {
+fn transpose_values<V: F32x16, E: Element>(
+    (panel, factors): (&[E], &Factors),
+    cache: &CacheSpec,
+    segment: &mut [f32],
+) {
+    let factors = V::load(factors);
     let padded = cache.value_dim.next_multiple_of(LANES);
     for column in (0..cache.value_dim).step_by(LANES) {
         let mut columns = [V::zero(); LANES];
         let whole = (cache.value_dim - column).min(LANES);
         let panel = panel[column * LANES..].as_chunks::<LANES>().0;
         for (lanes, numbers) in columns.iter_mut().zip(panel).take(whole) {
-            *lanes = load_chunk::<V, E>(numbers);
+            *lanes = load_chunk::<V, E>(numbers, factors);
         }
         for (key, lanes) in V::transpose(columns).into_iter().enumerate() {
             put(lanes, segment, key * padded + column);
@@ -325,7 +368,7 @@ fn transpose_values<V: F32x16, E: Element>(panel: &[E], cache: &CacheSpec, segme
 }
 
 #[inline(always)]
-fn load_chunk<V: F32x16, E: Element>(numbers: &[E; LANES]) -> V {
+fn load_chunk<V: F32x16, E: Element>(numbers: &[E; LANES], factors: V) -> V {
     // SAFETY: the array holds sixteen numbers.
-    unsafe { E::load(numbers.as_ptr()) }
+    unsafe { E::load(numbers.as_ptr(), factors) }
 }

@@ -17,7 +17,7 @@ pub(crate) const EXP_FLOPS: f64 = 20.0;
 /// Encodings of an operator without a weight.
 pub(crate) const F32_ONLY: &[Encoding] = &[Encoding::F32];
 /// Encodings of an operator over cached keys and values.
-pub(crate) const CACHED: &[Encoding] = &[Encoding::F32, Encoding::Bf16];
+pub(crate) const CACHED: &[Encoding] = &[Encoding::F32, Encoding::Bf16, Encoding::Q8];
 
 /// Bytes that the copies of a cold operand take together: far beyond any cache.
 const COLD_BYTES: usize = 256 << 20;
