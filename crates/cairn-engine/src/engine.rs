@@ -8,87 +8,40 @@
 //! After [`Engine::generate_kept`] the keys and values of its sequence stay until another request
 //! comes: the next turn of a conversation runs only what is new.
 //!
+//! Where the options ask for it, tokens of sequences that decode are guessed ahead and run with
+//! them; see `speculation`.
+//!
 //! **Invariant:** every block in use belongs to a running sequence, a beam, or the kept sequence; a
 //! kept sequence is there only while nothing runs.
+//! **Invariant:** a step allocates nothing but what it hands out (log-probabilities, and events beyond
+//! the room there was) and takes no lock.
 //! **Invariant:** tokens of a request do not depend on what else the engine does: the kernels are
 //! batch invariant, and randomness is keyed by seed and position.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+use std::time::Instant;
 
 use cairn_kernels::{Cpu, log_sum_exp};
 use cairn_model::{TensorSource, init_weights, load_adapter, load_weights};
 use cairn_program::Session;
 use cairn_spec::ModelSpec;
 
-use crate::block_pool::{BlockPool, blocks_for};
+use crate::block_pool::BlockPool;
 use crate::block_table::BlockTable;
 use crate::error::{EngineError, GenerateError, RequestError};
-use crate::executor::{Executor, Piece};
+use crate::executor::{Depth, Executor, Piece};
 use crate::options::{EngineOptions, EnginePlan};
 use crate::request::{Event, Finish, Output, PositionLogprobs, Request, RequestId};
-use crate::sampler::{SampleContext, SampleError, Sampler, top_logprobs};
+use crate::sampler::{Sampler, top_logprobs};
+use crate::sequence::{Kept, Sequence};
+use crate::speculation::{
+    DraftFor, DraftModel, Drafter, Drafting, NUM_SPECULATIVE_TOKENS_MAX, Pace, SpeculationFigures,
+    SpeculativeOptions,
+};
 
-/// A request that has a place in the cache or waits for one.
-#[derive(Debug)]
-struct Sequence {
-    id: RequestId,
-    request: Request,
-    /// Prompt and output; never reallocated.
-    tokens: Vec<u32>,
-    /// Blocks of the tokens that have been run.
-    table: BlockTable,
-}
-
-/// A sequence that has ended, with what was computed for it.
-#[derive(Debug)]
-struct Kept {
-    /// As many tokens as the table holds.
-    tokens: Vec<u32>,
-    table: BlockTable,
-}
-
-impl Kept {
-    /// Tokens of `prompt` whose keys are there. The last one is run in any case: its logits are
-    /// what the next token is chosen by.
-    fn num_common(&self, prompt: &[u32]) -> usize {
-        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        common.min(prompt.len().saturating_sub(1))
-    }
-}
-
-impl Sequence {
-    fn new(id: RequestId, request: Request, table: Option<BlockTable>) -> Self {
-        let context = request.prompt.len() + request.max_new_tokens;
-        let mut tokens = Vec::with_capacity(context);
-        tokens.extend_from_slice(&request.prompt);
-        let table = table.unwrap_or_else(|| BlockTable::with_capacity(context));
-        Self { id, request, tokens, table }
-    }
-
-    /// Blocks at its longest; the last token is chosen but never run.
-    fn num_blocks_max(&self) -> usize {
-        blocks_for(self.request.prompt.len() + self.request.max_new_tokens - 1)
-    }
-
-    /// Tokens that have not been run.
-    fn num_pending(&self) -> usize {
-        self.tokens.len() - self.table.num_tokens()
-    }
-
-    fn num_new(&self) -> usize {
-        self.tokens.len() - self.request.prompt.len()
-    }
-
-    /// Why the output is complete, if it is.
-    fn finish(&self) -> Option<Finish> {
-        let last = self.tokens.last().filter(|_| 0 < self.num_new())?;
-        if self.request.stop_tokens.contains(last) {
-            return Some(Finish::Stop);
-        }
-        (self.num_new() == self.request.max_new_tokens).then_some(Finish::Length)
-    }
-}
+/// Events of one step of one request, at most: tokens, and an ending.
+const EVENTS_OF_ONE: usize = NUM_SPECULATIVE_TOKENS_MAX + 2;
 
 /// A running sequence's part in a step.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +49,28 @@ struct Share {
     /// Index in `running`.
     sequence: usize,
     num_tokens: usize,
-    wants_logits: bool,
+    /// After how many of its last tokens a choice is made.
+    num_logits: usize,
+}
+
+/// How guessing ahead goes.
+#[derive(Debug)]
+struct Speculation {
+    options: SpeculativeOptions,
+    drafter: Drafter,
+    pace: Pace,
+    figures: SpeculationFigures,
+}
+
+impl Speculation {
+    fn new(options: SpeculativeOptions) -> Self {
+        Self {
+            options,
+            drafter: Drafter::new(options.method),
+            pace: Pace::new(options.always),
+            figures: SpeculationFigures::new(options.num_speculative_tokens),
+        }
+    }
 }
 
 /// What a step did.
@@ -132,6 +106,9 @@ pub struct Engine {
     kept: Option<Kept>,
     /// Whether the sequence that runs is to be kept.
     keeps: bool,
+    speculation: Option<Speculation>,
+    /// Sequences that the step ended, by index in `running`.
+    done: Vec<usize>,
 }
 
 impl Engine {
@@ -200,8 +177,42 @@ impl Engine {
             shares: Vec::with_capacity(options.max_num_seqs),
             kept: None,
             keeps: false,
+            speculation: options.speculative.map(Speculation::new),
+            done: Vec::with_capacity(options.max_num_seqs),
             spec,
             options,
+        })
+    }
+
+    /// Makes another engine's model the one that guesses.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NoDraftPlanned`] if the options do not say [`DraftMethod::Model`],
+    /// [`EngineError::DraftVocabulary`] if it has other tokens.
+    pub fn attach_draft(&mut self, draft: Self) -> Result<(), EngineError> {
+        let Some(Speculation { drafter: Drafter::Model(model), .. }) = &mut self.speculation else {
+            return Err(EngineError::NoDraftPlanned);
+        };
+        let vocab_size = self.spec.vocab_size;
+        if draft.spec.vocab_size != vocab_size {
+            let draft = draft.spec.vocab_size;
+            return Err(EngineError::DraftVocabulary { draft, vocab_size });
+        }
+        let Self { executor, pool, sampler, options, .. } = draft;
+        *model = Some(Box::new(DraftModel::new(executor, pool, sampler, options)));
+        Ok(())
+    }
+
+    /// What came of guessing ahead; `None` where nothing is guessed.
+    pub fn speculation(&self) -> Option<SpeculationFigures> {
+        let Speculation { pace, figures, .. } = self.speculation.as_ref()?;
+        let [speculating, plain] = pace.seconds_per_token();
+        Some(SpeculationFigures {
+            num_stops: pace.num_stops(),
+            speculating_seconds_per_token: speculating,
+            plain_seconds_per_token: plain,
+            ..figures.clone()
         })
     }
 
@@ -272,6 +283,7 @@ impl Engine {
     pub fn step(&mut self, events: &mut Vec<Event>) -> Result<StepReport, EngineError> {
         self.admit();
         self.schedule();
+        let begin = self.draft()?;
         let num_tokens = self.shares.iter().map(|share| share.num_tokens).sum();
         let before = events.len();
         if num_tokens != 0 {
@@ -279,9 +291,11 @@ impl Engine {
             self.choose_tokens(events);
         }
         let chosen = |event: &&Event| matches!(event, Event::Token { .. });
+        let num_new = events[before..].iter().filter(chosen).count();
+        self.note_pace(begin, num_new);
         Ok(StepReport {
             num_tokens,
-            num_new: events[before..].iter().filter(chosen).count(),
+            num_new,
             num_running: self.running.len(),
             num_waiting: self.waiting.len(),
         })
@@ -314,9 +328,58 @@ impl Engine {
                 }
                 let num_tokens = pending.min(budget);
                 budget -= num_tokens;
-                let wants_logits = num_tokens == pending;
-                self.shares.push(Share { sequence: index, num_tokens, wants_logits });
+                let num_logits = usize::from(num_tokens == pending);
+                self.shares.push(Share { sequence: index, num_tokens, num_logits });
             }
+        }
+    }
+
+    /// Adds guesses to the shares of sequences that decode, as far as the step has room for them.
+    /// Returns when that began, if the step is one whose time says what guessing is worth: all of it
+    /// decodes.
+    fn draft(&mut self) -> Result<Option<Instant>, EngineError> {
+        let Some(speculation) = &mut self.speculation else { return Ok(None) };
+        let decodes = |share: &Share| share.num_logits == 1 && share.num_tokens == 1;
+        let speculates = speculation.pace.speculates();
+        if speculates {
+            for share in self.shares.iter().filter(|share| decodes(share)) {
+                speculation.drafter.catch_up(&self.running[share.sequence])?;
+            }
+        }
+        let begin = self.shares.iter().all(decodes).then(Instant::now);
+        if !speculates {
+            return Ok(begin);
+        }
+        let run: usize = self.shares.iter().map(|share| share.num_tokens).sum();
+        let mut budget = self.options.max_num_batched_tokens - run;
+        for share in self.shares.iter_mut().filter(|share| decodes(share)) {
+            let sequence = &mut self.running[share.sequence];
+            let count = speculation.options.num_speculative_tokens.min(sequence.draft_length);
+            let count = count.min(sequence.room_for_drafts()).min(budget);
+            let Self { executor, pool, sampler, .. } = self;
+            let drafting = Drafting { executor, pool, sampler };
+            speculation.drafter.draft(drafting, DraftFor { sequence, count })?;
+            share.num_tokens += sequence.num_drafts;
+            share.num_logits += sequence.num_drafts;
+            budget -= sequence.num_drafts;
+        }
+        Ok(begin)
+    }
+
+    /// Notes what a step in which all sequences decode has taken, and what it gave.
+    fn note_pace(&mut self, begin: Option<Instant>, num_new: usize) {
+        let (Some(speculation), Some(begin)) = (&mut self.speculation, begin) else { return };
+        if num_new == 0 {
+            return;
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        let Speculation { pace, figures, .. } = speculation;
+        if self.shares.iter().any(|share| 1 < share.num_tokens) {
+            figures.num_speculating_steps += 1;
+            pace.speculating(seconds, num_new);
+        } else {
+            figures.num_plain_steps += 1;
+            pace.plain(seconds, num_new);
         }
     }
 
@@ -331,42 +394,47 @@ impl Engine {
             let Sequence { tokens, table, .. } = &self.running[share.sequence];
             let end = table.num_tokens();
             let cached = end - share.num_tokens;
-            let wants_logits = share.wants_logits;
-            Piece { tokens: &tokens[cached..end], cached, blocks: table.blocks(), wants_logits }
+            let num_logits = share.num_logits;
+            Piece { tokens: &tokens[cached..end], cached, blocks: table.blocks(), num_logits }
         });
-        Ok(self.executor.run(pieces)?)
+        Ok(self.executor.run(Depth::Whole, pieces)?)
     }
 
     /// Samples for every sequence whose logits are there, and retires those that are done.
     fn choose_tokens(&mut self, events: &mut Vec<Event>) {
-        let mut done = Vec::new();
-        let shares = self.shares.iter().filter(|share| share.wants_logits);
-        for (row, share) in shares.enumerate() {
-            let logits_v = self.executor.logits(row);
+        let mut row = 0;
+        for share in &self.shares {
+            let rows = row..row + share.num_logits;
+            row = rows.end;
+            let (executor, sampler) = (&self.executor, &mut self.sampler);
             let sequence = &mut self.running[share.sequence];
-            let request = sequence.id;
-            let cpu = self.executor.session().cpu();
-            match choose(cpu, &mut self.sampler, logits_v, sequence) {
-                Ok((token, logprobs)) => events.push(Event::Token { request, token, logprobs }),
-                Err(error) => {
-                    events.push(Event::Failed { request, error });
-                    done.push(share.sequence);
-                    continue;
-                }
+            let drafted = sequence.num_drafts;
+            let (accepted, ended) = choose(executor, sampler, rows, sequence, events);
+            if let (1.., Some(speculation)) = (drafted, &mut self.speculation) {
+                speculation.figures.note(drafted, accepted);
+                let most = speculation.options.num_speculative_tokens;
+                sequence.adapt_draft_length(accepted == drafted, most);
             }
-            if let Some(finish) = sequence.finish() {
-                events.push(Event::Finished { request, finish });
-                done.push(share.sequence);
+            if ended {
+                self.done.push(share.sequence);
+            } else if share.num_logits != 0 {
+                sequence.roll_back(&mut self.pool);
             }
         }
         // From the back, so that the indices in front stay right.
-        done.sort_unstable();
-        done.into_iter().rev().for_each(|index| self.retire(index));
+        self.done.sort_unstable();
+        while let Some(index) = self.done.pop() {
+            self.retire(index);
+        }
     }
 
     fn retire(&mut self, index: usize) {
         let mut sequence = self.running.remove(index);
         self.reserved -= sequence.num_blocks_max();
+        sequence.roll_back(&mut self.pool);
+        if let Some(speculation) = &mut self.speculation {
+            speculation.drafter.forget(&sequence);
+        }
         if self.keeps {
             sequence.tokens.truncate(sequence.table.num_tokens());
             self.kept = Some(Kept { tokens: sequence.tokens, table: sequence.table });
@@ -437,9 +505,10 @@ impl Engine {
         id: RequestId,
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Output, GenerateError> {
-        let mut output =
-            Output { tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Cancelled };
-        let mut events = Vec::new();
+        let room = self.waiting.back().map_or(0, |sequence| sequence.request.max_new_tokens);
+        let tokens = Vec::with_capacity(room);
+        let mut output = Output { tokens, logprobs: Vec::new(), finish: Finish::Cancelled };
+        let mut events = Vec::with_capacity(EVENTS_OF_ONE);
         loop {
             self.step(&mut events)?;
             for event in events.drain(..) {
@@ -467,21 +536,41 @@ impl Engine {
     }
 }
 
-/// Chooses a sequence's next token and appends it.
+/// Chooses tokens after the rows of logits `rows`, one after the other, as long as what was guessed
+/// is what is chosen. How many guesses were right, and whether the sequence has ended.
 fn choose(
-    cpu: &Cpu,
+    executor: &Executor,
     sampler: &mut Sampler,
-    logits_v: &[f32],
+    rows: Range<usize>,
     sequence: &mut Sequence,
-) -> Result<(u32, Option<PositionLogprobs>), SampleError> {
-    let Sequence { request, tokens, .. } = sequence;
-    let context = SampleContext { tokens, prompt_len: request.prompt.len(), stream: 0 };
-    let token = sampler.sample(logits_v, context, &request.sampling)?;
-    let logprobs = request.logprobs.map(|count| {
-        let lse = log_sum_exp(cpu, logits_v);
-        let chosen = logits_v[token as usize] - lse;
-        PositionLogprobs { chosen, top: top_logprobs(logits_v, lse, count) }
-    });
-    tokens.push(token);
-    Ok((token, logprobs))
+    events: &mut Vec<Event>,
+) -> (usize, bool) {
+    let request = sequence.id;
+    let mut accepted = 0;
+    for row in rows {
+        let logits_v = executor.logits(row);
+        let token = match sampler.sample(logits_v, sequence.context(), &sequence.request.sampling) {
+            Ok(token) => token,
+            Err(error) => {
+                events.push(Event::Failed { request, error });
+                return (accepted, true);
+            }
+        };
+        let logprobs = sequence.request.logprobs.map(|count| {
+            let lse = log_sum_exp(executor.session().cpu(), logits_v);
+            let chosen = logits_v[token as usize] - lse;
+            PositionLogprobs { chosen, top: top_logprobs(logits_v, lse, count) }
+        });
+        events.push(Event::Token { request, token, logprobs });
+        let was_guessed = sequence.push(token);
+        accepted += usize::from(was_guessed);
+        if let Some(finish) = sequence.finish() {
+            events.push(Event::Finished { request, finish });
+            return (accepted, true);
+        }
+        if !was_guessed {
+            break;
+        }
+    }
+    (accepted, false)
 }

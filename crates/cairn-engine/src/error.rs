@@ -34,6 +34,17 @@ pub enum EngineError {
     /// Its tokens see what comes after them, so there is no next token.
     #[error("the model is an encoder: it does not generate")]
     NotCausal,
+    /// A draft model guesses tokens of another vocabulary.
+    #[error("the draft model has {draft} tokens, the model {vocab_size}")]
+    DraftVocabulary {
+        /// Size of the draft model's vocabulary.
+        draft: usize,
+        /// Size of the model's.
+        vocab_size: usize,
+    },
+    /// A draft model comes to an engine that was not planned for one.
+    #[error("the engine was not planned for a draft model")]
+    NoDraftPlanned,
     /// The weights do not load.
     #[error("the weights do not load")]
     Load(#[from] LoadError),
@@ -53,8 +64,11 @@ impl Hint for EngineError {
             Self::Build(BuildError::Compute { compute, .. }) => {
                 vec![format!("hold the weights as {compute}, or compute in f32")]
             }
+            Self::DraftVocabulary { .. } => {
+                vec!["a draft model shares the tokenizer of the model it guesses for".to_owned()]
+            }
             Self::Load(error) => error.hints(),
-            Self::Build(_) | Self::Run(_) => Vec::new(),
+            Self::NoDraftPlanned | Self::Build(_) | Self::Run(_) => Vec::new(),
         }
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! One session holds the weights and the cache, and the same program planned for several numbers of
 //! tokens; a run takes the smallest plan that holds it. All plans compute the same bits.
+//!
+//! A run allocates nothing: inputs are gathered in buffers as large as the largest plan, and all else
+//! lies in the session's memory.
 
 use cairn_kernels::SeqSlot;
 use cairn_program::{Feed, ProgramId, Run, RunError, Session, Sizes};
@@ -17,15 +20,53 @@ pub(crate) struct Piece<'a> {
     pub(crate) cached: usize,
     /// The sequence's block table.
     pub(crate) blocks: &'a [u32],
-    /// Whether the logits after the last token are wanted.
-    pub(crate) wants_logits: bool,
+    /// After how many of its last tokens the logits are wanted.
+    pub(crate) num_logits: usize,
+}
+
+/// How much of the model a run goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// All of it.
+    Whole,
+    /// The first blocks and the head, to guess by: [`crate::DraftMethod::Depth`].
+    Shallow,
+}
+
+/// Bounds of the programs of a plan, those of the whole model before the shallow ones, each smallest
+/// first.
+#[derive(Debug)]
+pub(crate) struct Buckets {
+    pub(crate) whole: Vec<Sizes>,
+    pub(crate) shallow: Vec<Sizes>,
+}
+
+impl Buckets {
+    fn largest(&self) -> Sizes {
+        *self.whole.last().expect("a plan has programs")
+    }
+
+    /// The smallest program that holds a run; the largest where none does, to refuse it.
+    fn program(&self, depth: Depth, run: &Sizes) -> ProgramId {
+        let (first, bounds) = match depth {
+            Depth::Whole => (0, &self.whole),
+            Depth::Shallow => (self.whole.len(), &self.shallow),
+        };
+        let fits = |bound: &Sizes| {
+            run.tokens <= bound.tokens
+                && run.sequences <= bound.sequences
+                && run.outputs <= bound.outputs
+        };
+        let index = bounds.iter().position(fits).unwrap_or(bounds.len().saturating_sub(1));
+        ProgramId(first + index)
+    }
 }
 
 /// The session and the buffers of a run's inputs.
 #[derive(Debug)]
 pub(crate) struct Executor {
     session: Session,
-    buckets: Vec<Sizes>,
+    buckets: Buckets,
     vocab_size: usize,
     last: ProgramId,
     ids: Vec<u32>,
@@ -36,9 +77,9 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
-    /// `buckets` are the bounds of the session's programs, smallest first.
-    pub(crate) fn new(session: Session, buckets: Vec<Sizes>, vocab_size: usize) -> Self {
-        let largest = *buckets.last().expect("a plan has programs");
+    /// `buckets` are the bounds of the session's programs.
+    pub(crate) fn new(session: Session, buckets: Buckets, vocab_size: usize) -> Self {
+        let largest = buckets.largest();
         Self {
             session,
             buckets,
@@ -57,13 +98,14 @@ impl Executor {
     }
 
     /// Runs pieces of different sequences together. Their logits are read by
-    /// [`logits`](Self::logits), counted over the pieces that want them.
+    /// [`logits`](Self::logits), counted over the tokens after which they are wanted.
     ///
     /// # Errors
     ///
     /// [`RunError`] when the pieces do not fit the plan, which the scheduler prevents.
     pub(crate) fn run<'a>(
         &mut self,
+        depth: Depth,
         pieces: impl Iterator<Item = Piece<'a>>,
     ) -> Result<(), RunError> {
         let Self { ids, positions, rows, .. } = self;
@@ -73,35 +115,23 @@ impl Executor {
             let (start, len) = (ids.len(), piece.tokens.len());
             ids.extend_from_slice(piece.tokens);
             positions.extend((piece.cached..piece.cached + len).map(to_u32));
-            if piece.wants_logits {
-                rows.push(to_u32(start + len - 1));
-            }
+            rows.extend((start + len - piece.num_logits..start + len).map(to_u32));
             slots.push(SeqSlot { start, len, cached: piece.cached, blocks: piece.blocks });
         }
-        let program = self.bucket(slots.len());
         let feeds = [
             Feed::u32("ids", &self.ids),
             Feed::u32("positions", &self.positions),
             Feed::u32("rows", &self.rows),
         ];
         let run = Run { outputs: self.rows.len(), ..Run::forward(&feeds, &slots) };
+        let program = self.buckets.program(depth, &run.sizes());
         let result = self.session.run(program, &run);
         self.slots = recycle(slots);
         self.last = program;
         result
     }
 
-    /// The smallest plan that holds the tokens at hand; the largest where none does, to refuse them.
-    fn bucket(&self, sequences: usize) -> ProgramId {
-        let fits = |sizes: &Sizes| {
-            self.ids.len() <= sizes.tokens
-                && sequences <= sizes.sequences
-                && self.rows.len() <= sizes.outputs
-        };
-        ProgramId(self.buckets.iter().position(fits).unwrap_or(self.buckets.len() - 1))
-    }
-
-    /// Logits `[v]` of the `index`-th piece of the last run that wanted them.
+    /// Logits `[v]` of the `index`-th token of the last run after which they were wanted.
     pub(crate) fn logits(&self, index: usize) -> &[f32] {
         let logits_ov = self.session.output(self.last, "logits");
         &logits_ov[index * self.vocab_size..][..self.vocab_size]

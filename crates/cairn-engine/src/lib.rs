@@ -9,6 +9,8 @@
 //! | `options` | what an engine is made for, and its bytes before it exists |
 //! | `engine` | requests in, events out, a step at a time |
 //! | `request` | what is asked and answered |
+//! | `sequence` | a request on its way |
+//! | `speculation` | tokens guessed ahead and checked together |
 //! | `executor` | one run of the model over pieces of sequences |
 //! | `block_pool`, `block_table` | where keys and values of a sequence lie |
 //! | `sampling`, `sampler`, `random`, `float` | logits to a token |
@@ -31,6 +33,8 @@ mod random;
 mod request;
 mod sampler;
 mod sampling;
+mod sequence;
+mod speculation;
 
 pub use beam::{BeamError, BeamParams, BeamRequest, EarlyStopping, Hypothesis};
 pub use block_pool::{BLOCK_TOKENS, BlockPool, OutOfBlocks, blocks_for};
@@ -43,4 +47,7 @@ pub use request::{Event, Finish, Output, PositionLogprobs, Request, RequestId};
 pub use sampler::{SampleContext, SampleError, Sampler};
 pub use sampling::{
     LOGIT_BIAS_MAX, PENALTY_MAX, SamplingError, SamplingFields, SamplingParams, TOP_LOGPROBS_MAX,
+};
+pub use speculation::{
+    DraftMethod, NUM_SPECULATIVE_TOKENS_MAX, SpeculationFigures, SpeculativeOptions,
 };

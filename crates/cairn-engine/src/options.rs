@@ -5,14 +5,16 @@
 
 use cairn_kernels::{CacheType, Compute, Encoding, Layout};
 use cairn_model::{AdapterMap, BuildOptions, Head, build_adapted_program};
-use cairn_program::PlannedBytes;
 use cairn_program::{CacheOptions, KvPlacement, MemoryPlan, SessionProgram, Sizes};
+use cairn_program::{PlannedBytes, Program};
 use cairn_spec::ModelSpec;
 use cairn_spec::model::MaskKind;
 use serde::{Deserialize, Serialize};
 
 use crate::block_pool::blocks_for;
 use crate::error::EngineError;
+use crate::executor::Buckets;
+use crate::speculation::{DraftMethod, NUM_SPECULATIVE_TOKENS_MAX, SpeculativeOptions};
 
 /// Tokens of the largest run by default: long prompts are read in chunks of this many.
 pub const MAX_NUM_BATCHED_TOKENS: usize = 256;
@@ -42,6 +44,9 @@ pub struct EngineOptions {
     pub num_blocks: usize,
     /// Most requests that wait for blocks or for a place in the step.
     pub max_num_waiting: usize,
+    /// How tokens are guessed ahead, if they are.
+    #[serde(default)]
+    pub speculative: Option<SpeculativeOptions>,
 }
 
 impl EngineOptions {
@@ -58,6 +63,7 @@ impl EngineOptions {
             // One more block a sequence: where a beam copies its half-filled last block.
             num_blocks: max_num_seqs * (blocks_for(max_context) + 1),
             max_num_waiting: MAX_NUM_WAITING,
+            speculative: None,
         }
     }
 
@@ -75,7 +81,33 @@ impl EngineOptions {
         limit("max_num_seqs", self.max_num_seqs, 1, 1 << 16)?;
         // A step must at least hold one token of every sequence.
         limit("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs, 1 << 20)?;
-        limit("num_blocks", self.num_blocks, blocks_for(self.max_context), 1 << 28)
+        limit("num_blocks", self.num_blocks, blocks_for(self.max_context), 1 << 28)?;
+        let Some(speculative) = self.speculative else { return Ok(()) };
+        let most = NUM_SPECULATIVE_TOKENS_MAX;
+        limit("num_speculative_tokens", speculative.num_speculative_tokens, 1, most)?;
+        match speculative.method {
+            DraftMethod::Depth(blocks) => {
+                limit("depth", blocks, 1, spec.num_hidden_layers.saturating_sub(1))
+            }
+            DraftMethod::Ngram | DraftMethod::Model => Ok(()),
+        }
+    }
+
+    /// Numbers of tokens that a program is planned for: powers of two, so that a step works in a
+    /// small part of the arena that stays in cache, and the largest step.
+    fn bucket_tokens(&self) -> impl Iterator<Item = usize> + use<> {
+        let most = self.max_num_batched_tokens;
+        let powers = std::iter::successors(Some(1_usize), |tokens| tokens.checked_mul(2));
+        powers.take_while(move |&tokens| tokens < most).chain([most])
+    }
+
+    /// Bounds of a run of so many tokens.
+    fn sizes(&self, tokens: usize) -> Sizes {
+        let sequences = tokens.min(self.max_num_seqs);
+        // After each guess a choice is made, so each has a row of logits.
+        let guesses = self.speculative.map_or(0, |options| options.num_speculative_tokens);
+        let outputs = tokens.min(sequences * (1 + guesses));
+        Sizes { tokens, sequences, outputs, cached: self.num_blocks * crate::BLOCK_TOKENS }
     }
 }
 
@@ -83,8 +115,8 @@ impl EngineOptions {
 #[derive(Debug)]
 pub struct EnginePlan {
     pub(crate) memory: MemoryPlan,
-    /// Bounds of each program of `memory`, smallest first.
-    pub(crate) buckets: Vec<Sizes>,
+    /// Bounds of the programs of `memory`.
+    pub(crate) buckets: Buckets,
     pub(crate) spec: ModelSpec,
     pub(crate) adapters: AdapterMap,
     pub(crate) options: EngineOptions,
@@ -93,8 +125,7 @@ pub struct EnginePlan {
 impl EnginePlan {
     /// Lays out an engine.
     ///
-    /// One program is planned for several numbers of tokens, so that a decode step works in a small
-    /// part of the arena that stays in cache: one token, one token of every sequence, a full step.
+    /// One program is planned for several numbers of tokens, powers of two up to a full step.
     ///
     /// # Errors
     ///
@@ -121,25 +152,26 @@ impl EnginePlan {
             compute: options.compute,
             ..BuildOptions::new(Head::GatheredLogits)
         };
-        let program = build_adapted_program(spec, &build, adapters)?;
-        let mut tokens = vec![1, options.max_num_seqs, options.max_num_batched_tokens];
-        tokens.dedup();
-        let buckets: Vec<Sizes> = tokens
-            .into_iter()
-            .map(|tokens| {
-                let sequences = tokens.min(options.max_num_seqs);
-                let cached = options.num_blocks * crate::BLOCK_TOKENS;
-                Sizes { tokens, sequences, outputs: sequences, cached }
-            })
-            .collect();
-        let programs = buckets
-            .iter()
-            .map(|&sizes| SessionProgram {
-                program: program.clone(),
-                sizes,
-                kv: KvPlacement::Paged,
-            })
-            .collect();
+        let whole = build_adapted_program(spec, &build, adapters)?;
+        let shallow = match options.speculative.map(|options| options.method) {
+            Some(DraftMethod::Depth(blocks)) => {
+                let build = BuildOptions { num_blocks: Some(blocks), ..build };
+                Some(build_adapted_program(spec, &build, adapters)?)
+            }
+            _ => None,
+        };
+        let buckets = Buckets {
+            whole: options.bucket_tokens().map(|tokens| options.sizes(tokens)).collect(),
+            // Guesses are made one sequence and one token at a time.
+            shallow: shallow.iter().map(|_| options.sizes(1)).collect(),
+        };
+        let planned = |(program, sizes): (&Program, &Sizes)| SessionProgram {
+            program: program.clone(),
+            sizes: *sizes,
+            kv: KvPlacement::Paged,
+        };
+        let whole = std::iter::repeat(&whole).zip(&buckets.whole);
+        let programs = whole.chain(shallow.iter().zip(&buckets.shallow)).map(planned).collect();
         let cache = CacheOptions { dtype: options.cache_type, num_blocks: options.num_blocks };
         let memory = MemoryPlan::new(programs, Some(cache))?;
         Ok(Self { memory, buckets, spec: spec.clone(), adapters: adapters.clone(), options })

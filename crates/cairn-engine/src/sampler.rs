@@ -47,7 +47,7 @@ pub enum SampleError {
 struct Candidate {
     /// Smaller is better.
     rank: f64,
-    /// Unnormalized probability; 1 for the likeliest.
+    /// Unnormalized probability; 1 for the likeliest. 0 until it is needed.
     weight: f64,
     id: u32,
 }
@@ -107,7 +107,7 @@ impl Sampler {
         if params.temperature == 0.0 {
             return Ok(best);
         }
-        self.weigh(largest, params.temperature);
+        self.rank(largest, params.temperature);
         self.filter(params);
         let position = context.tokens.len() as u64;
         Ok(draw(&self.candidates, random::uniform(params.seed, position, context.stream)))
@@ -134,15 +134,14 @@ impl Sampler {
         }
     }
 
-    /// Fills the candidates, in order of id, with `e^((logit − largest) / temperature)`.
-    fn weigh(&mut self, largest: f32, temperature: f32) {
+    /// Fills the candidates, in order of id, ranked by `(largest − logit) / temperature`.
+    fn rank(&mut self, largest: f32, temperature: f32) {
         self.candidates.clear();
         for (token, &logit) in self.logits_v.iter().enumerate() {
             let x = f64::from((logit - largest) / temperature);
             // Excluded tokens are −∞ and leave here; 0/0 cannot be, the temperature is not 0.
-            let weight = float::exp(x);
-            if 0.0 < weight {
-                self.candidates.push(Candidate { rank: -x, weight, id: token_id(token) });
+            if float::EXP_MIN <= x {
+                self.candidates.push(Candidate { rank: -x, weight: 0.0, id: token_id(token) });
             }
         }
     }
@@ -153,6 +152,9 @@ impl Sampler {
             candidates.select_nth_unstable_by(k - 1, better);
             candidates.truncate(k);
             candidates.sort_unstable_by_key(|candidate| candidate.id);
+        }
+        for candidate in &mut *candidates {
+            candidate.weight = float::exp(-candidate.rank);
         }
         if let Some(mass) = params.top_p.filter(|&mass| mass < 1.0) {
             keep_mass(candidates, f64::from(mass));

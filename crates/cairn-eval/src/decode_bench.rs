@@ -4,9 +4,10 @@
 //! and values of all tokens so far; nothing it computes takes longer than that. So tokens per second
 //! are judged by the bytes they move, against what the same machine reads in the same minute.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
-use cairn_engine::{Engine, Event, Request, SamplingParams};
+use cairn_engine::{Engine, Request, SamplingParams, SpeculationFigures};
 use cairn_kernels::bandwidth::{Bandwidth, BandwidthMeter};
 use cairn_program::{Class, Op, Program, ProgramId, SessionError, ValueId};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub struct DecodeBench {
     pub num_new: usize,
     /// Runs; the figures are their median, best and worst.
     pub repetitions: usize,
+    /// Reads the prompt in the first run and keeps its keys for the others: long contexts would take
+    /// minutes to read and seconds to decode.
+    pub keeps_prompt: bool,
 }
 
 /// What decoding reaches.
@@ -34,7 +38,7 @@ pub struct DecodeFigures {
     pub num_prompt: usize,
     /// Tokens decoded in a run.
     pub num_new: usize,
-    /// Tokens of the prompt read a second, of each run, in order.
+    /// Tokens of the prompt read a second, of each run that read it, in order.
     pub prefill_tokens_per_s: Vec<f64>,
     /// Tokens decoded a second, of each run, in order.
     pub tokens_per_s: Vec<f64>,
@@ -50,6 +54,10 @@ pub struct DecodeFigures {
     pub bandwidth: Bandwidth,
     /// `bytes_per_s` over the median of those measurements.
     pub bandwidth_share: f64,
+    /// What came of guessing ahead, if that was asked for. Then a run reads weights and cache once for
+    /// several tokens, and `bytes_per_s` is what reading them for each would have taken.
+    #[serde(default)]
+    pub speculation: Option<SpeculationFigures>,
 }
 
 /// The bandwidth is the median of at least this many measurements.
@@ -75,8 +83,11 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     };
     for _ in 0..bench.repetitions {
         measure(engine);
+        let reads_prompt = engine.num_reusable(&bench.prompt) == 0;
         let (prefill_s, decode_s) = run_once(engine, bench)?;
-        prefill.push(bench.prompt.len() as f64 / prefill_s);
+        if reads_prompt {
+            prefill.push(bench.prompt.len() as f64 / prefill_s);
+        }
         decode.push((bench.num_new - 1) as f64 / decode_s);
     }
     measure(engine);
@@ -97,22 +108,23 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
         bytes_per_s,
         bandwidth,
         bandwidth_share: bytes_per_s / (bandwidth.gbs * 1e9),
+        speculation: engine.speculation(),
     })
 }
 
 /// Seconds to the first token, and from there to the last.
 fn run_once(engine: &mut Engine, bench: &DecodeBench) -> Result<(f64, f64), EvalError> {
     let request = Request::new(bench.prompt.clone(), SamplingParams::greedy(), bench.num_new);
-    engine.add_request(request)?;
-    let mut events = Vec::new();
     let start = Instant::now();
     let mut first = None;
-    while engine.num_requests() != 0 {
-        engine.step(&mut events)?;
-        if first.is_none() && events.iter().any(|event| matches!(event, Event::Token { .. })) {
-            first = Some(Instant::now());
-        }
-    }
+    let mut on_token = |_| {
+        first.get_or_insert_with(Instant::now);
+        ControlFlow::Continue(())
+    };
+    match bench.keeps_prompt {
+        true => engine.generate_kept(request, &mut on_token)?,
+        false => engine.generate(request, &mut on_token)?,
+    };
     let first = first.expect("a run that ends without an error chose tokens");
     Ok((first.duration_since(start).as_secs_f64(), first.elapsed().as_secs_f64()))
 }

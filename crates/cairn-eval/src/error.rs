@@ -2,7 +2,7 @@
 
 use cairn_data::corpus::ReadError;
 use cairn_data::tokenizer::TokenizerError;
-use cairn_engine::{EngineError, RequestError};
+use cairn_engine::{EngineError, GenerateError, RequestError};
 use cairn_model::{BuildError, LoadError};
 use cairn_program::{RunError, SessionError};
 use cairn_spec::Hint;
@@ -86,6 +86,19 @@ pub enum EvalError {
     /// The engine refuses what the measurement asks.
     #[error("the engine refuses the request")]
     Request(#[from] RequestError),
+    /// A generation failed.
+    #[error("the generation failed")]
+    Generate(#[source] GenerateError),
+}
+
+impl From<GenerateError> for EvalError {
+    fn from(error: GenerateError) -> Self {
+        match error {
+            GenerateError::Request(error) => Self::Request(error),
+            GenerateError::Engine(error) => Self::Engine(error),
+            error => Self::Generate(error),
+        }
+    }
 }
 
 impl Hint for EvalError {
@@ -96,6 +109,7 @@ impl Hint for EvalError {
             Self::Engine(error) => error.hints(),
             Self::Load(error) => error.hints(),
             Self::Request(error) => error.hints(),
+            Self::Generate(error) => error.hints(),
             Self::Run(_) => vec!["was the corpus made with this model's tokenizer?".to_owned()],
             Self::Text { .. } => {
                 vec!["bits per byte need a tokenizer that loses nothing, such as byte level".into()]

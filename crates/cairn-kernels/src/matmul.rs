@@ -222,7 +222,7 @@ fn matmul_cut(cpu: &Cpu, args: Matmul<'_>, blocking: &Blocking) {
         out_stride: n,
         out_rows: None,
     };
-    product::run(cpu, &[product], y_tn, blocking);
+    product::run(cpu, product, y_tn, blocking);
 }
 
 /// The input gradient. See [`matmul_dx_reference`] for its definition.
@@ -250,7 +250,7 @@ fn matmul_dx_cut(cpu: &Cpu, args: MatmulDx<'_>, blocking: &Blocking) {
         out_stride: k,
         out_rows: None,
     };
-    product::run(cpu, &[product], dx_tk, blocking);
+    product::run(cpu, product, dx_tk, blocking);
 }
 
 /// The weight gradient. See [`matmul_dw_reference`] for its definition.
@@ -284,7 +284,7 @@ fn matmul_dw_cut(cpu: &Cpu, args: MatmulDw<'_>, blocking: &Blocking) {
         out_stride: k,
         out_rows: None,
     };
-    product::run(cpu, &[product], dw_nk, blocking);
+    product::run(cpu, product, dw_nk, blocking);
 }
 
 /// The bias gradient. See [`bias_grad_reference`] for its definition.

@@ -4,6 +4,9 @@
 //! calling thread among them. Workers spin for a short while after a job, so that the next fork
 //! finds them awake (about a microsecond), then park, so that an idle process burns nothing.
 //!
+//! A fork takes no lock: the gate, the task counter and the flags are atomics. The one mutex holds a
+//! worker's panic and is touched only after one.
+//!
 //! **Invariant:** the closure is called only while `Pool::run` is on the caller's stack: a worker
 //! enters a job through the *gate*, which counts who is inside, and `run` closes the gate and waits
 //! for that count to fall to zero, also when a task panics. A worker that wakes late finds the gate
@@ -83,6 +86,8 @@ struct Shared {
     job: UnsafeCell<Job>,
     parked: Box<[AtomicBool]>,
     stop: AtomicBool,
+    /// Whether `panic` holds one; read after the gate has closed, which orders it.
+    panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -119,6 +124,7 @@ impl Pool {
             job: UnsafeCell::new(Job { task: nothing, tasks: 0 }),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
         let new_scratch = || Scratch::new().map_err(|source| CpuError::Scratch { threads, source });
@@ -158,8 +164,7 @@ impl Pool {
         let closing = Closing { shared: &self.shared };
         self.shared.take_tasks(tasks, task, scratch);
         drop(closing);
-        let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(payload) = panic {
+        if let Some(payload) = self.shared.take_panic() {
             resume_unwind(payload);
         }
     }
@@ -221,7 +226,7 @@ impl Drop for Closing<'_> {
         }
         if thread::panicking() {
             // The caller's own panic is the one reported; a worker's must not wait for the next run.
-            drop(self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take());
+            drop(self.shared.take_panic());
         }
     }
 }
@@ -244,9 +249,20 @@ impl Shared {
             if let Err(payload) = outcome {
                 self.next_task.store(usize::MAX / 2, Ordering::Relaxed);
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
+                self.panicked.store(true, Ordering::Relaxed);
             }
             self.gate.fetch_sub(1, Ordering::Release);
         }
+    }
+
+    /// The panic of a worker in the job that has ended, if there was one.
+    fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
+        // Workers leave the gate with a release after they set it, and the gate was found empty.
+        if !self.panicked.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.panicked.store(false, Ordering::Relaxed);
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn take_tasks(&self, tasks: usize, task: &Task<'_>, scratch: &mut Scratch) {

@@ -63,6 +63,9 @@ pub struct BuildOptions {
     /// Tokens of the text, for rotations that change with its length (dynamic, longrope). `None`
     /// is any length up to [`ModelFields::context_limit`](model::ModelFields::context_limit).
     pub text_len: Option<usize>,
+    /// Only the first so many blocks, then what follows the last: what a model guesses by before
+    /// it has gone through all of them. `None` is all.
+    pub num_blocks: Option<usize>,
 }
 
 impl BuildOptions {
@@ -76,6 +79,7 @@ impl BuildOptions {
             keep_hidden: false,
             dropout: false,
             text_len: None,
+            num_blocks: None,
         }
     }
 }
@@ -140,7 +144,7 @@ pub fn build_adapted_program(
     };
     lowering.builder.set_compute(compute);
     let mut x = lowering.embedding()?;
-    for layer in 0..spec.num_hidden_layers {
+    for layer in 0..lowering.num_blocks() {
         lowering.keep_hidden(x);
         let block = u32::try_from(layer).expect("the spec limits the layers");
         lowering.builder.set_block(Some(block));
@@ -150,10 +154,17 @@ pub fn build_adapted_program(
     lowering.head(x)?;
     let program = lowering.builder.finish()?;
     // An adapter that nothing reads would be dropped without a word.
-    match adapters.weights().iter().all(|weight| program.find(weight).is_some()) {
+    match is_cut(spec, options)
+        || adapters.weights().iter().all(|weight| program.find(weight).is_some())
+    {
         true => Ok(program),
         false => Err(BuildError::UnusedAdapter),
     }
+}
+
+/// Whether blocks are left out.
+fn is_cut(spec: &ModelSpec, options: &BuildOptions) -> bool {
+    options.num_blocks.is_some_and(|blocks| blocks < spec.num_hidden_layers)
 }
 
 struct Lowering<'a> {
@@ -166,6 +177,12 @@ struct Lowering<'a> {
 }
 
 impl Lowering<'_> {
+    /// Blocks that the program has.
+    fn num_blocks(&self) -> usize {
+        let all = self.spec.num_hidden_layers;
+        self.options.num_blocks.map_or(all, |blocks| blocks.min(all))
+    }
+
     fn keep_hidden(&mut self, x: ValueId) {
         if self.options.keep_hidden {
             self.builder.output(x);
@@ -307,7 +324,7 @@ impl Lowering<'_> {
         let width = [self.width];
         let mut hidden = x;
         if self.spec.block.final_norm() {
-            let name = format!("hidden_{}", self.spec.num_hidden_layers);
+            let name = format!("hidden_{}", self.num_blocks());
             hidden = self.norm((&name, "model.norm"), x, &width)?;
         }
         self.keep_hidden(hidden);

@@ -71,6 +71,8 @@ fn check_feed(input: &Value, feed: &Feed<'_>, sizes: &Sizes) -> Result<(), RunEr
 }
 
 fn check_sequences(prepared: &Prepared, run: &Run<'_>) -> Result<(), RunError> {
+    let caches = prepared.caches.values();
+    let num_blocks = caches.map(|(spec, pages)| pages.bytes / spec.page_bytes()).min().unwrap_or(0);
     let mut next = 0;
     for (index, sequence) in run.sequences.iter().enumerate() {
         let fault = |problem: String| RunError::Sequence { sequence: index, problem };
@@ -89,11 +91,8 @@ fn check_sequences(prepared: &Prepared, run: &Run<'_>) -> Result<(), RunError> {
             let found = sequence.blocks.len();
             return Err(fault(format!("needs {needed} blocks, its table has {found}")));
         }
-        for (spec, pages) in prepared.caches.values() {
-            let blocks = pages.bytes / spec.page_bytes();
-            if let Some(block) = sequence.blocks.iter().find(|&&block| block as usize >= blocks) {
-                return Err(fault(format!("block {block} is not below {blocks}")));
-            }
+        if let Some(block) = sequence.blocks.iter().find(|&&block| block as usize >= num_blocks) {
+            return Err(fault(format!("block {block} is not below {num_blocks}")));
         }
     }
     Ok(())
@@ -142,13 +141,13 @@ fn check_indices(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Result<()
     Ok(())
 }
 
-/// Runs every instruction; the run has been checked.
+/// Runs every instruction; the run has been checked. The clock is read only for an observer.
 pub(crate) fn execute(
     cpu: &Cpu,
     memory: &mut Memory,
     prepared: &Prepared,
     run: &Run<'_>,
-    observe: &mut dyn FnMut(usize, f64),
+    mut observe: Option<&mut dyn FnMut(usize, f64)>,
 ) {
     let sizes = run.sizes();
     for (id, input) in prepared.program.of_class(Class::Input) {
@@ -165,10 +164,12 @@ pub(crate) fn execute(
         }
     }
     for (index, instr) in prepared.program.instrs.iter().enumerate() {
-        let start = Instant::now();
+        let start = observe.is_some().then(Instant::now);
         let mut step = Step { cpu, memory, prepared, run, sizes: &sizes, index, instr };
         step.dispatch();
-        observe(index, start.elapsed().as_secs_f64());
+        if let (Some(observe), Some(start)) = (&mut observe, start) {
+            observe(index, start.elapsed().as_secs_f64());
+        }
     }
 }
 

@@ -206,7 +206,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    pub(crate) fn sizes(&self) -> Sizes {
+    /// How large it is.
+    pub fn sizes(&self) -> Sizes {
         Sizes {
             tokens: self.sequences.iter().map(|sequence| sequence.len).sum(),
             sequences: self.sequences.len(),
@@ -556,7 +557,7 @@ impl Session {
     ///
     /// [`RunError`] when the inputs do not fit the program or its plan; nothing was computed then.
     pub fn run(&mut self, program: ProgramId, run: &Run<'_>) -> Result<(), RunError> {
-        self.run_observed(program, run, &mut |_, _| {})
+        self.execute(program, run, None)
     }
 
     /// Runs one program and calls `observe` with each instruction's index and its seconds.
@@ -569,6 +570,15 @@ impl Session {
         program: ProgramId,
         run: &Run<'_>,
         observe: &mut dyn FnMut(usize, f64),
+    ) -> Result<(), RunError> {
+        self.execute(program, run, Some(observe))
+    }
+
+    fn execute(
+        &mut self,
+        program: ProgramId,
+        run: &Run<'_>,
+        observe: Option<&mut dyn FnMut(usize, f64)>,
     ) -> Result<(), RunError> {
         let prepared = &self.programs[program.0];
         let sizes = run.sizes();

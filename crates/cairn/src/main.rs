@@ -28,6 +28,7 @@ mod progress_line;
 mod runs;
 mod sampling;
 mod signals;
+mod speculative;
 mod stop_strings;
 mod table;
 mod terminal;

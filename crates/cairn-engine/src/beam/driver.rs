@@ -5,7 +5,7 @@ use crate::block_pool::BlockPool;
 use crate::block_table::BlockTable;
 use crate::engine::Engine;
 use crate::error::{EngineError, GenerateError};
-use crate::executor::{Executor, Piece};
+use crate::executor::{Depth, Executor, Piece};
 use crate::logprob::log_softmax;
 use crate::request::Request;
 use crate::sampling::SamplingParams;
@@ -86,9 +86,9 @@ impl BeamRun<'_> {
             let cached = table.num_tokens();
             let copy = table.append(self.pool, tokens.len())?;
             assert_eq!(copy, None, "nothing is shared yet");
-            let wants_logits = cached + tokens.len() == prompt.len();
-            let piece = Piece { tokens, cached, blocks: table.blocks(), wants_logits };
-            self.executor.run([piece].into_iter()).map_err(EngineError::from)?;
+            let num_logits = usize::from(cached + tokens.len() == prompt.len());
+            let piece = Piece { tokens, cached, blocks: table.blocks(), num_logits };
+            self.executor.run(Depth::Whole, [piece].into_iter()).map_err(EngineError::from)?;
         }
         self.read_logprobs(1);
         Ok(())
@@ -114,9 +114,9 @@ impl BeamRun<'_> {
             tokens,
             cached: table.num_tokens() - 1,
             blocks: table.blocks(),
-            wants_logits: true,
+            num_logits: 1,
         });
-        self.executor.run(pieces).map_err(EngineError::from)?;
+        self.executor.run(Depth::Whole, pieces).map_err(EngineError::from)?;
         self.read_logprobs(self.tables.len());
         Ok(())
     }

@@ -26,7 +26,7 @@ fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
     let mut sampler = Sampler::new(logits.len());
     sampler.logits_v.extend_from_slice(logits);
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    sampler.weigh(largest, params.temperature);
+    sampler.rank(largest, params.temperature);
     sampler.filter(params);
     sampler.candidates.iter().map(|candidate| candidate.id).collect()
 }

@@ -41,6 +41,7 @@ fn tokens_are_the_same_alone_and_in_a_batch() {
             (CacheType::Bf16, Encoding::Bf16),
             (CacheType::F32, Encoding::F16),
             (CacheType::Bf16, Encoding::Q8),
+            (CacheType::Q8, Encoding::Bf16),
         ] {
             let options = EngineOptions { cache_type, encoding, ..EngineOptions::new(4, CONTEXT) };
             let mut engine = engine_with(name, options);

@@ -118,7 +118,7 @@ fn prefill_in_chunks_is_prefill_at_once() {
         let length = 100.min(context(name) - 1);
         let prompt: Vec<u32> =
             golden_ids(name, "input_ids").into_iter().cycle().take(length).collect();
-        for cache_type in [CacheType::F32, CacheType::Bf16] {
+        for cache_type in [CacheType::F32, CacheType::Bf16, CacheType::Q8] {
             let options = |max_num_batched_tokens| EngineOptions {
                 max_num_batched_tokens,
                 cache_type,

@@ -1,6 +1,8 @@
 //! The engine on the golden models.
 
 #[cfg(test)]
+mod allocations;
+#[cfg(test)]
 mod batches;
 #[cfg(test)]
 mod beams;
@@ -14,3 +16,5 @@ mod kept;
 mod model;
 #[cfg(test)]
 mod requests;
+#[cfg(test)]
+mod speculation;

@@ -15,7 +15,7 @@ fn engine(name: &str, encoding: Encoding) -> Engine {
 #[test]
 fn figures_count_the_bytes_that_a_token_reads() {
     let mut llama = engine("llama", Encoding::F32);
-    let bench = DecodeBench { prompt: vec![1; 8], num_new: 9, repetitions: 2 };
+    let bench = DecodeBench { prompt: vec![1; 8], num_new: 9, repetitions: 2, keeps_prompt: false };
     let found = bench_decode(&mut llama, &bench).unwrap();
     // Untied: the head is read whole, of the embedding one row. 64 wide, 160 inside, 3 layers.
     let layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160 + 2 * 64;
@@ -32,7 +32,7 @@ fn figures_count_the_bytes_that_a_token_reads() {
 #[test]
 fn a_tied_embedding_is_read_whole_and_positions_by_row() {
     let mut gpt2 = engine("gpt2", Encoding::Bf16);
-    let bench = DecodeBench { prompt: vec![1; 2], num_new: 2, repetitions: 1 };
+    let bench = DecodeBench { prompt: vec![1; 2], num_new: 2, repetitions: 1, keeps_prompt: false };
     let found = bench_decode(&mut gpt2, &bench).unwrap();
     let d = 48_u64;
     let matrices = 3 * (4 * d * d + 2 * d * 4 * d) + 320 * d;
@@ -42,9 +42,18 @@ fn a_tied_embedding_is_read_whole_and_positions_by_row() {
 }
 
 #[test]
+fn a_prompt_that_is_kept_is_read_once() {
+    let mut llama = engine("llama", Encoding::F32);
+    let bench = DecodeBench { prompt: vec![1; 8], num_new: 9, repetitions: 3, keeps_prompt: true };
+    let found = bench_decode(&mut llama, &bench).unwrap();
+    assert_eq!((found.tokens_per_s.len(), found.prefill_tokens_per_s.len()), (3, 1));
+    assert_eq!(found.speculation, None);
+}
+
+#[test]
 fn impossible_benches_are_refused() {
     let mut llama = engine("llama", Encoding::F32);
-    let bench = DecodeBench { prompt: vec![1], num_new: 64, repetitions: 1 };
+    let bench = DecodeBench { prompt: vec![1], num_new: 64, repetitions: 1, keeps_prompt: false };
     let too_long = bench_decode(&mut llama, &bench);
     assert!(matches!(too_long, Err(EvalError::Request(_))));
     let none = DecodeBench { repetitions: 0, num_new: 2, ..bench.clone() };

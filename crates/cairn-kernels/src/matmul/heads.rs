@@ -107,44 +107,40 @@ impl HeadMatmulDw<'_> {
 pub fn head_matmul(cpu: &Cpu, args: HeadMatmul<'_>) {
     args.check();
     let HeadMatmul { x_thi, w_hoi, y_tho, t, heads, inputs, outputs } = args;
-    let products: Vec<Product<'_>> = (0..heads)
-        .filter(|_| t * outputs > 0)
-        .map(|head| Product {
-            left: Left::Rows { values: head_of(x_thi, head * inputs), stride: heads * inputs },
-            right: Right::Outputs(head_weight(w_hoi, head, outputs, inputs)),
-            form: Form::Floats,
-            rows: t,
-            columns: outputs,
-            contraction: Contraction::Chain(inputs),
-            start: Start::Zero,
-            out_first: head * outputs,
-            out_stride: heads * outputs,
-            out_rows: None,
-        })
-        .collect();
-    product::run(cpu, &products, y_tho, &Blocking::guess(t, outputs, inputs, cpu));
+    let count = if t * outputs == 0 { 0 } else { heads };
+    let product = |head: usize| Product {
+        left: Left::Rows { values: head_of(x_thi, head * inputs), stride: heads * inputs },
+        right: Right::Outputs(head_weight(w_hoi, head, outputs, inputs)),
+        form: Form::Floats,
+        rows: t,
+        columns: outputs,
+        contraction: Contraction::Chain(inputs),
+        start: Start::Zero,
+        out_first: head * outputs,
+        out_stride: heads * outputs,
+        out_rows: None,
+    };
+    product::run_each(cpu, (count, product), y_tho, &Blocking::guess(t, outputs, inputs, cpu));
 }
 
 /// The per-head input gradient. See [`head_matmul_dx_reference`] for its definition.
 pub fn head_matmul_dx(cpu: &Cpu, args: HeadMatmulDx<'_>) {
     args.check();
     let HeadMatmulDx { dy_tho, w_hoi, dx_thi, t, heads, inputs, outputs, accumulate } = args;
-    let products: Vec<Product<'_>> = (0..heads)
-        .filter(|_| t * inputs > 0)
-        .map(|head| Product {
-            left: Left::Rows { values: head_of(dy_tho, head * outputs), stride: heads * outputs },
-            right: Right::Inputs(head_weight(w_hoi, head, outputs, inputs)),
-            form: Form::Floats,
-            rows: t,
-            columns: inputs,
-            contraction: Contraction::Chain(outputs),
-            start: if accumulate { Start::Keep } else { Start::Zero },
-            out_first: head * inputs,
-            out_stride: heads * inputs,
-            out_rows: None,
-        })
-        .collect();
-    product::run(cpu, &products, dx_thi, &Blocking::guess(t, inputs, outputs, cpu));
+    let count = if t * inputs == 0 { 0 } else { heads };
+    let product = |head: usize| Product {
+        left: Left::Rows { values: head_of(dy_tho, head * outputs), stride: heads * outputs },
+        right: Right::Inputs(head_weight(w_hoi, head, outputs, inputs)),
+        form: Form::Floats,
+        rows: t,
+        columns: inputs,
+        contraction: Contraction::Chain(outputs),
+        start: if accumulate { Start::Keep } else { Start::Zero },
+        out_first: head * inputs,
+        out_stride: heads * inputs,
+        out_rows: None,
+    };
+    product::run_each(cpu, (count, product), dx_thi, &Blocking::guess(t, inputs, outputs, cpu));
 }
 
 /// The per-head weight gradient. See [`head_matmul_dw_reference`] for its definition.
@@ -157,22 +153,25 @@ pub fn head_matmul_dw(cpu: &Cpu, args: HeadMatmulDw<'_>) {
         }
         return;
     }
-    let products: Vec<Product<'_>> = (0..heads)
-        .filter(|_| inputs * outputs > 0)
-        .map(|head| Product {
-            left: Left::Steps { values: head_of(dy_tho, head * outputs), stride: heads * outputs },
-            right: Right::Matrix { values: head_of(x_thi, head * inputs), stride: heads * inputs },
-            form: Form::Floats,
-            rows: outputs,
-            columns: inputs,
-            contraction: Contraction::TokenBlocks { t, row_tokens: args.row_tokens },
-            start: if args.accumulate { Start::Keep } else { Start::Zero },
-            out_first: head * outputs * inputs,
-            out_stride: inputs,
-            out_rows: None,
-        })
-        .collect();
-    product::run(cpu, &products, dw_hoi, &Blocking::guess(outputs, inputs, TOKEN_BLOCK, cpu));
+    let count = if inputs * outputs == 0 { 0 } else { heads };
+    let product = |head: usize| Product {
+        left: Left::Steps { values: head_of(dy_tho, head * outputs), stride: heads * outputs },
+        right: Right::Matrix { values: head_of(x_thi, head * inputs), stride: heads * inputs },
+        form: Form::Floats,
+        rows: outputs,
+        columns: inputs,
+        contraction: Contraction::TokenBlocks { t, row_tokens: args.row_tokens },
+        start: if args.accumulate { Start::Keep } else { Start::Zero },
+        out_first: head * outputs * inputs,
+        out_stride: inputs,
+        out_rows: None,
+    };
+    product::run_each(
+        cpu,
+        (count, product),
+        dw_hoi,
+        &Blocking::guess(outputs, inputs, TOKEN_BLOCK, cpu),
+    );
 }
 
 /// A matrix of several heads from one head's first column on.

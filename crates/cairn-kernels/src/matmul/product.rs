@@ -99,6 +99,7 @@ impl Contraction<'_> {
 }
 
 /// `out[row][column] = Σ_step left[row][step] · right[step][column]`.
+#[derive(Clone, Copy)]
 pub(super) struct Product<'a> {
     pub(super) left: Left<'a>,
     pub(super) right: Right<'a>,
@@ -146,17 +147,29 @@ impl Product<'_> {
     }
 }
 
-/// Computes products into disjoint parts of `out`, all tiles of all of them as one set of tasks.
-pub(super) fn run(cpu: &Cpu, products: &[Product<'_>], out: &mut [f32], blocking: &Blocking) {
-    let Some(first) = products.first() else { return };
-    // All products of one call have the same sizes (heads of one layer).
+/// Computes a product into `out`, all its tiles as one set of tasks.
+pub(super) fn run(cpu: &Cpu, product: Product<'_>, out: &mut [f32], blocking: &Blocking) {
+    run_each(cpu, (1, |_| product), out, blocking);
+}
+
+/// As [`run`] for `count` products of the same sizes (heads of one layer) into disjoint parts of `out`.
+pub(super) fn run_each<'a>(
+    cpu: &Cpu,
+    (count, product_of): (usize, impl Fn(usize) -> Product<'a> + Sync),
+    out: &mut [f32],
+    blocking: &Blocking,
+) {
+    if count == 0 {
+        return;
+    }
+    let first = product_of(0);
     let row_parts = first.rows.div_ceil(blocking.rows);
     let column_parts = first.columns.div_ceil(blocking.columns);
     let grid = row_parts * column_parts;
     let out = SharedSlice::new(out);
     let simd = cpu.simd();
-    cpu.parallel(products.len() * grid, |task, scratch| {
-        let product = &products[task / grid];
+    cpu.parallel(count * grid, |task, scratch| {
+        let product = &product_of(task / grid);
         let (row_part, column_part) = (task % grid % row_parts, task % grid / row_parts);
         let part = |i: usize, size: usize, end: usize| i * size..end.min((i + 1) * size);
         let rows = part(row_part, blocking.rows, product.rows);

@@ -28,7 +28,7 @@ impl Lowering<'_> {
     pub(super) fn block(&mut self, layer: usize, x: ValueId) -> Result<ValueId, VerifyError> {
         let middle = format!("{layer}.middle");
         let middle = self.part(layer, Part::Attention, (x, x), &middle)?;
-        let last = layer + 1 == self.spec.num_hidden_layers && self.spec.block.final_norm();
+        let last = layer + 1 == self.num_blocks() && self.spec.block.final_norm();
         let name = if last { "final.input".to_owned() } else { format!("hidden_{}", layer + 1) };
         let input = if self.spec.block == BlockForm::ParallelResidual { x } else { middle };
         self.part(layer, Part::FeedForward, (input, middle), &name)

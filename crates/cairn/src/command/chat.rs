@@ -21,6 +21,7 @@ use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::named_values::named_values;
 use crate::sampling::{SamplingArgs, stated};
 use crate::signals::StopFlag;
+use crate::speculative::SpeculativeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,6 +75,8 @@ pub(crate) struct ChatArgs {
     sampling: SamplingArgs,
     #[command(flatten)]
     storage: StorageArgs,
+    #[command(flatten)]
+    speculative: SpeculativeArgs,
 }
 
 /// Tokens of a conversation, where nothing is asked for and the model has room.
@@ -92,7 +95,9 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
     let max_context = args.max_context.unwrap_or_else(|| MAX_CONTEXT.min(positions));
     let mut options = EngineOptions::new(1, max_context);
     args.storage.apply(&mut options, (&model, context))?;
-    let engine = model.engine(options, context.cpu()?)?;
+    args.speculative.apply(&mut options);
+    let mut engine = model.engine(options, context.cpu()?)?;
+    args.speculative.attach(&mut engine, context)?;
     let mut stops = generation.eos_token_ids.clone();
     stops.extend(template.end_of_turn(&tokenizer, &config.special_tokens));
     stops.extend(config.special("eos_token").and_then(|token| tokenizer.token_id(token)));

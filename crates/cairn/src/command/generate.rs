@@ -20,6 +20,7 @@ use crate::failure::UserError;
 use crate::figures::Count;
 use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::sampling::{SamplingArgs, stated};
+use crate::speculative::{SpeculativeArgs, summary};
 use crate::stop_strings::StopStrings;
 use crate::weight_type::WeightTypeArgs;
 
@@ -28,6 +29,7 @@ Examples:
   cairn generate --prompt 'fn main() {'
   cairn generate --prompt 'use std::' --temperature 0 --max-new-tokens 40
   echo 'impl Iterator for' | cairn generate --prompt-file - --top-p 0.9 --seed 7
+  cairn generate --model DIR --prompt-file code.rs --speculative ngram
   cairn generate --model DIR --prompt-ids 5,6,7 --max-new-tokens 24 --temperature 0 --json";
 
 /// New tokens, where nothing is asked for and the model has room.
@@ -55,6 +57,8 @@ pub(crate) struct GenerateArgs {
     beams: BeamArgs,
     #[command(flatten)]
     storage: StorageArgs,
+    #[command(flatten)]
+    speculative: SpeculativeArgs,
 }
 
 /// What to continue.
@@ -108,7 +112,7 @@ struct BeamArgs {
     /// Search with N beams instead of sampling
     #[arg(long, value_name = "N", conflicts_with_all = [
         "stop", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-        "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "seed",
+        "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "seed", "speculative",
     ])]
     beams: Option<usize>,
     /// Exponent of the length that scores are divided by
@@ -130,9 +134,19 @@ pub(crate) struct StorageArgs {
     weights: WeightTypeArgs,
     #[command(flatten)]
     compute: ComputeDtypeArgs,
-    /// Encoding of cached keys and values
-    #[arg(long, value_enum, default_value_t = CachedType::F32)]
-    cache: CachedType,
+    /// Type of cached keys and values
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TYPE",
+        visible_alias = "cache",
+        default_value_t = CachedType::F32
+    )]
+    kv_cache_dtype: CachedType,
+    /// Tokens of one run of the model at most: longer prompts are read in pieces; any number gives
+    /// the same tokens [default: 256]
+    #[arg(long, value_name = "N")]
+    max_num_batched_tokens: Option<usize>,
 }
 
 impl StorageArgs {
@@ -144,18 +158,34 @@ impl StorageArgs {
     ) -> anyhow::Result<()> {
         options.encoding = self.weights.dtype.encoding(model, context.terminal)?;
         options.compute = self.compute.compute();
-        options.cache_type = match self.cache {
-            CachedType::F32 => CacheType::F32,
-            CachedType::Bf16 => CacheType::Bf16,
-        };
+        options.cache_type = self.kv_cache_dtype.cache_type();
+        if let Some(most) = self.max_num_batched_tokens {
+            options.max_num_batched_tokens = most;
+        }
         Ok(())
     }
 }
 
+/// How keys and values are cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CachedType {
+pub(crate) enum CachedType {
+    /// 32-bit floats.
     F32,
+    /// The high half of 32-bit floats.
     Bf16,
+    /// Signed bytes, a factor for each key and each value.
+    Q8,
+}
+
+impl CachedType {
+    /// The engine's name for it.
+    pub(crate) fn cache_type(self) -> CacheType {
+        match self {
+            Self::F32 => CacheType::F32,
+            Self::Bf16 => CacheType::Bf16,
+            Self::Q8 => CacheType::Q8,
+        }
+    }
 }
 
 /// Generates and prints.
@@ -301,7 +331,10 @@ fn engine(
 ) -> anyhow::Result<Engine> {
     let mut options = EngineOptions::new(args.beams.beams.unwrap_or(1).max(1), max_context);
     args.storage.apply(&mut options, (model, context))?;
-    model.engine(options, context.cpu()?)
+    args.speculative.apply(&mut options);
+    let mut engine = model.engine(options, context.cpu()?)?;
+    args.speculative.attach(&mut engine, context)?;
+    Ok(engine)
 }
 
 /// Samples, printing the text as it comes.
@@ -340,11 +373,15 @@ fn sample(
             "text": text,
             "finish": finish,
             "seconds": seconds,
+            "speculation": engine.speculation(),
         });
         return context.terminal.print(object);
     }
     let rate = Count(count as f64 / seconds);
     context.terminal.step("Generated", format_args!("{count} tokens, {rate} tokens/s"));
+    if let Some(summary) = summary(engine.speculation().as_ref()) {
+        context.terminal.step("Guessed", summary);
+    }
     Ok(())
 }
 

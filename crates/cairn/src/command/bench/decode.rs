@@ -7,18 +7,19 @@ use anyhow::Context as _;
 use cairn_artifacts::machine::ProcessMemory;
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use cairn_eval::{DecodeBench, DecodeFigures, bench_decode};
-use cairn_kernels::CacheType;
 use cairn_kernels::bandwidth::Bandwidth;
 use cairn_spec::ModelSpec;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::Output;
+use crate::command::generate::CachedType;
 use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::figures::{Bytes, Percent, Seconds};
 use crate::model_folder::{ModelFolder, read_spec};
 use crate::runs;
+use crate::speculative::{SpeculativeArgs, summary};
 use crate::table::Table;
 use crate::weight_type::WeightTypeArgs;
 
@@ -50,6 +51,14 @@ pub(super) struct DecodeArgs {
     /// Runs
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
+    /// Read the prompt once, for all runs
+    #[arg(long)]
+    keep_prompt: bool,
+    /// Type of cached keys and values
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = CachedType::F32)]
+    kv_cache_dtype: CachedType,
+    #[command(flatten)]
+    speculative: SpeculativeArgs,
     #[command(flatten)]
     output: Output,
 }
@@ -66,6 +75,7 @@ pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
         prompt: prompt.collect(),
         num_new: args.new_tokens,
         repetitions: args.repetitions,
+        keeps_prompt: args.keep_prompt,
     };
     let measured = bench_decode(&mut engine, &bench)?;
     let mut figures = serde_json::to_value(&measured)?;
@@ -77,6 +87,8 @@ pub(super) fn run(args: &DecodeArgs, context: &Context) -> anyhow::Result<()> {
         "fresh": args.fresh,
         "encoding": options.encoding,
         "compute": options.compute,
+        "kv_cache_dtype": options.cache_type,
+        "speculative": options.speculative,
         "prompt_tokens": args.prompt_tokens,
         "new_tokens": args.new_tokens,
         "repetitions": args.repetitions,
@@ -93,11 +105,12 @@ fn load(
     context: &Context,
 ) -> anyhow::Result<(ModelSpec, Engine, Value)> {
     let mut options = EngineOptions::new(1, args.prompt_tokens + args.new_tokens);
-    options.cache_type = CacheType::F32;
+    options.cache_type = args.kv_cache_dtype.cache_type();
+    args.speculative.apply(&mut options);
     options.compute = args.compute.compute();
     let cpu = context.cpu()?;
     let begin = Instant::now();
-    let (spec, engine) = if args.fresh {
+    let (spec, mut engine) = if args.fresh {
         let spec = read_spec(folder, context.terminal)?;
         options.encoding = args.weights.dtype.encoding_of(&spec, None)?;
         let engine = Engine::with_fresh_weights(EnginePlan::new(&spec, options)?, cpu, 0)?;
@@ -110,6 +123,7 @@ fn load(
             .with_context(|| format!("cannot load {}", folder.display()))?;
         (model.spec, engine)
     };
+    args.speculative.attach(&mut engine, context)?;
     let seconds = begin.elapsed().as_secs_f64();
     let load = json!({
         "seconds": seconds,
@@ -135,6 +149,9 @@ fn decode_text(figures: &DecodeFigures) -> String {
     let Bandwidth { gbs, gbs_min, gbs_max, passes, .. } = figures.bandwidth;
     let spread =
         format!("median of {passes} passes between the runs, {gbs_min:.1} to {gbs_max:.1}");
+    if let Some(guessed) = summary(figures.speculation.as_ref()) {
+        table.row([&"guessed", &guessed]);
+    }
     table.row([&"bandwidth", &format!("{used:.1} of {gbs:.1} GB/s ({spread}): {share}")]);
     table.to_string()
 }
