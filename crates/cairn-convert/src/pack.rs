@@ -197,6 +197,7 @@ fn cache_name(cache: cairn_kernels::CacheType) -> &'static str {
     match cache {
         cairn_kernels::CacheType::F32 => "f32",
         cairn_kernels::CacheType::Bf16 => "bf16",
+        cairn_kernels::CacheType::Q8 => "q8",
     }
 }
 

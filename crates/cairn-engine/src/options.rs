@@ -184,7 +184,7 @@ impl EnginePlan {
 
     /// Token counts that the program is planned for, ascending.
     pub fn token_buckets(&self) -> impl Iterator<Item = usize> {
-        self.buckets.iter().map(|sizes| sizes.tokens)
+        self.buckets.whole.iter().map(|sizes| sizes.tokens)
     }
 
     /// What it was planned for.

@@ -272,7 +272,7 @@ fn license_lineage_and_files_are_those_of_the_folder() {
     let sources: Vec<&str> = header.source.files.iter().map(|file| file.name.as_str()).collect();
     assert!(sources.contains(&"model.safetensors") && !sources.contains(&"notes.bin"));
     let plan = header.plan.unwrap();
-    assert_eq!(plan.token_buckets, [1, 256]);
+    assert_eq!(plan.token_buckets, [1, 2, 4, 8, 16, 32, 64, 128, 256]);
     let back = target.path().join("back");
     unpack(&source(&path, PackCheck::default()), &back).unwrap();
     let template = fs::read(back.join("additional_chat_templates/tool_use.jinja")).unwrap();
