@@ -70,6 +70,11 @@ impl ProcessMemory {
         Self::parse(&fs::read_to_string("/proc/self/status").ok()?)
     }
 
+    /// Memory of another process; absent if there is no such process.
+    pub fn of(process_id: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{process_id}/status")).ok()?)
+    }
+
     fn parse(status: &str) -> Option<Self> {
         Some(Self {
             anonymous_bytes: kib_field(status, "RssAnon")?,

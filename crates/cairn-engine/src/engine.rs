@@ -34,6 +34,7 @@ use crate::executor::{Depth, Executor, Piece};
 use crate::options::{EngineOptions, EnginePlan};
 use crate::request::{Event, Finish, Output, PositionLogprobs, Request, RequestId};
 use crate::sampler::{Sampler, top_logprobs};
+use crate::sampling::SamplingParams;
 use crate::sequence::{Kept, Sequence};
 use crate::speculation::{
     DraftFor, DraftModel, Drafter, Drafting, NUM_SPECULATIVE_TOKENS_MAX, Pace, SpeculationFigures,
@@ -497,6 +498,20 @@ impl Engine {
         self.check_idle()?;
         let id = self.add_request(request)?;
         self.run_alone(id, on_token)
+    }
+
+    /// The log-probability of every token after `tokens`: `[v]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate`](Self::generate).
+    pub fn next_logprobs(&mut self, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
+        let request = Request::new(tokens.to_vec(), SamplingParams::greedy(), 1);
+        self.generate(request, &mut |_| ControlFlow::Continue(()))?;
+        // The only sequence of the last step is in its first row.
+        let logits_v = self.executor.logits(0);
+        let lse = log_sum_exp(self.executor.session().cpu(), logits_v);
+        Ok(logits_v.iter().map(|logit| logit - lse).collect())
     }
 
     /// Runs the only request to its end.

@@ -12,6 +12,7 @@ use cairn_kernels::bandwidth::{Bandwidth, BandwidthMeter};
 use cairn_program::{Class, Op, Program, ProgramId, SessionError, ValueId};
 use serde::{Deserialize, Serialize};
 
+use crate::contract::Turn;
 use crate::error::EvalError;
 use crate::scorer::check_limit;
 
@@ -84,11 +85,14 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     for _ in 0..bench.repetitions {
         measure(engine);
         let reads_prompt = engine.num_reusable(&bench.prompt) == 0;
-        let (prefill_s, decode_s) = run_once(engine, bench)?;
+        let sampling = SamplingParams::greedy();
+        let request = Request::new(bench.prompt.clone(), sampling, bench.num_new);
+        let turn = timed(engine, request, bench.keeps_prompt)?;
+        let rates = turn.rates(bench.prompt.len());
         if reads_prompt {
-            prefill.push(bench.prompt.len() as f64 / prefill_s);
+            prefill.push(rates.prefill_tokens_per_s);
         }
-        decode.push((bench.num_new - 1) as f64 / decode_s);
+        decode.push(rates.decode_tokens_per_s);
     }
     measure(engine);
     let bandwidth = meter.bandwidth();
@@ -112,25 +116,35 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     })
 }
 
-/// Seconds to the first token, and from there to the last.
-fn run_once(engine: &mut Engine, bench: &DecodeBench) -> Result<(f64, f64), EvalError> {
-    let request = Request::new(bench.prompt.clone(), SamplingParams::greedy(), bench.num_new);
+/// Runs a request alone, timed to its first token and from there to the last. What was computed for
+/// the prompt is kept for the next run where `keeps_prompt` says so.
+pub(crate) fn timed(
+    engine: &mut Engine,
+    request: Request,
+    keeps_prompt: bool,
+) -> Result<Turn, EvalError> {
     let start = Instant::now();
     let mut first = None;
     let mut on_token = |_| {
         first.get_or_insert_with(Instant::now);
         ControlFlow::Continue(())
     };
-    match bench.keeps_prompt {
-        true => engine.generate_kept(request, &mut on_token)?,
-        false => engine.generate(request, &mut on_token)?,
+    let output = if keeps_prompt {
+        engine.generate_kept(request, &mut on_token)?
+    } else {
+        engine.generate(request, &mut on_token)?
     };
+    let end = Instant::now();
     let first = first.expect("a run that ends without an error chose tokens");
-    Ok((first.duration_since(start).as_secs_f64(), first.elapsed().as_secs_f64()))
+    Ok(Turn {
+        prefill_s: first.duration_since(start).as_secs_f64(),
+        decode_s: end.duration_since(first).as_secs_f64(),
+        tokens: output.tokens,
+    })
 }
 
 /// Bytes of the weights that a step over one token reads.
-fn weight_bytes(engine: &Engine) -> u64 {
+pub(crate) fn weight_bytes(engine: &Engine) -> u64 {
     let program = engine.session().program(ProgramId(0));
     let stored = |name: &str| engine.session().stored(name).map_or(0, <[u8]>::len);
     program
@@ -152,11 +166,15 @@ fn read_whole(program: &Program, weight: ValueId) -> bool {
 
 /// Bytes of keys and values that a decoded token reads, in the mean over the timed tokens.
 fn cache_bytes(engine: &Engine, bench: &DecodeBench) -> f64 {
-    let blocks = engine.options().num_blocks * cairn_engine::BLOCK_TOKENS;
-    let bytes_per_token = engine.session().bytes().cache as f64 / blocks as f64;
     // The k-th timed step attends to prompt + k tokens, k from 1 to num_new − 1.
     let tokens = bench.prompt.len() as f64 + bench.num_new as f64 / 2.0;
-    bytes_per_token * tokens
+    cache_bytes_per_token(engine) * tokens
+}
+
+/// Bytes of keys and values that one token leaves in the cache.
+pub(crate) fn cache_bytes_per_token(engine: &Engine) -> f64 {
+    let tokens = engine.options().num_blocks * cairn_engine::BLOCK_TOKENS;
+    engine.session().bytes().cache as f64 / tokens as f64
 }
 
 fn median(values: &[f64]) -> f64 {

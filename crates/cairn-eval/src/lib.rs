@@ -8,10 +8,13 @@
 //! | `documents` | the loss on documents, each its own context |
 //! | `compress` | `gzip -9`, `xz -9`, `zstd -19` |
 //! | `comparison` | the model beside them, as a record |
+//! | [`contract`] | what two engines run when they are compared, and whether they did |
 //! | `corpus` | documents of a corpus to compare on |
 //! | `decode_bench` | tokens per second, and the share of the memory bandwidth |
 //! | `error` | what keeps a measurement from being made |
 #![forbid(unsafe_code)]
+
+pub mod contract;
 
 mod comparison;
 mod compress;

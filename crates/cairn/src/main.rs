@@ -61,7 +61,10 @@ fn main() -> ExitCode {
     // What a panic leaves half done is never looked at again: the process ends.
     match catch_unwind(AssertUnwindSafe(|| run(cli))) {
         Ok(code) => code,
-        Err(_) => ExitCode::from(EXIT_BUG),
+        Err(_) => {
+            panic_report::print();
+            ExitCode::from(EXIT_BUG)
+        }
     }
 }
 

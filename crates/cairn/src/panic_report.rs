@@ -3,13 +3,34 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::Write;
 use std::panic::PanicHookInfo;
+use std::sync::{Mutex, PoisonError};
 
-/// Makes every panic print a short text to send to us.
+/// Reports kept at most; the first ones say what went wrong.
+const REPORTS_MAX: usize = 8;
+
+/// What the panics so far said.
+static REPORTS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// Makes every panic leave a short text to send to us. It is printed only once the panic has ended
+/// the program: one of a library that reads a foreign file is caught, and the file is to blame.
 pub(crate) fn install() {
     std::panic::set_hook(Box::new(|panic| {
-        // Nothing is left to do if even this cannot be printed.
-        let _ = write_report(&mut std::io::stderr().lock(), panic);
+        let mut reports = REPORTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if reports.len() < REPORTS_MAX {
+            let mut report = Vec::new();
+            // Writing to memory does not fail.
+            let _ = write_report(&mut report, panic);
+            reports.push(report);
+        }
     }));
+}
+
+/// Prints what the panics said.
+pub(crate) fn print() {
+    for report in &*REPORTS.lock().unwrap_or_else(PoisonError::into_inner) {
+        // Nothing is left to do if even this cannot be printed.
+        let _ = std::io::stderr().lock().write_all(report);
+    }
 }
 
 fn write_report(out: &mut dyn Write, panic: &PanicHookInfo<'_>) -> std::io::Result<()> {

@@ -1,6 +1,7 @@
 //! `cairn bench`: how fast this machine is, and how much of it we use.
 
 mod compare;
+mod contract;
 mod corpus;
 mod decode;
 mod kernels;
@@ -52,6 +53,7 @@ enum BenchCommand {
     Decode(decode::DecodeArgs),
     Train(train::TrainArgs),
     Tune(tune::TuneArgs),
+    Contract(contract::ContractArgs),
     Compare(compare::CompareArgs),
 }
 
@@ -83,6 +85,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
         BenchCommand::Decode(args) => decode::run(args, context),
         BenchCommand::Train(args) => train::run(args, context),
         BenchCommand::Tune(args) => tune::run(args, context),
+        BenchCommand::Contract(args) => contract::run(args, context),
         BenchCommand::Compare(args) => compare::run(args, context),
     }
 }

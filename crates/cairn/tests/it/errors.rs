@@ -183,3 +183,22 @@ fn a_file_that_holds_no_tensors_is_named() {
     hint: inspect reads runs, model folders, config.json and .safetensors files
     "#);
 }
+
+#[test]
+fn a_tokenizer_that_its_library_chokes_on_is_to_blame_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    // Half of a surrogate pair: the library panics on it.
+    let json = r#"{"version":"1.0","added_tokens":[],"decoder":{"type":"\ud800"},
+        "model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
+    fs::write(&path, json).unwrap();
+    let mut command = cairn(["tokenizer", "encode", "--tokenizer"]);
+    let output = command.arg(&path).arg("a").output().unwrap();
+    insta::assert_snapshot!(shown(&output, Some(folder.path())), @r"
+    exit 1
+    --- stdout
+    --- stderr
+    error: DIR/tokenizer.json is not a tokenizer.json: the `tokenizers` crate cannot read it
+    hint: `cairn tokenizer train` makes a tokenizer.json
+    ");
+}

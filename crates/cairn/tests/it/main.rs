@@ -11,6 +11,7 @@ mod bench;
 #[cfg(test)]
 mod chat;
 #[cfg(test)]
+mod contract;
 mod contracts;
 #[cfg(test)]
 mod crashes;

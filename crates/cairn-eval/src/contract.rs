@@ -1,0 +1,264 @@
+//! The contract of a comparison: what is run, fixed in a file before anyone measures.
+//!
+//! A contract names the model, the type of its weights, the machine, the prompt and how many tokens
+//! are made of it. Two sides are compared only where both did exactly that; [`Evenness`] says what
+//! was not the same, and then there is no ratio.
+
+mod agreement;
+mod turn;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use agreement::{Agreement, Divergence, divergence_of, first_divergence};
+pub use turn::{Turn, TurnBench, TurnRates};
+
+/// Schema of the file.
+pub const CONTRACT_SCHEMA: &str = "contract/1";
+/// Weight bytes of two sides are the same if they differ by no more than this fraction: formats
+/// store norms and scales a little differently.
+const WEIGHT_BYTES_TOLERANCE: f64 = 0.01;
+/// Or by no more than this many bytes: matrices are filled up to whole panels.
+const WEIGHT_BYTES_SLACK: f64 = 4096.0;
+
+/// What is run, by whom, how often.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contract {
+    /// [`CONTRACT_SCHEMA`].
+    pub schema: String,
+    /// What records and reports call it.
+    pub name: String,
+    /// The model.
+    #[serde(default)]
+    pub model: ContractModel,
+    /// The machine.
+    pub machine: ContractMachine,
+    /// What is read.
+    pub prompt: ContractPrompt,
+    /// What is made of it.
+    pub output: ContractOutput,
+    /// How tokens are chosen.
+    #[serde(default)]
+    pub sampling: ContractSampling,
+    /// How often, and what is compared beside speed.
+    #[serde(default)]
+    pub measure: ContractMeasure,
+}
+
+/// The model of a contract.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContractModel {
+    /// Where it is; the command line may say so instead.
+    pub path: Option<PathBuf>,
+    /// Type of the weight matrices on both sides, as `--dtype` names it.
+    pub dtype: Option<String>,
+}
+
+/// The machine of a contract.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContractMachine {
+    /// Threads of each side.
+    pub threads: usize,
+    /// Instruction set; left out, the best one there is.
+    #[serde(default)]
+    pub isa: Option<String>,
+    /// Below this read bandwidth, in GB/s, the machine is too busy and the run is void.
+    #[serde(default)]
+    pub bandwidth_min_gbs: Option<f64>,
+}
+
+/// The prompt of a contract: the first `tokens` tokens of a text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContractPrompt {
+    /// Its exact length.
+    pub tokens: usize,
+    /// A text file, beside the contract.
+    pub text: PathBuf,
+}
+
+/// The output of a contract. Its length is forced: nothing ends it early.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContractOutput {
+    /// Its exact length.
+    pub tokens: usize,
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContractSampling {
+    /// 0 for the likeliest token; two engines do not draw the same numbers, so nothing else is
+    /// comparable.
+    pub temperature: f64,
+}
+
+/// How often, and what is compared beside speed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContractMeasure {
+    /// Turns of each side.
+    pub repetitions: usize,
+    /// Positions of the output at which whole distributions are compared.
+    pub kl_positions: usize,
+}
+
+impl Default for ContractMeasure {
+    fn default() -> Self {
+        Self { repetitions: 5, kl_positions: 4 }
+    }
+}
+
+/// What is wrong with a contract.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ContractError {
+    /// It is no contract.
+    #[error("this is no contract: {0}")]
+    Syntax(String),
+    /// It is of another version.
+    #[error("the contract's schema is {found}, this program reads {CONTRACT_SCHEMA}")]
+    Schema {
+        /// What it says.
+        found: String,
+    },
+    /// A value makes no sense.
+    #[error("{key} is {value}, which {why}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The text has too few tokens.
+    #[error("{} has {found} tokens for this model, the prompt wants {wanted}", path.display())]
+    ShortText {
+        /// The text.
+        path: PathBuf,
+        /// Tokens of it.
+        found: usize,
+        /// Tokens of the prompt.
+        wanted: usize,
+    },
+}
+
+impl Contract {
+    /// Reads and checks a contract.
+    ///
+    /// # Errors
+    ///
+    /// [`ContractError`] with the key that is wrong.
+    pub fn parse(text: &str) -> Result<Self, ContractError> {
+        let contract: Self =
+            toml::from_str(text).map_err(|error| ContractError::Syntax(error.to_string()))?;
+        contract.check()?;
+        Ok(contract)
+    }
+
+    fn check(&self) -> Result<(), ContractError> {
+        if self.schema != CONTRACT_SCHEMA {
+            return Err(ContractError::Schema { found: self.schema.clone() });
+        }
+        let positive = [
+            ("machine.threads", self.machine.threads, 1),
+            ("prompt.tokens", self.prompt.tokens, 1),
+            // The first comes out of the prompt; what is timed are the others.
+            ("output.tokens", self.output.tokens, 2),
+            ("measure.repetitions", self.measure.repetitions, 1),
+        ];
+        for (key, value, min) in positive {
+            if value < min {
+                let why = if min == 1 { "is not at least 1" } else { "is not at least 2" };
+                return Err(ContractError::Value { key, value: value.to_string(), why });
+            }
+        }
+        if self.sampling.temperature != 0.0 {
+            let value = self.sampling.temperature.to_string();
+            let why = "is not 0: two engines draw different numbers";
+            return Err(ContractError::Value { key: "sampling.temperature", value, why });
+        }
+        Ok(())
+    }
+
+    /// The text of the prompt, for a contract that lies at `path`.
+    pub fn text_path(&self, path: &Path) -> PathBuf {
+        path.parent().unwrap_or(Path::new("")).join(&self.prompt.text)
+    }
+
+    /// The exact prompt, out of the tokens of the whole text.
+    ///
+    /// # Errors
+    ///
+    /// [`ContractError::ShortText`].
+    pub fn prompt_of(&self, path: &Path, ids: &[u32]) -> Result<Vec<u32>, ContractError> {
+        let wanted = self.prompt.tokens;
+        let (path, found) = (self.text_path(path), ids.len());
+        let prompt = ids.get(..wanted).ok_or(ContractError::ShortText { path, found, wanted })?;
+        Ok(prompt.to_vec())
+    }
+}
+
+/// What a side ran, as it says itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ran {
+    /// Tokens of the prompt that were computed in a turn, none of them kept from before.
+    pub prompt_tokens: usize,
+    /// Tokens made in a turn.
+    pub output_tokens: usize,
+    /// Threads; `None` if nobody says.
+    pub threads: Option<usize>,
+    /// Bytes of weights read for a token; `None` if nobody says.
+    pub weight_bytes: Option<u64>,
+}
+
+/// What was not the same on both sides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evenness {
+    /// One line each; empty if the comparison is even.
+    pub uneven: Vec<String>,
+}
+
+impl Evenness {
+    /// Compares what the two sides ran.
+    pub fn of(ours: &Ran, theirs: &Ran) -> Self {
+        let mut uneven = Vec::new();
+        let counts = [
+            ("tokens of the prompt", ours.prompt_tokens, Some(theirs.prompt_tokens)),
+            ("tokens of the output", ours.output_tokens, Some(theirs.output_tokens)),
+            ("threads", ours.threads.unwrap_or(0), theirs.threads),
+        ];
+        for (what, own, other) in counts {
+            match other {
+                Some(other) if other == own => {}
+                Some(other) => uneven.push(format!("{what}: {own} here, {other} there")),
+                None => uneven.push(format!("{what}: {own} here, unknown there")),
+            }
+        }
+        let own = ours.weight_bytes.unwrap_or(0);
+        match theirs.weight_bytes {
+            Some(other) if is_close(own, other) => {}
+            Some(other) => {
+                uneven.push(format!("bytes of weights for a token: {own} here, {other} there"));
+            }
+            None => {
+                uneven.push(format!("bytes of weights for a token: {own} here, unknown there"));
+            }
+        }
+        Self { uneven }
+    }
+}
+
+fn is_close(left: u64, right: u64) -> bool {
+    let (left, right) = (left as f64, right as f64);
+    (left - right).abs() <= WEIGHT_BYTES_SLACK.max(WEIGHT_BYTES_TOLERANCE * left.max(right))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+//! `cairn bench contract`: what a contract fixes, run here and by a peer in turn.
+
+mod peer;
+mod report;
+mod side;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use cairn_artifacts::atomic;
+use cairn_artifacts::bounded::read_text;
+use cairn_eval::contract::{
+    Agreement, Contract, Divergence, Evenness, TurnBench, divergence_of, first_divergence,
+};
+use cairn_kernels::bandwidth::BandwidthMeter;
+use clap::Args;
+use serde_json::json;
+
+use self::peer::Peer;
+use self::report::Found;
+use self::side::{OwnSide, Speeds};
+use super::Output;
+use crate::compute_dtype::ComputeDtypeArgs;
+use crate::context::Context;
+use crate::failure::UserError;
+use crate::progress_line::ProgressLine;
+use crate::runs;
+use crate::weight_type::WeightType;
+
+/// Bytes of a contract or of its text, at most.
+const TEXT_BYTES_MAX: u64 = 1 << 24;
+/// Passes of the bandwidth measurement before each turn.
+const BANDWIDTH_PASSES: usize = 2;
+
+const EXAMPLES: &str = "\
+Examples:
+  cairn bench contract contracts/decode_64_256.toml --model models/qwen3
+  cairn bench contract contracts/decode_64_256.toml --model models/qwen3 \\
+      --against 'llama-server -m qwen3.gguf -t {threads} --port {port}' --report decode.html
+  cairn bench contract contracts/prefill_1024_64.toml --model models/qwen3 \\
+      --against http://127.0.0.1:8080 --peer-threads 2";
+
+/// Run a contract here and by a peer, in turn, and compare
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ContractArgs {
+    /// The contract: a `.toml` file
+    #[arg(value_name = "CONTRACT")]
+    contract: PathBuf,
+    /// The model, where the contract names none [default: the last run]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Type of weight matrices in memory, where the contract fixes none
+    #[arg(long, value_enum, value_name = "TYPE")]
+    dtype: Option<WeightType>,
+    #[command(flatten)]
+    compute: ComputeDtypeArgs,
+    /// The peer: a command that starts a server of llama.cpp's kind, with {port} and {threads} where
+    /// they belong, or the address of one that runs
+    #[arg(long, value_name = "COMMAND|URL")]
+    against: Option<String>,
+    /// Threads of a peer that was started elsewhere
+    #[arg(long, value_name = "N", requires = "against")]
+    peer_threads: Option<usize>,
+    /// Another form of the same model, whose tokens have to be equal; may be repeated
+    #[arg(long, value_name = "DIR")]
+    also: Vec<PathBuf>,
+    /// Write a page with the figures and curves to this file
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Measures, compares and prints.
+pub(super) fn run(args: &ContractArgs, context: &Context) -> anyhow::Result<()> {
+    let text = read_text(&args.contract, TEXT_BYTES_MAX)?;
+    let what = || args.contract.display().to_string();
+    let contract = Contract::parse(&text).with_context(what)?;
+    check_machine(&contract, context)?;
+    let model = match (&args.model, &contract.model.path) {
+        (Some(_), Some(own)) => {
+            return Err(UserError::new(format!("the contract is about {}", own.display()))
+                .hint("leave --model out, or write another contract")
+                .into());
+        }
+        (Some(model), None) => runs::model_folder(Some(model))?,
+        (None, own) => runs::model_folder(own.as_deref())?,
+    };
+    let dtype = dtype(args, &contract)?;
+    let mut sides = Vec::new();
+    for path in std::iter::once(&model).chain(&args.also) {
+        let length = contract.prompt.tokens + contract.output.tokens;
+        sides.push(OwnSide::load(path, dtype, args.compute.compute(), length, context)?);
+    }
+    let prompt = prompt(&contract, &args.contract, &sides[0])?;
+    let bench = TurnBench { prompt, new_tokens: contract.output.tokens };
+    let peer = args.against.as_deref().map(|peer| {
+        Peer::start(peer, args.peer_threads, contract.machine.threads).context("there is no peer")
+    });
+    let mut peer = peer.transpose()?;
+    let found = measure(&contract, &bench, &mut sides, peer.as_mut(), context)?;
+    print(args, (&contract, &text), &found, context)?;
+    found.verdict()
+}
+
+/// Refuses a machine that the contract is not about.
+fn check_machine(contract: &Contract, context: &Context) -> anyhow::Result<()> {
+    let machine = &contract.machine;
+    if context.threads != machine.threads {
+        let (wanted, found) = (machine.threads, context.threads);
+        return Err(UserError::new(format!(
+            "the contract is about {wanted} threads, this run has {found}"
+        ))
+        .hint(format!("cairn --threads {wanted} bench contract …"))
+        .into());
+    }
+    let isa = context.isa;
+    match &machine.isa {
+        Some(wanted) if wanted != isa.name() => {
+            Err(UserError::new(format!("the contract is about {wanted}, this machine runs {isa}"))
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The type of the weights: the contract's, or what is asked for where it fixes none.
+fn dtype(args: &ContractArgs, contract: &Contract) -> anyhow::Result<WeightType> {
+    let fixed = contract.model.dtype.as_deref().map(|name| {
+        <WeightType as clap::ValueEnum>::from_str(name, false)
+            .map_err(|_| UserError::new(format!("model.dtype is {name:?}, which is no type")))
+    });
+    match (fixed.transpose()?, args.dtype) {
+        (Some(fixed), Some(asked)) if fixed != asked => {
+            Err(UserError::new("the contract fixes another type of weights")
+                .hint("leave --dtype out, or write another contract")
+                .into())
+        }
+        (fixed, asked) => Ok(fixed.or(asked).unwrap_or(WeightType::Auto)),
+    }
+}
+
+/// The exact prompt, in the model's own tokens.
+fn prompt(contract: &Contract, path: &Path, side: &OwnSide) -> anyhow::Result<Vec<u32>> {
+    let text = read_text(&contract.text_path(path), TEXT_BYTES_MAX)?;
+    let ids = side.model.text_tokenizer()?.encode(&text)?;
+    Ok(contract.prompt_of(path, &ids)?)
+}
+
+/// Runs all sides in turn.
+fn measure(
+    contract: &Contract,
+    bench: &TurnBench,
+    sides: &mut [OwnSide],
+    mut peer: Option<&mut Peer>,
+    context: &Context,
+) -> anyhow::Result<Found> {
+    let repetitions = contract.measure.repetitions;
+    let mut meter = BandwidthMeter::new(sides[0].engine.session().cpu())
+        .context("no memory to measure the bandwidth with")?;
+    let mut own: Vec<Speeds> = sides.iter().map(|side| Speeds::of(&side.name)).collect();
+    let mut other = peer.as_ref().map(|peer| Speeds::of(&peer.name));
+    let mut line = ProgressLine::new(context.terminal, "Measuring");
+    // One turn of everybody that does not count: pages and caches are warm then.
+    for turn in 0..=repetitions {
+        let counts = turn != 0;
+        let share = turn as f64 / (repetitions + 1) as f64;
+        line.update(share, || format!("turn {turn} of {repetitions}: here"));
+        for (side, speeds) in sides.iter_mut().zip(&mut own) {
+            (0..BANDWIDTH_PASSES).for_each(|_| _ = meter.pass(side.engine.session().cpu()));
+            let done = bench.run(&mut side.engine)?;
+            speeds.push(done, bench.prompt.len(), counts);
+        }
+        if let (Some(peer), Some(speeds)) = (peer.as_deref_mut(), &mut other) {
+            line.update(share, || format!("turn {turn} of {repetitions}: the peer"));
+            let done = peer.turn(bench)?;
+            speeds.push(done, bench.prompt.len(), counts);
+        }
+    }
+    line.finish();
+    for speeds in &own[1..] {
+        if let Some(at) = first_divergence(own[0].tokens(), speeds.tokens()) {
+            let names = (&own[0].name, &speeds.name);
+            let message = format!("{} and {} part at new token {at}", names.0, names.1);
+            return Err(UserError::new(message).hint("they are not the same model").into());
+        }
+    }
+    let ran = sides[0].ran(bench, own[0].tokens());
+    let mut found = Found::new(contract, meter.bandwidth(), own);
+    found.bytes_per_token = bench.bytes_per_token(&sides[0].engine);
+    found.own_bytes = sides[0].engine.session().bytes().total() as u64;
+    found.own_start_s = sides[0].start_seconds(&bench.prompt, context)?;
+    if let (Some(peer), Some(speeds)) = (peer, other) {
+        found.evenness = Evenness::of(&ran, &peer.ran());
+        found.agreement = agreement(contract, (bench, &mut sides[0]), peer, speeds.tokens())?;
+        found.peer_bytes = peer.resident_bytes();
+        found.peer_start_s = peer.start_s;
+        found.peer = Some(speeds);
+    }
+    Ok(found)
+}
+
+/// Where the tokens part, how close it was, and how far apart the distributions are.
+fn agreement(
+    contract: &Contract,
+    (bench, side): (&TurnBench, &mut OwnSide),
+    peer: &mut Peer,
+    theirs: &[u32],
+) -> anyhow::Result<Agreement> {
+    let ours = bench.run(&mut side.engine)?.tokens;
+    let before = |at: usize| [&bench.prompt, &ours[..at]].concat();
+    let mut found = Agreement::default();
+    if let Some(position) = first_divergence(&ours, theirs)
+        && let (Some(&own), Some(&other)) = (ours.get(position), theirs.get(position))
+    {
+        let logprobs = side.engine.next_logprobs(&before(position))?;
+        let margin = f64::from(logprobs[own as usize]) - f64::from(logprobs[other as usize]);
+        found.divergence = Some(Divergence { position, ours: own, theirs: other, margin });
+    }
+    let count = contract.measure.kl_positions.min(ours.len());
+    for index in 0..count {
+        let position = index * ours.len() / count;
+        let text = before(position);
+        let own = side.engine.next_logprobs(&text)?;
+        let other = peer.next_logprobs(&text, own.len())?;
+        found.kl_positions.push(position);
+        found.kl.push(divergence_of(&own, &other));
+    }
+    Ok(found)
+}
+
+/// Prints and writes what was found.
+fn print(
+    args: &ContractArgs,
+    (contract, text): (&Contract, &str),
+    found: &Found,
+    context: &Context,
+) -> anyhow::Result<()> {
+    if let Some(path) = &args.report {
+        atomic::write_bytes(path, found.html(contract, text).as_bytes())?;
+        context.terminal.step("Report", path.display());
+    }
+    let settings = json!({
+        "contract": contract,
+        "against": args.against,
+        "also": args.also,
+        "compute": args.compute.compute(),
+    });
+    let figures = serde_json::to_value(found)?;
+    super::print(&args.output, ("contract", settings, figures), found.text(contract), context)
+}

@@ -1,0 +1,121 @@
+//! One of our own sides: an engine, and its speeds turn by turn.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use cairn_engine::{Engine, EngineOptions};
+use cairn_eval::contract::{Ran, Turn, TurnBench};
+use cairn_kernels::{CacheType, Compute};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::UserError;
+use crate::model_folder::ModelFolder;
+use crate::weight_type::WeightType;
+
+/// A model of ours in memory.
+#[derive(Debug)]
+pub(super) struct OwnSide {
+    /// What tables call it.
+    pub(super) name: String,
+    /// Where it came from.
+    pub(super) model: ModelFolder,
+    /// What runs it.
+    pub(super) engine: Engine,
+    path: PathBuf,
+    dtype: WeightType,
+}
+
+impl OwnSide {
+    /// Loads a model for sequences of up to `length` tokens.
+    pub(super) fn load(
+        path: &Path,
+        dtype: WeightType,
+        compute: Compute,
+        length: usize,
+        context: &Context,
+    ) -> anyhow::Result<Self> {
+        let model = ModelFolder::open(path, context.terminal)?;
+        let mut options = EngineOptions::new(1, length);
+        options.cache_type = CacheType::F32;
+        options.compute = compute;
+        options.encoding = dtype.encoding(&model, context.terminal)?;
+        let name = format!("cairn, {} {}", options.encoding, path.display());
+        let engine = model.engine(options, context.cpu()?)?;
+        Ok(Self { name, model, engine, path: path.to_owned(), dtype })
+    }
+
+    /// What a turn of it ran.
+    pub(super) fn ran(&self, bench: &TurnBench, tokens: &[u32]) -> Ran {
+        Ran {
+            prompt_tokens: bench.prompt.len(),
+            output_tokens: tokens.len(),
+            threads: Some(self.engine.session().cpu().threads()),
+            weight_bytes: Some(TurnBench::weight_bytes(&self.engine)),
+        }
+    }
+
+    /// Seconds from the start of a process to its first token, after a short prompt.
+    pub(super) fn start_seconds(&self, prompt: &[u32], context: &Context) -> anyhow::Result<f64> {
+        let ids: Vec<String> = prompt.iter().take(3).map(u32::to_string).collect();
+        let dtype = serde_json::to_value(self.dtype)?;
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut command = Command::new(program);
+        command.args(["--quiet", "--threads", &context.threads.to_string(), "generate", "--model"]);
+        command.arg(&self.path).args(["--prompt-ids", &ids.join(",")]);
+        command.args(["--max-new-tokens", "1", "--temperature", "0", "--json"]);
+        command.args(["--dtype", dtype.as_str().unwrap_or("auto")]);
+        let begin = Instant::now();
+        let done = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !done.with_context(|| format!("cannot start {command:?}"))?.success() {
+            return Err(UserError::new(format!("{command:?} failed")).into());
+        }
+        Ok(begin.elapsed().as_secs_f64())
+    }
+}
+
+/// Speeds of one side, turn by turn.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Speeds {
+    /// Whose.
+    pub(super) name: String,
+    /// Tokens of the prompt read a second.
+    pub(super) prefill_tokens_per_s: Vec<f64>,
+    /// Tokens made a second.
+    pub(super) decode_tokens_per_s: Vec<f64>,
+    /// What was made; the same in every turn.
+    token_ids: Vec<u32>,
+    /// Whether a turn made other tokens than the one before.
+    pub(super) is_steady: bool,
+}
+
+impl Speeds {
+    /// A side without turns.
+    pub(super) fn of(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            prefill_tokens_per_s: Vec::new(),
+            decode_tokens_per_s: Vec::new(),
+            token_ids: Vec::new(),
+            is_steady: true,
+        }
+    }
+
+    /// Takes a turn; its speeds only if it `counts`.
+    pub(super) fn push(&mut self, turn: Turn, prompt_tokens: usize, counts: bool) {
+        if counts {
+            let rates = turn.rates(prompt_tokens);
+            self.prefill_tokens_per_s.push(rates.prefill_tokens_per_s);
+            self.decode_tokens_per_s.push(rates.decode_tokens_per_s);
+        }
+        self.is_steady &= self.token_ids.is_empty() || self.token_ids == turn.tokens;
+        self.token_ids = turn.tokens;
+    }
+
+    /// The tokens of the last turn.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.token_ids
+    }
+}
