@@ -12,6 +12,7 @@ mod bench;
 mod chat;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
 mod contracts;
 #[cfg(test)]
 mod crashes;
