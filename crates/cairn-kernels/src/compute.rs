@@ -17,6 +17,7 @@
 
 use std::fmt;
 
+use crate::encoding::Encoding;
 use crate::simd::{bf16_from_f32, f32_from_bf16};
 
 /// In which arithmetic a product is computed.
@@ -38,7 +39,7 @@ pub enum Compute {
     /// 32-bit floats; an encoded weight is decoded first.
     #[default]
     F32,
-    /// bf16 operands, pairs of products summed in 32-bit floats. The weight is stored as bf16.
+    /// bf16 operands, pairs of products summed in 32-bit floats. The weight is stored as bf16 or bf16z.
     Bf16,
 }
 
@@ -51,6 +52,14 @@ impl Compute {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Whether it has products by weights so stored.
+    pub fn multiplies(self, encoding: Encoding) -> bool {
+        match self {
+            Self::F32 => true,
+            Self::Bf16 => matches!(encoding, Encoding::Bf16 | Encoding::Bf16z),
         }
     }
 

@@ -83,6 +83,7 @@ fn whole_row(simd: Simd, weight: &Weight<'_>, id: usize, y_d: &mut [f32]) {
         Encoding::F32 => y_d.copy_from_slice(&weight.f32s()[start..][..k]),
         Encoding::Bf16 => widen_bf16(simd, &weight.u16s()[start..][..k], y_d),
         Encoding::F16 => widen_f16(simd, &weight.u16s()[start..][..k], y_d),
+        Encoding::Bf16z => unreachable!("bf16z weights lie in panels"),
         Encoding::Q8 => {
             let blocks = k.div_ceil(Q8_BLOCK);
             let scales = &weight.scales()[id * blocks..][..blocks];
@@ -105,6 +106,9 @@ fn lane_of_panel(weight: &Weight<'_>, start: usize, id: usize, y_d: &mut [f32]) 
         Encoding::F16 => {
             let numbers = weight.u16s()[start..].iter().step_by(LANES);
             y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = f32_from_f16(x));
+        }
+        Encoding::Bf16z => {
+            y_d.iter_mut().enumerate().for_each(|(column, y)| *y = weight.value(id, column));
         }
         Encoding::Q8 => {
             let blocks = weight.k.div_ceil(Q8_BLOCK);

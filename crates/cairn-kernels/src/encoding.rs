@@ -9,7 +9,7 @@
 //! [`Encoding::Q8`] holds signed bytes and one f32 scale for every [`Q8_BLOCK`] consecutive inputs of
 //! a row; the weight *is* `f32(byte) * scale`, rounded once. Values come first, in the layout's
 //! order; scales follow at the next multiple of 64 bytes: `[n][k/32]` or `[n/16][k/32][16]`, block
-//! counts rounded up.
+//! counts rounded up. [`Encoding::Bf16z`] is described in its module.
 //!
 //! **Invariant:** [`Weight::value`] is the meaning of the bytes; kernels decode to exactly that.
 
@@ -17,6 +17,10 @@ use std::fmt;
 
 use crate::memory::{ALIGNMENT, Bytes};
 use crate::simd::{LANES, bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
+
+mod bf16z;
+
+pub(crate) use bf16z::{Bf16z, HALF_COLUMNS};
 
 /// Consecutive inputs of a row that share one [`Encoding::Q8`] scale.
 pub const Q8_BLOCK: usize = 32;
@@ -31,6 +35,8 @@ pub enum Encoding {
     F32,
     /// The high half of a 32-bit float.
     Bf16,
+    /// [`Encoding::Bf16`] in twelve bits, without loss. Only in panels.
+    Bf16z,
     /// IEEE half: 5 bits of exponent, 10 of mantissa.
     F16,
     /// Signed byte times a scale shared by 32 inputs of a row.
@@ -39,13 +45,43 @@ pub enum Encoding {
 
 impl Encoding {
     /// Every encoding.
-    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::Q8];
+    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::Bf16z, Self::F16, Self::Q8];
+
+    /// The layouts that a weight so encoded can have.
+    pub fn layouts(self) -> &'static [Layout] {
+        match self {
+            Self::F32 | Self::Bf16 | Self::F16 | Self::Q8 => &Layout::ALL,
+            Self::Bf16z => &[Layout::Panel],
+        }
+    }
+
+    /// `layout` if a weight so encoded can have it, or else the one that it has.
+    pub fn layout_near(self, layout: Layout) -> Layout {
+        if self.layouts().contains(&layout) { layout } else { self.layouts()[0] }
+    }
+
+    /// Every encoding in each of its layouts.
+    pub fn forms() -> Vec<(Self, Layout)> {
+        let forms_of = |encoding: Self| encoding.layouts().iter().map(move |&l| (encoding, l));
+        Self::ALL.into_iter().flat_map(forms_of).collect()
+    }
+
+    /// The encoding in which a weight of `n` outputs and `k` inputs is held that shall be held in
+    /// this one: [`Encoding::Bf16`] where [`Encoding::Bf16z`] would not be smaller.
+    pub fn for_shape(self, n: usize, k: usize) -> Self {
+        let bytes = |encoding| Weight::stored_bytes(encoding, Layout::Panel, n, k);
+        match self {
+            Self::Bf16z if bytes(Self::Bf16z) >= bytes(Self::Bf16) => Self::Bf16,
+            encoding => encoding,
+        }
+    }
 
     /// The name used in kernel names and tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Bf16z => "bf16z",
             Self::F16 => "f16",
             Self::Q8 => "q8",
         }
@@ -56,18 +92,27 @@ impl Encoding {
         match self {
             Self::F32 | Self::Q8 => None,
             // Half a step above the largest number, where the even neighbor is infinity.
-            Self::Bf16 => Some(f32::from_bits(0x7f7f_8000)),
+            Self::Bf16 | Self::Bf16z => Some(f32::from_bits(0x7f7f_8000)),
             Self::F16 => Some(65520.0),
         }
     }
+}
 
-    fn element_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-            Self::Q8 => 1,
-        }
-    }
+/// Why a weight cannot be encoded as asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// Its exponents are too many for [`Encoding::Bf16z`].
+    #[error(
+        "{found} elements of sixteen rows have none of their fifteen commonest exponents, and \
+         there is room for {capacity}"
+    )]
+    TooManyExponents {
+        /// Such elements of the first such rows.
+        found: usize,
+        /// Elements for which there is room.
+        capacity: usize,
+    },
 }
 
 impl fmt::Display for Encoding {
@@ -141,10 +186,16 @@ impl<'a> Weight<'a> {
     }
 
     /// Bytes that a weight of this form takes.
+    ///
+    /// # Panics
+    /// If the encoding does not exist in that layout.
     pub fn stored_bytes(encoding: Encoding, layout: Layout, n: usize, k: usize) -> usize {
         let rows = layout.stored_rows(n);
+        assert!(encoding.layouts().contains(&layout), "{encoding} is not stored as {layout:?}");
         match encoding {
-            Encoding::F32 | Encoding::Bf16 | Encoding::F16 => rows * k * encoding.element_bytes(),
+            Encoding::F32 => rows * k * 4,
+            Encoding::Bf16 | Encoding::F16 => rows * k * 2,
+            Encoding::Bf16z => rows / LANES * bf16z::panel_bytes(k),
             Encoding::Q8 => q8_scales_offset(rows, k) + rows * k.div_ceil(Q8_BLOCK) * 4,
         }
     }
@@ -165,6 +216,7 @@ impl<'a> Weight<'a> {
         match self.encoding {
             Encoding::F32 => self.f32s()[index],
             Encoding::Bf16 => f32_from_bf16(self.u16s()[index]),
+            Encoding::Bf16z => f32_from_bf16(self.bf16z().bits(output, input)),
             Encoding::F16 => f32_from_f16(self.u16s()[index]),
             Encoding::Q8 => {
                 let blocks = self.k.div_ceil(Q8_BLOCK);
@@ -191,6 +243,11 @@ impl<'a> Weight<'a> {
         Bytes::new(self.bytes).u16s()
     }
 
+    /// The panels of a [`Encoding::Bf16z`] weight.
+    fn bf16z(&self) -> Bf16z<'a> {
+        Bf16z::new(self.bytes, self.k)
+    }
+
     /// The bytes of a [`Encoding::Q8`] weight.
     pub(crate) fn i8s(&self) -> &'a [i8] {
         Bytes::new(&self.bytes[..self.layout.stored_rows(self.n) * self.k]).i8s()
@@ -207,19 +264,38 @@ fn q8_scales_offset(rows: usize, k: usize) -> usize {
     (rows * k).next_multiple_of(ALIGNMENT)
 }
 
-/// Writes `values_nk` (`[n][k]`) in the given form; padding becomes zero.
-///
-/// bf16 and f16 round to nearest, ties to even; what is beyond their range becomes infinite. Q8 takes the largest magnitude of a block to ±127 and
-/// rounds to nearest, ties to even; a block of zeros has scale 0.
+/// Writes `values_nk` (`[n][k]`) in the given form, as [`try_encode`] does.
 ///
 /// # Panics
-/// If the lengths do not match the form.
+/// If the lengths do not match the form, or the weight cannot be so encoded.
 pub fn encode(
-    (encoding, layout): (Encoding, Layout),
+    form: (Encoding, Layout),
     (n, k): (usize, usize),
     values_nk: &[f32],
     bytes: &mut [u8],
 ) {
+    if let Err(error) = try_encode(form, (n, k), values_nk, bytes) {
+        panic!("a {n}×{k} weight as {}: {error}", form.0);
+    }
+}
+
+/// Writes `values_nk` (`[n][k]`) in the given form; padding becomes zero.
+///
+/// bf16, bf16z and f16 round to nearest, ties to even; what is beyond their range becomes infinite. Q8
+/// takes the largest magnitude of a block to ±127 and rounds to nearest, ties to even; a block of zeros
+/// has scale 0.
+///
+/// # Errors
+/// A weight whose exponents are too many for [`Encoding::Bf16z`].
+///
+/// # Panics
+/// If the lengths do not match the form.
+pub fn try_encode(
+    (encoding, layout): (Encoding, Layout),
+    (n, k): (usize, usize),
+    values_nk: &[f32],
+    bytes: &mut [u8],
+) -> Result<(), EncodeError> {
     assert_eq!(values_nk.len(), n * k, "values of the weight");
     assert_eq!(bytes.len(), Weight::stored_bytes(encoding, layout, n, k), "bytes of the weight");
     bytes.fill(0);
@@ -228,28 +304,40 @@ pub fn encode(
         Encoding::Bf16 => {
             write_elements(layout, k, values_nk, bytes, |x| bf16_from_f32(x).to_le_bytes());
         }
+        Encoding::Bf16z => bf16z::write_panels(k, values_nk, bf16_from_f32, bytes)?,
         Encoding::F16 => {
             write_elements(layout, k, values_nk, bytes, |x| f16_from_f32(x).to_le_bytes());
         }
         Encoding::Q8 => encode_q8_rows(layout, (n, k), 0, values_nk, bytes),
     }
+    Ok(())
 }
 
-/// Writes a weight of two bytes an element from its own bits, `[n][k]`: no value changes.
+/// Writes a weight from its own bits, `[n][k]`: bf16 or f16 in the encodings that hold them, so that no
+/// value changes.
+///
+/// # Errors
+/// A weight whose exponents are too many for [`Encoding::Bf16z`].
 ///
 /// # Panics
-/// If the lengths do not match the form, or an element has not two bytes.
+/// If the lengths do not match the form, or the encoding holds no such bits.
 pub fn store_bits(
     (encoding, layout): (Encoding, Layout),
     (n, k): (usize, usize),
     bits_nk: &[u16],
     bytes: &mut [u8],
-) {
-    assert_eq!(encoding.element_bytes(), 2, "{encoding} does not have two bytes an element");
+) -> Result<(), EncodeError> {
     assert_eq!(bits_nk.len(), n * k, "elements of the weight");
     assert_eq!(bytes.len(), Weight::stored_bytes(encoding, layout, n, k), "bytes of the weight");
     bytes.fill(0);
-    write_elements(layout, k, bits_nk, bytes, u16::to_le_bytes);
+    match encoding {
+        Encoding::Bf16 | Encoding::F16 => {
+            write_elements(layout, k, bits_nk, bytes, u16::to_le_bytes);
+            Ok(())
+        }
+        Encoding::Bf16z => bf16z::write_panels(k, bits_nk, |bits| bits, bytes),
+        Encoding::F32 | Encoding::Q8 => panic!("{encoding} does not hold sixteen bits an element"),
+    }
 }
 
 fn write_elements<const B: usize, T: Copy>(
@@ -349,6 +437,10 @@ pub fn convert_layout(from: Weight<'_>, layout: Layout, bytes: &mut [u8]) {
     from.check();
     let Weight { encoding, n, k, .. } = from;
     assert_eq!(bytes.len(), Weight::stored_bytes(encoding, layout, n, k), "bytes of the weight");
+    if from.layout == layout {
+        bytes.copy_from_slice(from.bytes);
+        return;
+    }
     bytes.fill(0);
     let copy = |columns: usize, element: usize, source: &[u8], target: &mut [u8]| {
         for index in 0..n * columns {
@@ -359,9 +451,9 @@ pub fn convert_layout(from: Weight<'_>, layout: Layout, bytes: &mut [u8]) {
         }
     };
     match encoding {
-        Encoding::F32 | Encoding::Bf16 | Encoding::F16 => {
-            copy(k, encoding.element_bytes(), from.bytes, bytes);
-        }
+        Encoding::F32 => copy(k, 4, from.bytes, bytes),
+        Encoding::Bf16 | Encoding::F16 => copy(k, 2, from.bytes, bytes),
+        Encoding::Bf16z => unreachable!("bf16z has one layout"),
         Encoding::Q8 => {
             let (values, scales) =
                 from.bytes.split_at(q8_scales_offset(from.layout.stored_rows(n), k));

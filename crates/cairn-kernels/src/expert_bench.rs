@@ -127,7 +127,8 @@ struct Experts {
 impl Experts {
     fn new(shape: &Shape, encoding: Encoding) -> Self {
         let sizes @ [t, e, a, n, k] = shape.sizes(["t", "e", "a", "n", "k"]);
-        let layout = if t <= COLD_TOKENS { Layout::Panel } else { Layout::RowMajor };
+        let cold = t <= COLD_TOKENS;
+        let layout = if cold { Layout::Panel } else { encoding.layouts()[0] };
         let mut numbers = Numbers(0x9e37_79b9);
         let bytes = Weight::stored_bytes(encoding, layout, e * n, k);
         let mut memory = Anonymous::new(bytes).expect("memory for the benchmark");

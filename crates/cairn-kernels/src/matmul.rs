@@ -29,6 +29,7 @@ mod experts;
 mod heads;
 mod pack;
 mod pack_bf16;
+mod pack_bf16z;
 mod product;
 mod reference;
 mod rows;
@@ -153,8 +154,11 @@ impl<'a> Matmul<'a> {
 /// # Panics
 /// If the weight is not stored in what the arithmetic multiplies: the program was verified.
 fn check_compute(compute: Compute, weight: Weight<'_>) {
-    let fits = compute == Compute::F32 || weight.encoding == Encoding::Bf16;
-    assert!(fits, "{compute} products of a weight stored as {}", weight.encoding);
+    assert!(
+        compute.multiplies(weight.encoding),
+        "{compute} products of a weight stored as {}",
+        weight.encoding
+    );
 }
 
 impl MatmulDx<'_> {

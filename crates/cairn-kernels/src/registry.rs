@@ -284,7 +284,7 @@ mod tests {
                 name if weights.contains(&name) => &Encoding::ALL,
                 name if cached.contains(&name) => &[Encoding::F32, Encoding::Bf16, Encoding::Q8],
                 "adamw" => &[Encoding::F32, Encoding::Bf16],
-                "matmul_bf16" => &[Encoding::Bf16],
+                "matmul_bf16" => &[Encoding::Bf16, Encoding::Bf16z],
                 _ => &[Encoding::F32],
             };
             assert_eq!(operator.encodings, expected, "{}", operator.name);

@@ -110,6 +110,17 @@ pub(crate) trait F32x16:
     fn from_f16(bits: &[u16; LANES]) -> Self;
     /// Widens sixteen signed bytes to floats.
     fn from_i8(values: &[i8; LANES]) -> Self;
+    /// Half a block of bf16z elements, four columns of sixteen lanes, as two vectors of pairs (an even
+    /// column in the low half of 32 bits, the next one in the high half), from their signs and
+    /// mantissas, their codes and the panel's table; and whether an exception is among them, whose
+    /// lane then holds anything. The layout is described with the encoding.
+    fn pairs_from_bf16z(bytes: &[u8; 64], codes: &[u8; 32], table: &[u8; 32]) -> ([Self; 2], bool);
+    /// The bf16 values in the low halves, then those in the high halves.
+    #[inline(always)]
+    fn split_pairs(self) -> [Self; 2] {
+        let (bits, high) = (self.bits(), Self::Int::splat(0xffff_0000_u32.cast_signed()));
+        [bits.shl(16).as_float(), bits.and(high).as_float()]
+    }
     /// The lanes as an array.
     #[inline(always)]
     fn to_array(self) -> [f32; LANES] {

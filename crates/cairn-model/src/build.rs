@@ -128,7 +128,7 @@ pub fn build_adapted_program(
     adapters: &AdapterMap,
 ) -> Result<Program, BuildError> {
     let (compute, encoding) = (options.compute, options.encoding);
-    if compute == Compute::Bf16 && encoding != Encoding::Bf16 {
+    if !compute.multiplies(encoding) {
         return Err(BuildError::Compute { compute, encoding });
     }
     if spec.head.is_none() && options.head != Head::Hidden {

@@ -15,7 +15,7 @@ mod stored;
 use std::ops::Range;
 
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
-use cairn_kernels::encoding::{encode, encode_q8_rows};
+use cairn_kernels::encoding::{EncodeError, encode, encode_q8_rows};
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
 use cairn_program::Session;
 use cairn_spec::model::Family;
@@ -281,6 +281,16 @@ pub enum LoadError {
         /// How many values of each weight, and the largest.
         tensors: Vec<String>,
     },
+    /// A weight cannot be encoded as was asked for.
+    #[error("{name} cannot be stored as {encoding}: {problem}")]
+    Unencodable {
+        /// The weight's first tensor.
+        name: String,
+        /// The encoding.
+        encoding: Encoding,
+        /// Why.
+        problem: EncodeError,
+    },
     /// A weight of the program has no tensor in the family's map: a bug in the map.
     #[error("weight {name} has no place in the family's tensors")]
     Unmapped {
@@ -296,9 +306,13 @@ impl Hint for LoadError {
                 vec!["bf16 has the range of f32 and takes as many bytes as f16".to_owned()]
             }
             Self::Overflow { .. } => vec!["f32 holds them".to_owned()],
+            Self::Unencodable { encoding: Encoding::Bf16z, .. } => {
+                vec!["bf16 holds the same values in 16 bits instead of 12".to_owned()]
+            }
             Self::Mismatch { .. }
             | Self::Unreadable { .. }
             | Self::NoNames { .. }
+            | Self::Unencodable { .. }
             | Self::Unmapped { .. } => Vec::new(),
         }
     }

@@ -114,7 +114,7 @@ impl PackSource {
         Ok(part)
     }
 
-    /// Hands rows of a weight to `take`, row-major in its own encoding, until it has had `elements`:
+    /// Hands rows of a weight to `take`, in its own encoding and row-major if that has such, until it has had `elements`:
     /// with each part of them, which elements of the weight it holds.
     fn parts(
         &self,
@@ -143,13 +143,11 @@ impl PackSource {
             let size = |layout| Weight::stored_bytes(encoding, layout, part.rows, columns);
             let bytes = &bytes_of(&buffer)[..size(part.layout)];
             let stored = Weight { encoding, layout: part.layout, n: part.rows, k: columns, bytes };
-            plain.resize(size(Layout::RowMajor).div_ceil(4), 0.0_f32);
-            let bytes = &mut bytes_of_mut(&mut plain)[..size(Layout::RowMajor)];
-            convert_layout(stored, Layout::RowMajor, bytes);
-            take(
-                Weight { layout: Layout::RowMajor, bytes, ..stored },
-                rows.start * columns..rows.end * columns,
-            );
+            let layout = encoding.layout_near(Layout::RowMajor);
+            plain.resize(size(layout).div_ceil(4), 0.0_f32);
+            let bytes = &mut bytes_of_mut(&mut plain)[..size(layout)];
+            convert_layout(stored, layout, bytes);
+            take(Weight { layout, bytes, ..stored }, rows.start * columns..rows.end * columns);
             first_row = rows.end;
         }
         Ok(())

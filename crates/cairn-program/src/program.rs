@@ -171,8 +171,10 @@ impl Builder {
             return id;
         }
         let dims: Vec<Dim> = outputs.iter().chain(inputs).copied().collect();
-        let width = inputs.iter().filter_map(|dim| dim.size).product();
-        let value_type = ValueType::weight(storage.0, storage.1, width);
+        let size = |dims: &[Dim]| dims.iter().filter_map(|dim| dim.size).product();
+        let (height, width) = (size(outputs), size(inputs));
+        let encoding = storage.0.for_shape(height, width);
+        let value_type = ValueType::weight(encoding, encoding.layout_near(storage.1), width);
         self.declare(name, Class::Weight, value_type, Shape(dims))
     }
 

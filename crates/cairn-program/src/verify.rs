@@ -154,14 +154,14 @@ pub(crate) fn verify(program: &Program) -> Result<(), VerifyError> {
 }
 
 /// Whether the instruction may be computed in that arithmetic: anything in f32; in bf16 a forward product
-/// by a weight that is stored so.
+/// by a weight that is stored as such values.
 pub(crate) fn multiplies(program: &Program, instr: &Instr, compute: Compute) -> bool {
     let is_product = matches!(instr.op, Op::Matmul | Op::ExpertMatmul | Op::TokenLogprob(_));
     let weight = instr.inputs.get(1).copied().flatten();
     let stored = weight.and_then(|id| program.value(id).value_type.encoding());
     match compute {
         Compute::F32 => true,
-        Compute::Bf16 => is_product && stored == Some(Encoding::Bf16),
+        Compute::Bf16 => is_product && stored.is_some_and(|stored| compute.multiplies(stored)),
     }
 }
 

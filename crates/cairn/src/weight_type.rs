@@ -44,6 +44,8 @@ pub(crate) enum WeightType {
     F32,
     /// The high half of 32-bit floats.
     Bf16,
+    /// The same values in 12 bits, if their exponents are few.
+    Bf16z,
     /// IEEE half-precision floats.
     F16,
     /// Signed bytes, a scale for 32.
@@ -99,6 +101,7 @@ impl WeightType {
             Self::Auto => None,
             Self::F32 => Some(Encoding::F32),
             Self::Bf16 => Some(Encoding::Bf16),
+            Self::Bf16z => Some(Encoding::Bf16z),
             Self::F16 => Some(Encoding::F16),
             Self::Q8 => Some(Encoding::Q8),
         }

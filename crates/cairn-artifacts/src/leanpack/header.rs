@@ -432,6 +432,10 @@ pub fn stored_bytes(encoding: &str, layout: &str, dims: &[u64]) -> Option<u64> {
         _ => rows,
     };
     let elements = rows.checked_mul(columns)?;
+    if encoding == "bf16z" {
+        let panel = bf16z_panel_bytes(columns)?;
+        return if layout == "panel" { (rows / PANEL_WIDTH).checked_mul(panel) } else { None };
+    }
     match encoding {
         "f32" => elements.checked_mul(4),
         "bf16" | "f16" => elements.checked_mul(2),
@@ -442,6 +446,14 @@ pub fn stored_bytes(encoding: &str, layout: &str, dims: &[u64]) -> Option<u64> {
         }
         _ => None,
     }
+}
+
+/// Bytes of sixteen rows of bf16z: blocks of eight columns, a table, and room for exceptions.
+fn bf16z_panel_bytes(columns: u64) -> Option<u64> {
+    let blocks = columns.div_ceil(8);
+    let capacity = blocks.checked_mul(8 * PANEL_WIDTH)?.div_ceil(512) + 8;
+    let bytes = blocks.checked_mul(192)?.checked_add(32 + 6 * capacity)?;
+    bytes.checked_next_multiple_of(BLOB_ALIGNMENT)
 }
 
 /// The hash of a tensor or file: that of its chunks' hashes.

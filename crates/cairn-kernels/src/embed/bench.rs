@@ -2,7 +2,7 @@
 
 use super::{Embed, EmbedGrad, PositionEmbed, embed, embed_grad, position_embed};
 use crate::bench::inputs::{F32_ONLY, Table, case, ids, values, zeros};
-use crate::encoding::{Encoding, Layout};
+use crate::encoding::Encoding;
 use crate::registry::{Case, Dim, Operator, Shape};
 
 const SHAPES: &[&[Dim]] =
@@ -35,7 +35,7 @@ pub(crate) const OPERATORS: &[Operator] = &[
 
 fn embed_case(shape: &Shape, encoding: Encoding) -> Case {
     let [t, v, d] = shape.sizes(["t", "v", "d"]);
-    let mut table = Table::warm((encoding, Layout::RowMajor), v, d);
+    let mut table = Table::warm((encoding, encoding.layouts()[0]), v, d);
     let (ids_t, mut y_td) = (ids(t, v), zeros(t * d));
     let read = table.bytes / v * t / 4;
     case(0.0, t * d + read, move |cpu| {
@@ -54,7 +54,7 @@ fn embed_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
 
 fn position_embed_case(shape: &Shape, encoding: Encoding) -> Case {
     let [t, v, d] = shape.sizes(["t", "v", "d"]);
-    let mut table = Table::warm((encoding, Layout::RowMajor), v, d);
+    let mut table = Table::warm((encoding, encoding.layouts()[0]), v, d);
     let (positions_t, x_td, mut y_td) = (ids(t, v), values(t * d, 1), zeros(t * d));
     let read = table.bytes / v * t / 4;
     case((t * d) as f64, 2 * t * d + read, move |cpu| {

@@ -15,9 +15,7 @@ proptest! {
         let values = numbers.floats(v * d, 1.0);
         let (ids, x) = (numbers.indices(t, v), numbers.floats(t * d, 1.0));
         let total = numbers.floats(v * d, 1.0);
-        for (encoding, layout) in
-            Encoding::ALL.into_iter().flat_map(|e| Layout::ALL.map(|layout| (e, layout)))
-        {
+        for (encoding, layout) in Encoding::forms() {
             let mut bytes = Vec::new();
             let bytes = aligned(Weight::stored_bytes(encoding, layout, v, d), &mut bytes);
             encode((encoding, layout), (v, d), &values, bytes);

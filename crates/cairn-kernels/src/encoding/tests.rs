@@ -30,14 +30,14 @@ fn decoding_gives_what_was_encoded() {
         let values_nk = values(n, k);
         for encoding in Encoding::ALL {
             let mut by_layout = Vec::new();
-            for layout in Layout::ALL {
+            for &layout in encoding.layouts() {
                 let storage = stored((encoding, layout), (n, k), &values_nk);
                 let mut decoded = vec![0.0; n * k];
                 weight((encoding, layout), (n, k), &storage).decode(&mut decoded);
                 for (&value, &found) in values_nk.iter().zip(&decoded) {
                     let bound = match encoding {
                         Encoding::F32 => 0.0,
-                        Encoding::Bf16 => value.abs() / 256.0,
+                        Encoding::Bf16 | Encoding::Bf16z => value.abs() / 256.0,
                         Encoding::F16 => value.abs() / 2048.0,
                         // Half a step of the largest value a block can have.
                         Encoding::Q8 => 6.7 / 127.0 / 2.0,
@@ -46,7 +46,8 @@ fn decoding_gives_what_was_encoded() {
                 }
                 by_layout.push(decoded);
             }
-            assert_eq!(by_layout[0], by_layout[1], "layouts hold the same values");
+            let same = by_layout.iter().all(|decoded| *decoded == by_layout[0]);
+            assert!(same, "layouts hold the same values");
         }
     }
 }
@@ -55,7 +56,7 @@ fn decoding_gives_what_was_encoded() {
 fn layouts_convert_without_loss() {
     for (n, k) in [(1, 1), (16, 32), (19, 70)] {
         let values_nk = values(n, k);
-        for encoding in Encoding::ALL {
+        for encoding in [Encoding::F32, Encoding::Bf16, Encoding::F16, Encoding::Q8] {
             for (from, to) in [(Layout::RowMajor, Layout::Panel), (Layout::Panel, Layout::RowMajor)]
             {
                 let source = stored((encoding, from), (n, k), &values_nk);
@@ -79,7 +80,7 @@ fn elements_of_two_bytes_are_stored_as_they_are() {
                 let bytes = Weight::stored_bytes(encoding, layout, n, k);
                 let mut storage = vec![1.0_f32; bytes.div_ceil(4)];
                 let all = &mut crate::memory::bytes_of_mut(&mut storage)[..bytes];
-                store_bits((encoding, layout), (n, k), &bits, all);
+                store_bits((encoding, layout), (n, k), &bits, all).unwrap();
                 let stored = weight((encoding, layout), (n, k), &storage);
                 for (index, &bits) in bits.iter().enumerate() {
                     assert_eq!(stored.u16s()[layout.index(index / k, index % k, k)], bits);
@@ -146,4 +147,80 @@ fn q8_is_stored_as_given() {
             assert_eq!(weight.value(index / k, index % k).to_bits(), expected.to_bits());
         }
     }
+}
+
+/// bf16 bits of all kinds: mostly a few exponents, now and then any.
+fn bf16_bits(len: usize, rare: usize) -> Vec<u16> {
+    let mut numbers = crate::testing::Numbers::new(9);
+    let mut bits = |any: bool| {
+        let random = u16::try_from(numbers.bits() >> 48).unwrap();
+        let exponent = u16::try_from(numbers.below(14)).unwrap() + 110;
+        if any { random } else { (random & 0x807f) | exponent << 7 }
+    };
+    (0..len).map(|i| bits(i % rare == rare / 2)).collect()
+}
+
+#[test]
+fn bf16z_loses_nothing() {
+    let form = (Encoding::Bf16z, Layout::Panel);
+    for (n, k) in [(1, 1), (16, 8), (33, 100), (160, 96), (16, 0), (0, 16)] {
+        let all = bf16_bits(n * k, 700);
+        let values_nk: Vec<f32> = all.iter().map(|&bits| f32_from_bf16(bits)).collect();
+        let bytes = Weight::stored_bytes(form.0, form.1, n, k);
+        let mut storage = vec![1.0_f32; bytes.div_ceil(4)];
+        let target = &mut crate::memory::bytes_of_mut(&mut storage)[..bytes];
+        store_bits(form, (n, k), &all, target).unwrap();
+        let from_bits = weight(form, (n, k), &storage);
+        for (index, bits) in all.iter().enumerate() {
+            let found = from_bits.value(index / k, index % k);
+            assert_eq!(found.to_bits(), u32::from(*bits) << 16, "element {index} of {n}×{k}");
+        }
+        let numbers = values_nk.iter().all(|value| !value.is_nan());
+        let encoded = stored(form, (n, k), &values_nk);
+        let same = crate::memory::bytes_of(&encoded) == crate::memory::bytes_of(&storage);
+        assert!(same || !numbers, "values and bits give the same bytes");
+    }
+}
+
+#[test]
+fn bf16z_is_smaller_than_bf16_or_not_used() {
+    for (n, k) in [(1024, 1024), (3072, 1024), (151_936, 1024), (768, 256)] {
+        let bytes = |encoding| Weight::stored_bytes(encoding, Layout::Panel, n, k) as f64;
+        let share = bytes(Encoding::Bf16z) / bytes(Encoding::Bf16);
+        assert!(share < 0.775, "{n}×{k}: {share}");
+    }
+    for (n, k) in [(1, 1), (16, 8), (16, 16), (16, 24), (16, 64), (5, 100), (40, 0)] {
+        let bytes = |encoding| Weight::stored_bytes(encoding, Layout::Panel, n, k);
+        let encoding = Encoding::Bf16z.for_shape(n, k);
+        assert!(bytes(encoding) <= bytes(Encoding::Bf16), "{n}×{k}");
+    }
+    assert_eq!(Encoding::Bf16z.for_shape(16, 8), Encoding::Bf16);
+    assert_eq!(Encoding::Bf16z.for_shape(16, 64), Encoding::Bf16z);
+    assert_eq!(Encoding::F32.for_shape(16, 8), Encoding::F32);
+}
+
+#[test]
+fn too_many_exponents_are_refused() {
+    let form = (Encoding::Bf16z, Layout::Panel);
+    let (n, k) = (160, 96);
+    let mut bytes = vec![0.0_f32; Weight::stored_bytes(form.0, form.1, n, k) / 4];
+    let bytes = crate::memory::bytes_of_mut(&mut bytes);
+    let result = store_bits(form, (n, k), &bf16_bits(n * k, 4), bytes);
+    let is_refused = |result: Result<(), EncodeError>| {
+        let EncodeError::TooManyExponents { found, capacity } = result.unwrap_err();
+        capacity == 11 && found > capacity
+    };
+    assert!(is_refused(result));
+    // Eleven exceptions fit; a twelfth does not.
+    let mut values_nk = vec![1.0_f32; n * k];
+    let exponent = |i: usize| 2.0_f32.powi(-1 - i32::try_from(i).unwrap());
+    for i in 0..14 {
+        values_nk[8 * i] = exponent(i);
+        values_nk[8 * i + 1] = exponent(i);
+    }
+    for i in 14..26 {
+        assert_eq!(try_encode(form, (n, k), &values_nk, bytes), Ok(()), "{i}");
+        values_nk[8 * i] = exponent(i);
+    }
+    assert!(is_refused(try_encode(form, (n, k), &values_nk, bytes)));
 }

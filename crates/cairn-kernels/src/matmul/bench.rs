@@ -73,7 +73,7 @@ pub(crate) const OPERATORS: &[Operator] = &[
     Operator {
         name: "matmul_bf16",
         description: "y = x · Wᵀ of bf16 operands, one chain over pairs of inputs",
-        encodings: &[Encoding::Bf16],
+        encodings: &[Encoding::Bf16, Encoding::Bf16z],
         shapes: BF16,
         prepare: matmul_bf16_case,
     },
@@ -126,7 +126,7 @@ fn table(shape: &Shape, encoding: Encoding) -> Table {
     if t <= COLD_TOKENS {
         Table::cold((encoding, Layout::Panel), n, k)
     } else {
-        Table::warm((encoding, Layout::RowMajor), n, k)
+        Table::warm((encoding, encoding.layouts()[0]), n, k)
     }
 }
 

@@ -8,11 +8,14 @@ use std::ops::Range;
 
 use super::rows::{RowList, WeightRows};
 use super::tile::{LEFT_ROW_STRIDE, LEFT_STEP_STRIDE, Walk};
-use crate::encoding::{Encoding, Layout, Q8_BLOCK};
+use crate::encoding::{Bf16z, Encoding, HALF_COLUMNS, Layout, Q8_BLOCK};
 use crate::simd::{F32x16, Kernel, LANES};
 
 /// Panels that are filled together when rows are copied, so that reads run along the rows.
 const PANEL_GROUP: usize = 4;
+
+/// Columns of a panel that are read at once where they are there.
+pub(super) const QUAD: usize = HALF_COLUMNS;
 
 /// The stored elements of a matrix, sixteen at a time.
 pub(super) trait Elements: Columns {
@@ -23,11 +26,47 @@ pub(super) trait Elements: Columns {
 
 /// The columns of a matrix in panels.
 pub(super) trait Columns: Copy {
+    /// Whether a quad costs less than four columns one by one.
+    const QUADS: bool = false;
+
     /// Column `column` of panel `panel`.
     ///
     /// # Safety
     /// - The matrix has that panel and that column.
     unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V;
+
+    /// Columns `column` to `column + 3` of panel `panel` of a matrix in panels. `column` is a
+    /// multiple of 4.
+    ///
+    /// # Safety
+    /// - The matrix has that panel and those columns.
+    #[inline(always)]
+    unsafe fn quad<V: F32x16>(self, panel: usize, column: usize) -> [V; QUAD] {
+        // SAFETY: passed on.
+        let (quad, is_bare) = unsafe { self.bare_quad(panel, column) };
+        if is_bare { self.patched(panel, column, quad) } else { quad }
+    }
+
+    /// As [`quad`](Self::quad), but perhaps without what [`patched`](Self::patched) adds; and
+    /// whether that is needed. So a loop can decode first, without a branch in between.
+    ///
+    /// # Safety
+    /// - The matrix has that panel and those columns.
+    #[inline(always)]
+    unsafe fn bare_quad<V: F32x16>(self, panel: usize, column: usize) -> ([V; QUAD], bool) {
+        let mut quad = [V::zero(); QUAD];
+        for (i, lanes) in quad.iter_mut().enumerate() {
+            // SAFETY: passed on.
+            *lanes = unsafe { self.lanes(panel, column + i) };
+        }
+        (quad, false)
+    }
+
+    /// The quad that a bare one stands for.
+    #[inline(always)]
+    fn patched<V: F32x16>(self, _panel: usize, _column: usize, quad: [V; QUAD]) -> [V; QUAD] {
+        quad
+    }
 
     /// Asks memory for four columns of a panel, from `column` on. They need not exist.
     fn prefetch<V: F32x16>(self, panel: usize, column: usize);
@@ -232,6 +271,7 @@ pub(super) fn visit<X: ElementsVisitor>(rows: &WeightRows<'_>, visitor: X) -> X:
         Encoding::F32 => visitor.visit(F32Elements { values: &weight.f32s()[start..], stride }),
         Encoding::Bf16 => visitor.visit(Bf16Elements::new(rows)),
         Encoding::F16 => visitor.visit(F16Elements { values: &weight.u16s()[start..], stride }),
+        Encoding::Bf16z => visitor.visit(rows.bf16z()),
         Encoding::Q8 => {
             let scales = &weight.scales()[first * stride.div_ceil(Q8_BLOCK)..];
             let values = &weight.i8s()[start..];
@@ -284,6 +324,11 @@ fn walk_weight(rows: &WeightRows<'_>, outputs: &Range<usize>, inputs: &Range<usi
     let element = match weight.encoding {
         Encoding::F32 => 4,
         Encoding::Bf16 | Encoding::F16 => 2,
+        Encoding::Bf16z => {
+            let panels = outputs.start / LANES..outputs.end.div_ceil(LANES);
+            let bytes = Bf16z::column_bytes(inputs.start)..Bf16z::column_bytes(inputs.end + 7);
+            return Walk::rows(weight.bytes, (1, rows.panel_bytes()), &panels, &bytes);
+        }
         Encoding::Q8 => 1,
     };
     match weight.layout {
@@ -432,23 +477,33 @@ impl<E: Elements> Kernel for TransposeRows<'_, E> {
 }
 
 /// Lanes and steps are those of the stored panels.
-struct CopyPanels<'p, E> {
-    elements: E,
-    columns: Range<usize>,
-    steps: Range<usize>,
-    panels: &'p mut [f32],
+pub(super) struct CopyPanels<'p, E> {
+    pub(super) elements: E,
+    pub(super) columns: Range<usize>,
+    pub(super) steps: Range<usize>,
+    pub(super) panels: &'p mut [f32],
 }
 
-impl<E: Elements> Kernel for CopyPanels<'_, E> {
+impl<E: Columns> Kernel for CopyPanels<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<V: F32x16>(self) {
         let Self { elements, columns, steps, panels } = self;
         let (vectors, _) = panels.as_chunks_mut::<LANES>();
         for (i, panel) in vectors.chunks_exact_mut(steps.len().max(1)).enumerate() {
-            for (step, vector) in steps.clone().zip(panel) {
+            let stored = columns.start / LANES + i;
+            let (quads, tail) = panel.as_chunks_mut::<QUAD>();
+            let last = steps.end - tail.len();
+            for (step, vectors) in steps.clone().step_by(QUAD).zip(quads) {
                 // SAFETY: columns and steps are inside the weight, whose last panel is padded.
-                let lanes: V = unsafe { elements.lanes(columns.start / LANES + i, step) };
+                let quad: [V; QUAD] = unsafe { elements.quad(stored, step) };
+                for (lanes, vector) in quad.into_iter().zip(vectors) {
+                    lanes.store(vector);
+                }
+            }
+            for (step, vector) in (last..steps.end).zip(tail) {
+                // SAFETY: as above.
+                let lanes: V = unsafe { elements.lanes(stored, step) };
                 lanes.store(vector);
             }
         }
@@ -526,11 +581,17 @@ impl<E: Elements> Kernel for TransposePanels<'_, E> {
         for panel in vectors.chunks_exact_mut(steps.len().max(1)) {
             for (block, step) in (steps.start..steps.end).step_by(LANES).enumerate() {
                 let mut rows = [V::zero(); LANES];
-                for (i, row) in rows.iter_mut().enumerate() {
-                    if first + i < columns.end {
+                let (quads, _) = rows.as_chunks_mut::<QUAD>();
+                for (column, quad) in (first..).step_by(QUAD).zip(quads) {
+                    if column + QUAD <= columns.end {
                         // SAFETY: columns and steps are inside the weight, whose last panel is
                         // padded.
-                        *row = unsafe { elements.lanes(step / LANES, first + i) };
+                        *quad = unsafe { elements.quad(step / LANES, column) };
+                        continue;
+                    }
+                    for (column, row) in (column..columns.end).zip(quad) {
+                        // SAFETY: as above.
+                        *row = unsafe { elements.lanes(step / LANES, column) };
                     }
                 }
                 let count = LANES.min(steps.end - step);

@@ -6,10 +6,11 @@
 
 use std::ops::Range;
 
-use super::pack::{Bf16Elements, Columns, Left};
+use super::pack::{Bf16Elements, Columns, CopyPanels, Left, QUAD};
+use super::pack_bf16z::Bf16zPairs;
 use super::rows::WeightRows;
 use super::tile::LEFT_ROW_STRIDE;
-use crate::encoding::Layout;
+use crate::encoding::{Encoding, Layout, Weight};
 use crate::simd::{F32x16, Kernel, LANES};
 
 const PAIR_LANES: usize = 2 * LANES;
@@ -70,11 +71,24 @@ impl Columns for PairColumns<'_> {
 pub(super) struct FlushedColumns<E>(pub(super) E);
 
 impl<E: Columns> Columns for FlushedColumns<E> {
+    const QUADS: bool = E::QUADS;
+
     #[inline(always)]
     unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
         // SAFETY: passed on.
         let lanes: V = unsafe { self.0.lanes(panel, column) };
         lanes.flushed()
+    }
+    #[inline(always)]
+    unsafe fn bare_quad<V: F32x16>(self, panel: usize, column: usize) -> ([V; QUAD], bool) {
+        // SAFETY: passed on.
+        let (mut quad, is_bare) = unsafe { self.0.bare_quad::<V>(panel, column) };
+        quad.iter_mut().for_each(|lanes| *lanes = lanes.flushed());
+        (quad, is_bare)
+    }
+    #[inline(always)]
+    fn patched<V: F32x16>(self, panel: usize, column: usize, quad: [V; QUAD]) -> [V; QUAD] {
+        self.0.patched(panel, column, quad).map(V::flushed)
     }
     #[inline(always)]
     fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
@@ -95,27 +109,26 @@ impl Kernel for PackRightPairs<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let from = Bf16Elements::new(self.rows);
-        match self.rows.weight.layout {
-            Layout::Panel => self.copy_panels::<V>(from),
-            Layout::RowMajor => self.transpose_rows::<V>(from),
+        let Self { rows, columns, steps, panels } = self;
+        let Weight { encoding, layout, k, .. } = rows.weight;
+        match (encoding, layout) {
+            (Encoding::Bf16z, _) => {
+                let elements = Bf16zPairs { elements: rows.bf16z(), k };
+                V::call(CopyPanels { elements, columns, steps, panels });
+            }
+            (_, Layout::Panel) => {
+                let elements = PairColumns(Bf16Elements::new(rows));
+                V::call(CopyPanels { elements, columns, steps, panels });
+            }
+            (_, Layout::RowMajor) => {
+                let from = Bf16Elements::new(rows);
+                Self { rows, columns, steps, panels }.transpose_rows::<V>(from);
+            }
         }
     }
 }
 
 impl PackRightPairs<'_, '_> {
-    #[inline(always)]
-    fn copy_panels<V: F32x16>(self, from: Bf16Elements<'_>) {
-        let (vectors, _) = self.panels.as_chunks_mut::<LANES>();
-        for (i, panel) in vectors.chunks_exact_mut(self.steps.len().max(1)).enumerate() {
-            for (step, vector) in self.steps.clone().zip(panel) {
-                let first = ((self.columns.start / LANES + i) * from.stride + 2 * step) * LANES;
-                let count = PAIR_LANES.min((from.stride - 2 * step) * LANES);
-                interleaved::<V>(from.values, first, count).store(vector);
-            }
-        }
-    }
-
     #[inline(always)]
     fn transpose_rows<V: F32x16>(self, from: Bf16Elements<'_>) {
         let (vectors, _) = self.panels.as_chunks_mut::<LANES>();

@@ -1,6 +1,7 @@
 //! Which rows a product works on: all of them in order, or those of a list.
 
-use crate::encoding::{Layout, Weight};
+use super::pack_bf16z::Bf16zElements;
+use crate::encoding::{Bf16z, Layout, Weight};
 use crate::simd::LANES;
 
 /// Rows of a matrix by number. An entry divided by `divisor` is a row: routed rows are numbered
@@ -41,6 +42,12 @@ impl<'a> WeightRows<'a> {
         let aligned = weight.layout == Layout::RowMajor || first.is_multiple_of(LANES);
         assert!(aligned && first + n <= weight.n, "a part of the weight begins inside a panel");
         Self { weight, first, n }
+    }
+
+    /// The columns of a bf16z weight.
+    pub(super) fn bf16z(&self) -> Bf16zElements<'a> {
+        let before = self.first / LANES * self.panel_bytes();
+        Bf16zElements(Bf16z::new(&self.weight.bytes[before..], self.weight.k))
     }
 
     /// Stored bytes of one panel.

@@ -9,11 +9,13 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::arithmetic::{Arithmetic, Form, Fused, PairDot, PairFlushed};
-use super::pack::{Bf16Elements, Columns, Elements, ElementsVisitor, visit};
+use super::pack::{Bf16Elements, Columns, Elements, ElementsVisitor, QUAD, visit};
 use super::pack_bf16::{FlushedColumns, PairColumns, RoundRowsToPairs, RoundToBf16};
+use super::pack_bf16z::Bf16zPairs;
 use super::product::Start;
 use super::rows::{RowList, WeightRows};
 use crate::cpu::{Cpu, SharedSlice};
+use crate::encoding::Encoding;
 use crate::isa::Simd;
 use crate::pool::{SCRATCH_BYTES, Scratch};
 use crate::simd::{F32x16, Kernel, LANES, dispatch};
@@ -65,10 +67,17 @@ impl StreamProduct<'_> {
     /// Computes the panels of one task. No other task has them.
     pub(super) fn run_part(&self, simd: Simd, y: &SharedSlice<'_, f32>, panels: Range<usize>) {
         let task = Task { product: self, y, panels, simd };
-        match self.form {
-            Form::Floats => visit(&self.rows, task),
-            Form::Pairs => task.run::<_, PairDot>(PairColumns(Bf16Elements::new(&self.rows))),
-            Form::Bf16Floats => {
+        match (self.form, self.rows.weight.encoding) {
+            (Form::Floats, _) => visit(&self.rows, task),
+            (Form::Pairs, Encoding::Bf16z) => {
+                let (elements, k) = (self.rows.bf16z(), self.rows.weight.k);
+                task.run::<_, PairDot>(Bf16zPairs { elements, k });
+            }
+            (Form::Pairs, _) => task.run::<_, PairDot>(PairColumns(Bf16Elements::new(&self.rows))),
+            (Form::Bf16Floats, Encoding::Bf16z) => {
+                task.run::<_, PairFlushed>(FlushedColumns(self.rows.bf16z()));
+            }
+            (Form::Bf16Floats, _) => {
                 task.run::<_, PairFlushed>(FlushedColumns(Bf16Elements::new(&self.rows)));
             }
         }
@@ -245,7 +254,11 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Kernel
             for &panel in &panels {
                 self.columns.prefetch::<V>(panel, step + AHEAD);
             }
-            let until = steps.min(step + 4);
+            let until = steps.min(step + QUAD);
+            if C::QUADS && until == step + QUAD {
+                self.quad_step::<V>(&panels, &x, step, &mut sums);
+                step = until;
+            }
             while step + A::TOGETHER <= until {
                 for i in (0..A::TOGETHER).rev() {
                     self.step::<V>(&panels, &x, step + i, &mut sums);
@@ -283,6 +296,41 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Group<'_, 
             let x = V::splat(unsafe { *x.wrapping_add(step) });
             for (sum, lane) in row.iter_mut().zip(lanes) {
                 *sum = A::step(x, lane, *sum);
+            }
+        }
+    }
+
+    /// Four steps of all chains.
+    #[inline(always)]
+    fn quad_step<V: F32x16>(
+        &self,
+        panels: &[usize; VECS],
+        x: &[*const f32; ROWS],
+        step: usize,
+        sums: &mut [[V; VECS]; ROWS],
+    ) {
+        let mut quads = [[V::zero(); QUAD]; VECS];
+        let mut exception = false;
+        for (quad, &panel) in quads.iter_mut().zip(panels) {
+            // SAFETY: the weight has `panel` (below its last) and the columns of these steps.
+            let (bare, needs_more) = unsafe { self.columns.bare_quad(panel, step) };
+            *quad = bare;
+            exception |= needs_more;
+        }
+        if exception {
+            for (quad, &panel) in quads.iter_mut().zip(panels) {
+                *quad = self.columns.patched(panel, step, *quad);
+            }
+        }
+        for (row, x) in sums.iter_mut().zip(x) {
+            for first in (0..QUAD).step_by(A::TOGETHER) {
+                for i in (first..first + A::TOGETHER).rev() {
+                    // SAFETY: `x` points to a row of as many floats as there are steps.
+                    let x = V::splat(unsafe { *x.wrapping_add(step + i) });
+                    for (sum, quad) in row.iter_mut().zip(&quads) {
+                        *sum = A::step(x, quad[i], *sum);
+                    }
+                }
             }
         }
     }

@@ -88,7 +88,7 @@ pub(super) fn check_on(
 }
 
 fn any_weight_form() -> impl Strategy<Value = (Encoding, Layout)> {
-    (prop::sample::select(&Encoding::ALL[..]), prop::sample::select(&Layout::ALL[..]))
+    prop::sample::select(Encoding::forms())
 }
 
 /// Small sizes often, and some beyond one block of steps, columns or rows.
@@ -253,4 +253,34 @@ fn large_products_are_the_reference() {
         if kernel { matmul_dw(&cpu, args) } else { matmul_dw_reference(args) }
     }
     assert_eq!(bits(&found), bits(&expected), "weight gradient");
+}
+
+/// Elements far from all others, at every place of a block, in products of all kinds.
+#[test]
+fn exceptions_of_bf16z_are_part_of_the_product() {
+    let (n, k) = (40, 520);
+    let mut weight_nk = values(n * k, 3);
+    for i in 0..40 {
+        let exponent = i32::try_from(i).unwrap();
+        weight_nk[(i * 521 + 7 * i) % (n * k)] *= 2.0_f32.powi(-30 - exponent);
+    }
+    let form = (Encoding::Bf16z, Layout::Panel);
+    let bytes = Weight::stored_bytes(form.0, form.1, n, k);
+    let mut storage = vec![0.0; bytes.div_ceil(4)];
+    encode(form, (n, k), &weight_nk, &mut bytes_of_mut(&mut storage)[..bytes]);
+    let (encoding, layout) = form;
+    let weight = Weight { encoding, layout, n, k, bytes: &bytes_of(&storage)[..bytes] };
+    for t in [1, 3, 7, 20] {
+        let (x_tk, dy_tn) = (values(t * k, 5), values(t * n, 6));
+        let accumulate = false;
+        check(&vec![0.0; t * n], |cpu, y_tn| {
+            let compute = Compute::F32;
+            let args = Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn, t, accumulate, compute };
+            run!(cpu, matmul, matmul_reference, args);
+        });
+        check(&vec![0.0; t * k], |cpu, dx_tk| {
+            let args = MatmulDx { dy_tn: &dy_tn, weight, dx_tk, t, accumulate };
+            run!(cpu, matmul_dx, matmul_dx_reference, args);
+        });
+    }
 }

@@ -40,7 +40,7 @@ struct Lengths {
 impl Lengths {
     fn of(case: TuneCase, layout: Layout) -> Self {
         let TuneCase { product, encoding, t, n, k } = case;
-        let bytes = Weight::stored_bytes(encoding, layout, n, k);
+        let bytes = Weight::stored_bytes(encoding, encoding.layout_near(layout), n, k);
         let (weight, values) = match product {
             ProductKind::MatmulDw => (0, 0),
             _ => (bytes.div_ceil(4), n * k),
@@ -79,6 +79,7 @@ impl<'a> Trial<'a> {
     /// Lays the operands out in `room`; `None` if they need more.
     pub(crate) fn new(case: TuneCase, layout: Layout, room: &'a mut [f32]) -> Option<Self> {
         let TuneCase { encoding, n, k, .. } = case;
+        let layout = encoding.layout_near(layout);
         let lengths = Lengths::of(case, layout);
         let (weight, rest) = room.get_mut(..lengths.total())?.split_at_mut(lengths.weight);
         if lengths.weight > 0 {

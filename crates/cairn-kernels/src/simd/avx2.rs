@@ -117,6 +117,18 @@ fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
 
+/// Eight lanes of two pairs of columns of a bf16z weight.
+#[inline(always)]
+fn two_pairs(bytes: __m256i, codes: __m256i, [high, low]: [__m256i; 2]) -> [__m256i; 2] {
+    let sign = op!(_mm256_set1_epi8(i8::MIN));
+    let mantissa = op!(_mm256_set1_epi8(i8::MAX));
+    let high = op!(_mm256_shuffle_epi8(high, codes));
+    let low = op!(_mm256_shuffle_epi8(low, codes));
+    let high = op!(_mm256_or_si256(high, op!(_mm256_and_si256(bytes, sign))));
+    let low = op!(_mm256_or_si256(low, op!(_mm256_and_si256(bytes, mantissa))));
+    [op!(_mm256_unpacklo_epi8(low, high)), op!(_mm256_unpackhi_epi8(low, high))]
+}
+
 impl F32x16 for Avx2 {
     type Int = Avx2Int;
     type Mask = Avx2Mask;
@@ -213,6 +225,38 @@ impl F32x16 for Avx2 {
         let bytes = unsafe { _mm_loadu_si128(values.as_ptr().cast()) };
         let high = op!(_mm_unpackhi_epi64(bytes, bytes));
         Avx2Int(op!(_mm256_cvtepi8_epi32(bytes)), op!(_mm256_cvtepi8_epi32(high))).to_float()
+    }
+    #[inline(always)]
+    fn pairs_from_bf16z(bytes: &[u8; 64], codes: &[u8; 32], table: &[u8; 32]) -> ([Self; 2], bool) {
+        // SAFETY: module invariant; the array is 32 bytes.
+        let codes = unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) };
+        let (high_table, low_table) = table.split_at(LANES);
+        // SAFETY: module invariant; half the array is 16 bytes.
+        let high_table = unsafe { _mm_loadu_si128(high_table.as_ptr().cast()) };
+        // SAFETY: module invariant; half the array is 16 bytes.
+        let low_table = unsafe { _mm_loadu_si128(low_table.as_ptr().cast()) };
+        let tables = [
+            op!(_mm256_broadcastsi128_si256(high_table)),
+            op!(_mm256_broadcastsi128_si256(low_table)),
+        ];
+        let fifteen = op!(_mm256_set1_epi8(15));
+        let low_codes = op!(_mm256_and_si256(codes, fifteen));
+        let high_codes = op!(_mm256_and_si256(op!(_mm256_srli_epi64::<4>(codes)), fifteen));
+        let exceptions = op!(_mm256_or_si256(
+            op!(_mm256_cmpeq_epi8(low_codes, fifteen)),
+            op!(_mm256_cmpeq_epi8(high_codes, fifteen))
+        ));
+        let exception = op!(_mm256_movemask_epi8(exceptions)) != 0;
+        // Lanes 0 to 7 lie in the first half, the others in the second.
+        let (halves, _) = bytes.as_chunks::<32>();
+        // SAFETY: module invariant; the array is 32 bytes.
+        let low_bytes = unsafe { _mm256_loadu_si256(halves[0].as_ptr().cast()) };
+        // SAFETY: as above.
+        let high_bytes = unsafe { _mm256_loadu_si256(halves[1].as_ptr().cast()) };
+        let low = two_pairs(low_bytes, low_codes, tables);
+        let high = two_pairs(high_bytes, high_codes, tables);
+        let (first, second) = (Avx2Int(low[0], high[0]), Avx2Int(low[1], high[1]));
+        ([first.as_float(), second.as_float()], exception)
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {

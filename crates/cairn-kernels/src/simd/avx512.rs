@@ -208,6 +208,34 @@ impl F32x16 for Avx512 {
         Avx512Int(op!(_mm512_cvtepi8_epi32(bytes))).to_float()
     }
     #[inline(always)]
+    fn pairs_from_bf16z(bytes: &[u8; 64], codes: &[u8; 32], table: &[u8; 32]) -> ([Self; 2], bool) {
+        // SAFETY: module invariant; the array is 64 bytes.
+        let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+        // SAFETY: module invariant; the array is 32 bytes.
+        let codes = unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) };
+        let (high_table, low_table) = table.split_at(LANES);
+        // SAFETY: module invariant; half the array is 16 bytes.
+        let high_table = unsafe { _mm_loadu_si128(high_table.as_ptr().cast()) };
+        // SAFETY: module invariant; half the array is 16 bytes.
+        let low_table = unsafe { _mm_loadu_si128(low_table.as_ptr().cast()) };
+        // Low halves of the code bytes in the lower 256 bits, high halves in the upper.
+        let shifts = op!(call _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0));
+        let codes = op!(_mm512_srlv_epi64(op!(_mm512_broadcast_i64x4(codes)), shifts));
+        let fifteen = op!(_mm512_set1_epi8(15));
+        let codes = op!(_mm512_and_si512(codes, fifteen));
+        let exception = op!(_mm512_cmpeq_epi8_mask(codes, fifteen)) != 0;
+        let high = op!(_mm512_shuffle_epi8(op!(_mm512_broadcast_i32x4(high_table)), codes));
+        let low = op!(_mm512_shuffle_epi8(op!(_mm512_broadcast_i32x4(low_table)), codes));
+        // 0xF8: the first, or both others.
+        let sign = op!(_mm512_set1_epi8(i8::MIN));
+        let mantissa = op!(_mm512_set1_epi8(i8::MAX));
+        let high = op!(_mm512_ternarylogic_epi64::<0xF8>(high, bytes, sign));
+        let low = op!(_mm512_ternarylogic_epi64::<0xF8>(low, bytes, mantissa));
+        let first = Avx512Int(op!(_mm512_unpacklo_epi8(low, high)));
+        let second = Avx512Int(op!(_mm512_unpackhi_epi8(low, high)));
+        ([first.as_float(), second.as_float()], exception)
+    }
+    #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
         Self(op!(_mm512_fmadd_ps(self.0, factor.0, addend.0)))
     }

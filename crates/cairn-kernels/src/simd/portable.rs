@@ -125,6 +125,26 @@ impl F32x16 for Portable {
         Self(values.map(f32::from))
     }
     #[inline(always)]
+    fn pairs_from_bf16z(bytes: &[u8; 64], codes: &[u8; 32], table: &[u8; 32]) -> ([Self; 2], bool) {
+        let mut exception = false;
+        let mut pairs = [Self([0.0; LANES]); 2];
+        for (p, pair) in pairs.iter_mut().enumerate() {
+            for (j, lane) in pair.0.iter_mut().enumerate() {
+                let mut halves = [0; 2];
+                for (c, half) in halves.iter_mut().enumerate() {
+                    let place = (j / 4) * 16 + p * 8 + (j % 4) * 2 + c;
+                    let code = usize::from(codes[place % 32] >> (place / 32 * 4) & 15);
+                    exception |= code == 15;
+                    let high = (bytes[place] & 0x80) | table[code];
+                    let low = (bytes[place] & 0x7f) | table[LANES + code];
+                    *half = u32::from(u16::from_be_bytes([high, low]));
+                }
+                *lane = f32::from_bits(halves[0] | halves[1] << 16);
+            }
+        }
+        (pairs, exception)
+    }
+    #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
         Self(from_fn(|j| self.0[j].mul_add(factor.0[j], addend.0[j])))
     }

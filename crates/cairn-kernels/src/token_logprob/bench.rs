@@ -7,7 +7,7 @@ use super::{
 use crate::TOKEN_BLOCK;
 use crate::bench::inputs::{EXP_FLOPS, Table, case, filled, ids, values, zeros};
 use crate::compute::Compute;
-use crate::encoding::{Encoding, Layout};
+use crate::encoding::Encoding;
 use crate::registry::{Case, Dim, Operator, Shape};
 
 const SMALL: &[&[Dim]] = &[&[("o", 1024), ("v", 4096), ("d", 384)]];
@@ -42,7 +42,7 @@ pub(crate) const OPERATORS: &[Operator] = &[
 
 fn table(shape: &Shape, encoding: Encoding) -> Table {
     let [v, d] = shape.sizes(["v", "d"]);
-    Table::warm((encoding, Layout::RowMajor), v, d)
+    Table::warm((encoding, encoding.layouts()[0]), v, d)
 }
 
 /// A product of the head, and an exponential of each of its results.

@@ -118,7 +118,7 @@ proptest! {
         let softcap = capped.then_some(5.0);
         let bias = numbers.floats(v, 1.0);
         let bias = biased.then_some(&bias[..]);
-        for form in Encoding::ALL.into_iter().flat_map(|e| Layout::ALL.map(|layout| (e, layout))) {
+        for form in Encoding::forms() {
             let (x, weight, targets) = (&x, &weight, &targets);
             let case = Case { x, weight, targets, grads, softcap, bias, d, row_tokens, form };
             check_bits(&format!("head {form:?}"), |cpu| run(cpu, case));

@@ -99,7 +99,12 @@ impl Lowering<'_> {
         let &Experts { layer, e, chosen } = experts;
         let fills_panels = rows.size.is_some_and(|rows| rows.is_multiple_of(PANEL_ROWS));
         let layout = if fills_panels { self.options.layout } else { Layout::RowMajor };
-        let storage = (self.options.encoding, layout);
+        let encoding = match self.options.encoding {
+            // What lies in panels only, and experts that begin inside of one.
+            panels if !panels.layouts().contains(&layout) => Encoding::Bf16,
+            encoding => encoding,
+        };
+        let storage = (encoding, layout);
         let weight = format!("model.layers.{layer}.mlp.experts.{what}_proj.weight");
         let w = self.builder.matrix(&weight, &[e, rows], &[columns], storage);
         self.builder.push(&format!("{layer}.mlp.experts.{what}"), Op::ExpertMatmul, &[x, w, chosen])

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use cairn_kernels::encoding::{Q8_BLOCK, encode, encode_q8_rows, store_bits, store_q8};
+use cairn_kernels::encoding::{Q8_BLOCK, encode_q8_rows, store_bits, store_q8, try_encode};
 use cairn_kernels::memory::BytesMut;
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
 use cairn_program::{Class, Session, ValueType};
@@ -197,24 +197,29 @@ impl Filling<'_> {
         let form = (self.encoding, self.layout);
         let shape = (count, self.columns());
         let elements = count * self.columns();
-        let is_kept =
-            |slice: &TensorSlice| self.source.encoding(&slice.tensor) == Some(self.encoding);
+        let unencodable = |problem| LoadError::Unencodable {
+            name: self.slices[0].tensor.clone(),
+            encoding: self.encoding,
+            problem,
+        };
+        let held = if self.encoding == Encoding::Bf16z { Encoding::Bf16 } else { self.encoding };
+        let is_kept = |slice: &TensorSlice| self.source.encoding(&slice.tensor) == Some(held);
         match self.encoding {
             Encoding::F32 if self.layout == Layout::RowMajor => {
                 self.gather(first, BytesMut::new(bytes).f32s(), &|tensor, range, out| {
                     self.source.read_f32(tensor, range, out)
                 })?;
             }
-            Encoding::Bf16 | Encoding::F16 if self.slices.iter().all(is_kept) => {
+            Encoding::Bf16 | Encoding::Bf16z | Encoding::F16 if self.slices.iter().all(is_kept) => {
                 let mut bits = vec![0_u16; elements];
                 self.gather(first, &mut bits, &|tensor, range, out| {
                     self.source.read_bits(tensor, range, out)
                 })?;
-                store_bits(form, shape, &bits, bytes);
+                store_bits(form, shape, &bits, bytes).map_err(unencodable)?;
             }
             _ => {
                 let values = self.decoded(first, count)?;
-                encode(form, shape, &values, bytes);
+                try_encode(form, shape, &values, bytes).map_err(unencodable)?;
                 let too_large = TooLarge::of(&values, self.encoding.overflow_bound());
                 let is_exact = self.compares && self.decodes_to(shape, bytes, &values);
                 return Ok(Filled { too_large, is_exact });

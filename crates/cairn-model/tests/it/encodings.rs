@@ -6,6 +6,7 @@ use std::fs::File;
 use std::path::Path;
 
 use cairn_artifacts::gguf::GgufFile;
+use cairn_artifacts::leanpack::stored_bytes;
 use cairn_artifacts::safetensors::{self, OutTensor, WeightFolder};
 use cairn_kernels::encoding::encode;
 use cairn_kernels::{Cpu, Encoding, Isa, Layout, Weight};
@@ -218,4 +219,28 @@ fn what_an_encoding_cannot_hold_is_refused_by_name_and_number() {
     source.0.get_mut(name).unwrap().1[1] = f32::MAX;
     let error = load(&spec, Encoding::Bf16, &source).unwrap_err();
     assert_eq!(error.hints(), ["f32 holds them"]);
+}
+
+/// Packs and sessions agree on the bytes of every form.
+#[test]
+fn packs_know_the_size_of_every_form() {
+    for (encoding, layout) in Encoding::forms() {
+        for (n, k) in [(1, 1), (16, 8), (17, 33), (40, 100), (160, 1024), (96, 4097)] {
+            let dims = [u64::try_from(n).unwrap(), u64::try_from(k).unwrap()];
+            let packed = stored_bytes(encoding.name(), layout.name(), &dims);
+            let held = Weight::stored_bytes(encoding, layout, n, k);
+            assert_eq!(packed, u64::try_from(held).ok(), "{encoding} {} {n}×{k}", layout.name());
+        }
+    }
+    assert_eq!(stored_bytes("bf16z", "row_major", &[16, 64]), None);
+}
+
+/// bf16z holds what bf16 holds: the same logits, and less memory where the model is wide enough.
+#[test]
+fn bf16z_has_the_logits_of_bf16() {
+    for name in folders() {
+        let (spec, rows) = (spec(&name), golden_rows(&name));
+        let of = |encoding| bits(&logits(&spec, encoding, &folder(&name), &[&rows[0], &rows[1]]));
+        assert_eq!(of(Encoding::Bf16z), of(Encoding::Bf16), "{name}");
+    }
 }

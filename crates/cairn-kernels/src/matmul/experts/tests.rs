@@ -39,8 +39,7 @@ proptest! {
 
     #[test]
     fn products_of_experts_are_the_references(
-        encoding in prop::sample::select(&Encoding::ALL[..]),
-        layout in prop::sample::select(&Layout::ALL[..]),
+        (encoding, layout) in prop::sample::select(Encoding::forms()),
         (t, n, k) in (prop_oneof![0..4_usize, 0..90_usize], any_size(70), any_size(450)),
         (num_experts, top_k) in (1..9_usize).prop_flat_map(|e| (Just(e), 1..=e.min(4))),
         per_rank in any::<bool>(),

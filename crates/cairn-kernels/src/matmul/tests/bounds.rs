@@ -36,7 +36,7 @@ fn product(a: f32, b: f32) -> f64 {
 
 /// Every way a weight is stored.
 fn forms() -> impl Iterator<Item = (Encoding, Layout)> {
-    Encoding::ALL.into_iter().flat_map(|encoding| Layout::ALL.map(|layout| (encoding, layout)))
+    Encoding::forms().into_iter()
 }
 
 /// Tokens, outputs, inputs: odd, prime, one, past a block.
