@@ -119,6 +119,64 @@ def ascending(pairs):
     return dict(pairs)
 
 
+def bf16z(panels, columns):
+    """The values of panels of bf16z, [panels, 16, columns]."""
+    count, blocks = len(panels), -(-columns // 8)
+    capacity = -(-blocks * 128 // 512) + 8
+    table = panels[:, blocks * 192 :][:, :32].astype(np.uint16)
+    positions = panels[:, blocks * 192 + 32 :][:, : 4 * capacity].copy().view("<u4")
+    values = panels[:, blocks * 192 + 32 + 4 * capacity :][:, : 2 * capacity].copy().view("<u2")
+    parts = panels[:, : blocks * 192].reshape(count, blocks, 192)
+    bytes_ = parts[:, :, :128].reshape(count, blocks, 2, 64)
+    codes = parts[:, :, 128:].reshape(count, blocks, 2, 32)
+    codes = np.concatenate([codes & 15, codes >> 4], axis=3)
+    place = np.array([[j // 4 * 16 + c // 2 * 8 + j % 4 * 2 + c % 2 for c in range(4)] for j in range(16)])
+    bytes_, codes = bytes_[..., place].astype(np.uint16), codes[..., place]
+    panel = np.arange(count)[:, None, None, None, None]
+    high, low = table[panel, codes], table[panel, codes.astype(np.int64) + 16]
+    bits = ((bytes_ & 0x80) | high) << 8 | (bytes_ & 0x7F) | low
+    bits = bits.transpose(0, 3, 1, 2, 4).reshape(count, 16, blocks * 8)
+    for p in range(count):
+        known = positions[p] != 0xFFFFFFFF
+        bits[p, positions[p][known] % 16, positions[p][known] // 16] = values[p][known]
+    return (bits[:, :, :columns].astype(np.uint32) << 16).view(np.float32)
+
+
+NF4 = [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0]
+NF4 += [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+GROUPED = {"q8": (8, 32, "<f2"), "q4": (4, 32, "<f2"), "nf4": (4, 64, "<f4"), "fp8": (8, 128, "<f4"), "fp4": (4, 32, "u1")}
+
+
+def grouped(panels, encoding, columns):
+    """The values of panels of codes that share scales, [panels, 16, columns]."""
+    bits, group, scale = GROUPED[encoding]
+    count, chunks = len(panels), -(-columns // 32)
+    end = chunks * 64 * bits
+    codes = panels[:, :end].reshape(count, chunks, bits, 16, 4)
+    if bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=3)
+        codes = codes.transpose(0, 4, 1, 2, 3, 5)
+    else:
+        codes = codes.transpose(0, 3, 1, 2, 4)
+    codes = codes.reshape(count, 16, chunks * 32)[:, :, :columns].astype(np.int32)
+    groups, width = -(-columns // group), np.dtype(scale).itemsize
+    scales = panels[:, end : end + groups * 16 * width].copy().view(scale).reshape(count, groups, 16)
+    scales = scales.astype(np.float32) if encoding != "fp4" else np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+    if encoding in ("q8", "q4"):
+        codes = (codes - (128 if bits == 8 else 8)).astype(np.float32)
+    elif encoding == "fp8":
+        exponent, mantissa = codes >> 3 & 15, codes & 7
+        normal = np.ldexp(1 + mantissa / 8, exponent - 7)
+        magnitude = np.where(exponent == 0, mantissa / 512, normal)
+        codes = np.where(codes >> 7, -magnitude, magnitude).astype(np.float32)
+    else:
+        table = NF4 if encoding == "nf4" else E2M1 + [-value for value in E2M1]
+        codes = np.array(table, np.float32)[codes]
+    scales = np.repeat(scales.transpose(0, 2, 1), group, axis=2)[:, :, :columns]
+    return (codes * scales.astype(np.float32)).astype(np.float32)
+
+
 class Pack:
     def __init__(self, path):
         self.data = np.memmap(path, dtype=np.uint8, mode="r")
@@ -180,11 +238,10 @@ class Pack:
             return plain((raw.view("<u2").astype(np.uint32) << 16).view(np.float32), columns)
         if encoding == "f16":
             return plain(raw.view("<f2").astype(np.float32), columns)
-        need(encoding == "q8", encoding)
-        split, blocks = up(stored * columns, 64), -(-columns // 32)
-        values = plain(raw[: stored * columns].view(np.int8), columns).astype(np.float32)
-        scales = plain(raw[split:].view("<f4"), blocks)
-        return values * np.repeat(scales, 32, axis=1)[:, :columns]
+        panels = raw.reshape(stored // 16, -1)
+        if encoding == "bf16z":
+            return bf16z(panels, columns).reshape(stored, columns)[:rows]
+        return grouped(panels, encoding, columns).reshape(stored, columns)[:rows]
 
 
 def safetensors(folder):

@@ -55,7 +55,7 @@ pub const NAME_BYTES_MAX: usize = 512;
 /// The numeric policies that a reader may be asked for.
 pub const POLICIES: [&str; 1] = ["f32/1"];
 /// Element encodings of leanpack/1.
-pub const ENCODINGS: [&str; 5] = ["f32", "bf16", "bf16z", "f16", "q8"];
+pub const ENCODINGS: [&str; 9] = ["f32", "bf16", "bf16z", "f16", "q8", "q4", "nf4", "fp8", "fp4"];
 /// Layouts of leanpack/1.
 pub const LAYOUTS: [&str; 2] = ["row_major", "panel"];
 /// Kinds of machine profile of leanpack/1.

@@ -62,7 +62,7 @@ impl Hint for EngineError {
             }
             Self::NotCausal => vec!["its logits are in reach of cairn logits".to_owned()],
             Self::Build(BuildError::Compute { compute, .. }) => {
-                vec![format!("hold the weights as {compute}, or compute in f32")]
+                vec![format!("hold the weights as {}, or compute in f32", compute.weights())]
             }
             Self::DraftVocabulary { .. } => {
                 vec!["a draft model shares the tokenizer of the model it guesses for".to_owned()]

@@ -6,7 +6,7 @@ use crate::bandwidth::{Bandwidth, BandwidthMeter, measure_bandwidth};
 use crate::compute::Compute;
 use crate::cpu::Cpu;
 use crate::memory::MemoryError;
-use crate::peak::{FmaPeak, measure_bf16_peak, measure_fma_peak};
+use crate::peak::{FmaPeak, measure_bf16_peak, measure_fma_peak, measure_int8_peak};
 use crate::registry::{Case, KernelEntry, Shape};
 
 pub(crate) mod inputs;
@@ -103,6 +103,7 @@ pub fn bench_kernel(
     let peak = match case.compute {
         Compute::F32 => *peak,
         Compute::Bf16 => measure_bf16_peak(cpu),
+        Compute::Int8 => measure_int8_peak(cpu),
     };
     let ceilings = Ceilings { peak, bandwidth };
     let (limit, fraction) = ceilings.roofline(case.flops, case.bytes, seconds);

@@ -133,6 +133,13 @@ impl Cpu {
         Self { simd: self.simd.without_pair_dot(), ..self }
     }
 
+    /// The same handle without the instruction for products of bytes (`vpdpbusd`): the bytes are widened,
+    /// to the same bits.
+    #[must_use]
+    pub fn without_byte_instruction(self) -> Self {
+        Self { simd: self.simd.without_byte_dot(), ..self }
+    }
+
     /// Whether bf16 products have an instruction of their own.
     pub fn has_bf16_instruction(&self) -> bool {
         self.simd.has_pair_dot()

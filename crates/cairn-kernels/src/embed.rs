@@ -6,7 +6,7 @@ pub(crate) mod bench;
 
 use crate::cpu::Cpu;
 use crate::disjoint::{RowSlice, parallel_rows, rows_per_task};
-use crate::encoding::{Encoding, Layout, Q8_BLOCK, Weight};
+use crate::encoding::{Encoding, Layout, Weight};
 use crate::isa::Simd;
 use crate::rows::{ScatterRows, add_row, scatter_rows};
 use crate::simd::{LANES, f32_from_bf16, f32_from_f16, kernel};
@@ -83,12 +83,12 @@ fn whole_row(simd: Simd, weight: &Weight<'_>, id: usize, y_d: &mut [f32]) {
         Encoding::F32 => y_d.copy_from_slice(&weight.f32s()[start..][..k]),
         Encoding::Bf16 => widen_bf16(simd, &weight.u16s()[start..][..k], y_d),
         Encoding::F16 => widen_f16(simd, &weight.u16s()[start..][..k], y_d),
-        Encoding::Bf16z => unreachable!("bf16z weights lie in panels"),
-        Encoding::Q8 => {
-            let blocks = k.div_ceil(Q8_BLOCK);
-            let scales = &weight.scales()[id * blocks..][..blocks];
-            widen_q8(simd, &weight.i8s()[start..][..k], scales, y_d);
-        }
+        Encoding::Bf16z
+        | Encoding::Q8
+        | Encoding::Q4
+        | Encoding::Nf4
+        | Encoding::Fp8
+        | Encoding::Fp4 => unreachable!("{} weights lie in panels", weight.encoding),
     }
 }
 
@@ -107,19 +107,13 @@ fn lane_of_panel(weight: &Weight<'_>, start: usize, id: usize, y_d: &mut [f32]) 
             let numbers = weight.u16s()[start..].iter().step_by(LANES);
             y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = f32_from_f16(x));
         }
-        Encoding::Bf16z => {
+        Encoding::Bf16z
+        | Encoding::Q8
+        | Encoding::Q4
+        | Encoding::Nf4
+        | Encoding::Fp8
+        | Encoding::Fp4 => {
             y_d.iter_mut().enumerate().for_each(|(column, y)| *y = weight.value(id, column));
-        }
-        Encoding::Q8 => {
-            let blocks = weight.k.div_ceil(Q8_BLOCK);
-            let scales = &weight.scales()[weight.layout.index(id, 0, blocks)..];
-            let scales = scales.iter().step_by(LANES);
-            let bytes = &weight.i8s()[start..];
-            let bytes = bytes.chunks(Q8_BLOCK * LANES);
-            for ((y_d, bytes), &scale) in y_d.chunks_mut(Q8_BLOCK).zip(bytes).zip(scales) {
-                let numbers = bytes.iter().step_by(LANES);
-                y_d.iter_mut().zip(numbers).for_each(|(y, &x)| *y = f32::from(x) * scale);
-            }
         }
     }
 }
@@ -143,19 +137,6 @@ kernel! {
             V::from_f16(from).store(to);
         }
         rest.iter_mut().zip(tail).for_each(|(y, &x)| *y = f32_from_f16(x));
-    }
-}
-
-kernel! {
-    fn widen_q8<V>(from: &[i8], scales: &[f32], to: &mut [f32]) {
-        for ((from, to), &scale) in from.chunks(Q8_BLOCK).zip(to.chunks_mut(Q8_BLOCK)).zip(scales) {
-            let (vectors, tail) = from.as_chunks::<LANES>();
-            let (targets, rest) = to.as_chunks_mut::<LANES>();
-            for (from, to) in vectors.iter().zip(targets) {
-                (V::from_i8(from) * V::splat(scale)).store(to);
-            }
-            rest.iter_mut().zip(tail).for_each(|(y, &x)| *y = f32::from(x) * scale);
-        }
     }
 }
 

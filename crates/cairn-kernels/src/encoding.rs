@@ -6,21 +6,22 @@
 //! - [`Layout::Panel`] is `[n/16][k][16]`; the sixteen lanes are consecutive outputs, and rows are
 //!   padded with zeros to a multiple of 16. A product reads it front to back, once.
 //!
-//! [`Encoding::Q8`] holds signed bytes and one f32 scale for every [`Q8_BLOCK`] consecutive inputs of
-//! a row; the weight *is* `f32(byte) * scale`, rounded once. Values come first, in the layout's
-//! order; scales follow at the next multiple of 64 bytes: `[n][k/32]` or `[n/16][k/32][16]`, block
-//! counts rounded up. [`Encoding::Bf16z`] is described in its module.
+//! The narrower ones lie in panels only and are described in their modules: [`Encoding::Bf16z`] in
+//! `bf16z`, those of codes that share scales in `grouped`.
 //!
 //! **Invariant:** [`Weight::value`] is the meaning of the bytes; kernels decode to exactly that.
 
 use std::fmt;
 
-use crate::memory::{ALIGNMENT, Bytes};
+use crate::memory::Bytes;
 use crate::simd::{LANES, bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
 
 mod bf16z;
+mod grouped;
 
 pub(crate) use bf16z::{Bf16z, HALF_COLUMNS};
+use grouped::Format;
+pub(crate) use grouped::{Code, E2M1, E4M3_UNBIAS, Grouped, NF4, PART_BYTES, Scale, e8m0};
 
 /// Consecutive inputs of a row that share one [`Encoding::Q8`] scale.
 pub const Q8_BLOCK: usize = 32;
@@ -39,19 +40,39 @@ pub enum Encoding {
     Bf16z,
     /// IEEE half: 5 bits of exponent, 10 of mantissa.
     F16,
-    /// Signed byte times a scale shared by 32 inputs of a row.
+    /// Signed byte times an f16 scale shared by 32 inputs of a row.
     Q8,
+    /// Four bits, -8 to 7, times an f16 scale shared by 32 inputs of a row.
+    Q4,
+    /// Four bits that number quantiles of the normal distribution, times an f32 scale shared by 64 inputs.
+    Nf4,
+    /// Eight-bit float (E4M3) times an f32 scale shared by 128 inputs of a row.
+    Fp8,
+    /// Four-bit float (E2M1) times a power of two shared by 32 inputs of a row: MXFP4.
+    Fp4,
 }
 
 impl Encoding {
     /// Every encoding.
-    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::Bf16z, Self::F16, Self::Q8];
+    pub const ALL: [Self; 9] = [
+        Self::F32,
+        Self::Bf16,
+        Self::Bf16z,
+        Self::F16,
+        Self::Q8,
+        Self::Q4,
+        Self::Nf4,
+        Self::Fp8,
+        Self::Fp4,
+    ];
 
     /// The layouts that a weight so encoded can have.
     pub fn layouts(self) -> &'static [Layout] {
         match self {
-            Self::F32 | Self::Bf16 | Self::F16 | Self::Q8 => &Layout::ALL,
-            Self::Bf16z => &[Layout::Panel],
+            Self::F32 | Self::Bf16 | Self::F16 => &Layout::ALL,
+            Self::Bf16z | Self::Q8 | Self::Q4 | Self::Nf4 | Self::Fp8 | Self::Fp4 => {
+                &[Layout::Panel]
+            }
         }
     }
 
@@ -84,16 +105,31 @@ impl Encoding {
             Self::Bf16z => "bf16z",
             Self::F16 => "f16",
             Self::Q8 => "q8",
+            Self::Q4 => "q4",
+            Self::Nf4 => "nf4",
+            Self::Fp8 => "fp8",
+            Self::Fp4 => "fp4",
         }
+    }
+
+    /// How codes that share scales are written.
+    ///
+    /// # Panics
+    /// If this is no such encoding.
+    fn format(self) -> Format {
+        Format::of(self).expect("an encoding of codes that share scales")
     }
 
     /// The least magnitude that this encoding rounds to infinity; `None` if it has no such.
     pub fn overflow_bound(self) -> Option<f32> {
         match self {
-            Self::F32 | Self::Q8 => None,
+            Self::F32 | Self::Nf4 | Self::Fp8 | Self::Fp4 => None,
             // Half a step above the largest number, where the even neighbor is infinity.
             Self::Bf16 | Self::Bf16z => Some(f32::from_bits(0x7f7f_8000)),
             Self::F16 => Some(65520.0),
+            // Where the scale would become infinite: it is rounded up, and to the nearest.
+            Self::Q8 => Some(8_319_008.5),
+            Self::Q4 => Some(524_160.0),
         }
     }
 }
@@ -102,6 +138,14 @@ impl Encoding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncodeError {
+    /// Some are infinite or no numbers, which codes that share a scale cannot be.
+    #[error("{found} elements of {found_among} are infinite or no numbers")]
+    NotFinite {
+        /// Such elements.
+        found: usize,
+        /// Elements looked at.
+        found_among: usize,
+    },
     /// Its exponents are too many for [`Encoding::Bf16z`].
     #[error(
         "{found} elements of sixteen rows have none of their fifteen commonest exponents, and \
@@ -196,7 +240,9 @@ impl<'a> Weight<'a> {
             Encoding::F32 => rows * k * 4,
             Encoding::Bf16 | Encoding::F16 => rows * k * 2,
             Encoding::Bf16z => rows / LANES * bf16z::panel_bytes(k),
-            Encoding::Q8 => q8_scales_offset(rows, k) + rows * k.div_ceil(Q8_BLOCK) * 4,
+            Encoding::Q8 | Encoding::Q4 | Encoding::Nf4 | Encoding::Fp8 | Encoding::Fp4 => {
+                rows / LANES * encoding.format().panel_bytes(k)
+            }
         }
     }
 
@@ -218,12 +264,27 @@ impl<'a> Weight<'a> {
             Encoding::Bf16 => f32_from_bf16(self.u16s()[index]),
             Encoding::Bf16z => f32_from_bf16(self.bf16z().bits(output, input)),
             Encoding::F16 => f32_from_f16(self.u16s()[index]),
-            Encoding::Q8 => {
-                let blocks = self.k.div_ceil(Q8_BLOCK);
-                let scale = self.scales()[self.layout.index(output, input / Q8_BLOCK, blocks)];
-                f32::from(self.i8s()[index]) * scale
+            Encoding::Q8 | Encoding::Q4 | Encoding::Nf4 | Encoding::Fp8 | Encoding::Fp4 => {
+                let (value, scale) = self.code_and_scale(output, input);
+                value * scale
             }
         }
+    }
+
+    /// What the code of one element stands for, and its scale.
+    ///
+    /// # Panics
+    /// If the encoding has no such.
+    pub fn code_and_scale(&self, output: usize, input: usize) -> (f32, f32) {
+        self.encoding.format().parts(self.bytes, self.k, (output, input))
+    }
+
+    /// The panels of a weight whose codes share scales.
+    ///
+    /// # Panics
+    /// If the encoding is no such.
+    pub(crate) fn grouped(&self) -> Grouped<'a> {
+        Grouped::new(self.encoding.format(), self.bytes, self.k)
     }
 
     /// All values as `[n][k]`.
@@ -247,21 +308,6 @@ impl<'a> Weight<'a> {
     fn bf16z(&self) -> Bf16z<'a> {
         Bf16z::new(self.bytes, self.k)
     }
-
-    /// The bytes of a [`Encoding::Q8`] weight.
-    pub(crate) fn i8s(&self) -> &'a [i8] {
-        Bytes::new(&self.bytes[..self.layout.stored_rows(self.n) * self.k]).i8s()
-    }
-
-    /// The scales of a [`Encoding::Q8`] weight.
-    pub(crate) fn scales(&self) -> &'a [f32] {
-        let offset = q8_scales_offset(self.layout.stored_rows(self.n), self.k);
-        Bytes::new(&self.bytes[offset..]).f32s()
-    }
-}
-
-fn q8_scales_offset(rows: usize, k: usize) -> usize {
-    (rows * k).next_multiple_of(ALIGNMENT)
 }
 
 /// Writes `values_nk` (`[n][k]`) in the given form, as [`try_encode`] does.
@@ -281,12 +327,12 @@ pub fn encode(
 
 /// Writes `values_nk` (`[n][k]`) in the given form; padding becomes zero.
 ///
-/// bf16, bf16z and f16 round to nearest, ties to even; what is beyond their range becomes infinite. Q8
-/// takes the largest magnitude of a block to ±127 and rounds to nearest, ties to even; a block of zeros
-/// has scale 0.
+/// bf16, bf16z and f16 round to nearest, ties to even; what is beyond their range becomes infinite. How
+/// codes and scales are chosen and how far values move is said in the module `grouped`.
 ///
 /// # Errors
-/// A weight whose exponents are too many for [`Encoding::Bf16z`].
+/// A weight whose exponents are too many for [`Encoding::Bf16z`], or with values that are not finite where
+/// codes share a scale.
 ///
 /// # Panics
 /// If the lengths do not match the form.
@@ -308,7 +354,13 @@ pub fn try_encode(
         Encoding::F16 => {
             write_elements(layout, k, values_nk, bytes, |x| f16_from_f32(x).to_le_bytes());
         }
-        Encoding::Q8 => encode_q8_rows(layout, (n, k), 0, values_nk, bytes),
+        Encoding::Q8 | Encoding::Q4 | Encoding::Nf4 | Encoding::Fp8 | Encoding::Fp4 => {
+            let found = values_nk.iter().filter(|x| !x.is_finite()).count();
+            if found > 0 {
+                return Err(EncodeError::NotFinite { found, found_among: values_nk.len() });
+            }
+            encoding.format().write(k, values_nk, bytes);
+        }
     }
     Ok(())
 }
@@ -336,7 +388,12 @@ pub fn store_bits(
             Ok(())
         }
         Encoding::Bf16z => bf16z::write_panels(k, bits_nk, |bits| bits, bytes),
-        Encoding::F32 | Encoding::Q8 => panic!("{encoding} does not hold sixteen bits an element"),
+        Encoding::F32
+        | Encoding::Q8
+        | Encoding::Q4
+        | Encoding::Nf4
+        | Encoding::Fp8
+        | Encoding::Fp4 => panic!("{encoding} does not hold sixteen bits an element"),
     }
 }
 
@@ -367,65 +424,54 @@ fn write_elements<const B: usize, T: Copy>(
     }
 }
 
-/// Writes rows of a [`Encoding::Q8`] weight of `n` rows as [`encode`] does, from row `first` on, and
-/// leaves the others as they are: values and scales of a row lie far apart, so that a part of the
-/// weight is no part of its bytes.
-///
-/// # Panics
-/// If the weight has no such rows, or the lengths do not match its form.
-#[expect(clippy::cast_possible_truncation, reason = "the quotient is clamped to ±127")]
-pub fn encode_q8_rows(
-    layout: Layout,
-    (n, k): (usize, usize),
-    first: usize,
-    rows_nk: &[f32],
-    bytes: &mut [u8],
-) {
-    let expected = Weight::stored_bytes(Encoding::Q8, layout, n, k);
-    assert_eq!(bytes.len(), expected, "bytes of the weight");
-    let (values, scales) = bytes.split_at_mut(q8_scales_offset(layout.stored_rows(n), k));
-    let (scales, _) = scales.as_chunks_mut::<4>();
-    let blocks = k.div_ceil(Q8_BLOCK);
-    for (row, row_k) in (first..n).zip(rows_nk.chunks_exact(k.max(1))) {
-        for (block, from) in row_k.chunks(Q8_BLOCK).enumerate() {
-            let largest = from.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-            let scale = largest / 127.0;
-            scales[layout.index(row, block, blocks)] = scale.to_le_bytes();
-            for (i, &value) in from.iter().enumerate() {
-                let steps = if scale > 0.0 { (value / scale).round_ties_even() } else { 0.0 };
-                let byte = steps.clamp(-127.0, 127.0) as i8;
-                values[layout.index(row, block * Q8_BLOCK + i, k)] = byte.cast_unsigned();
-            }
-        }
-    }
-}
-
-/// Writes a [`Encoding::Q8`] weight from its own bytes and scales: `[n][k]` and `[n][k/32]`.
+/// Writes a [`Encoding::Q8`] weight from its own bytes and scales: `[n][k]` and `[n][k/32]`. Where a scale
+/// is no finite f16 number it writes nothing and returns `false`: no value may change.
 ///
 /// # Panics
 /// If the lengths do not match the form.
 pub fn store_q8(
-    layout: Layout,
     (n, k): (usize, usize),
     (values_nk, scales): (&[i8], &[f32]),
     bytes: &mut [u8],
-) {
+) -> bool {
     let blocks = k.div_ceil(Q8_BLOCK);
     assert_eq!(values_nk.len(), n * k, "values of the weight");
     assert_eq!(scales.len(), n * blocks, "scales of the weight");
-    assert_eq!(
-        bytes.len(),
-        Weight::stored_bytes(Encoding::Q8, layout, n, k),
-        "bytes of the weight"
-    );
-    bytes.fill(0);
-    let (stored, stored_scales) = bytes.split_at_mut(q8_scales_offset(layout.stored_rows(n), k));
-    let (stored_scales, _) = stored_scales.as_chunks_mut::<4>();
-    for (index, value) in values_nk.iter().enumerate() {
-        stored[layout.index(index / k, index % k, k)] = value.cast_unsigned();
+    let expected = Weight::stored_bytes(Encoding::Q8, Layout::Panel, n, k);
+    assert_eq!(bytes.len(), expected, "bytes of the weight");
+    let is_f16 = |x: f32| x.is_finite() && f32_from_f16(f16_from_f32(x)).to_bits() == x.to_bits();
+    if !scales.iter().copied().all(is_f16) {
+        return false;
     }
-    for (index, scale) in scales.iter().enumerate() {
-        stored_scales[layout.index(index / blocks, index % blocks, blocks)] = scale.to_le_bytes();
+    bytes.fill(0);
+    let format = Encoding::Q8.format();
+    let mut codes = Vec::with_capacity(Q8_BLOCK);
+    for (row, values) in values_nk.chunks_exact(k.max(1)).enumerate() {
+        let panel = &mut bytes[row / LANES * format.panel_bytes(k)..];
+        for (block, values) in values.chunks(Q8_BLOCK).enumerate() {
+            codes.clear();
+            codes.extend(values.iter().map(|value| value.cast_unsigned() ^ 0x80));
+            let scale = scales[row * blocks + block];
+            format.write_group(k, panel, (block, row % LANES), (&codes, scale));
+        }
+    }
+    true
+}
+
+/// Reads the bytes and scales of rows of a [`Encoding::Q8`] weight: `[n][k]` and `[n][k/32]`.
+///
+/// # Panics
+/// If the lengths do not match the weight, or it is encoded otherwise.
+#[expect(clippy::cast_possible_truncation, reason = "a code of eight bits less 128")]
+pub fn load_q8(weight: Weight<'_>, values_nk: &mut [i8], scales: &mut [f32]) {
+    let Weight { n, k, .. } = weight;
+    let blocks = k.div_ceil(Q8_BLOCK);
+    assert_eq!(weight.encoding, Encoding::Q8, "the encoding of the weight");
+    assert_eq!((values_nk.len(), scales.len()), (n * k, n * blocks), "values and scales");
+    for (index, to) in values_nk.iter_mut().enumerate() {
+        let (value, scale) = weight.code_and_scale(index / k, index % k);
+        *to = value as i8;
+        scales[index / k * blocks + index % k / Q8_BLOCK] = scale;
     }
 }
 
@@ -453,15 +499,12 @@ pub fn convert_layout(from: Weight<'_>, layout: Layout, bytes: &mut [u8]) {
     match encoding {
         Encoding::F32 => copy(k, 4, from.bytes, bytes),
         Encoding::Bf16 | Encoding::F16 => copy(k, 2, from.bytes, bytes),
-        Encoding::Bf16z => unreachable!("bf16z has one layout"),
-        Encoding::Q8 => {
-            let (values, scales) =
-                from.bytes.split_at(q8_scales_offset(from.layout.stored_rows(n), k));
-            let (new_values, new_scales) =
-                bytes.split_at_mut(q8_scales_offset(layout.stored_rows(n), k));
-            copy(k, 1, values, new_values);
-            copy(k.div_ceil(Q8_BLOCK), 4, scales, new_scales);
-        }
+        Encoding::Bf16z
+        | Encoding::Q8
+        | Encoding::Q4
+        | Encoding::Nf4
+        | Encoding::Fp8
+        | Encoding::Fp4 => unreachable!("{encoding} has one layout"),
     }
 }
 

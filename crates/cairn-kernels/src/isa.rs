@@ -98,6 +98,16 @@ fn has_pair_dot() -> bool {
     false
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_byte_dot() -> bool {
+    has_avx512() && is_x86_feature_detected!("avx512vnni")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_byte_dot() -> bool {
+    false
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 fn has_avx2() -> bool {
     false
@@ -170,6 +180,7 @@ fn brand_string() -> String {
 pub(crate) struct Simd {
     isa: Isa,
     pair_dot: bool,
+    byte_dot: bool,
 }
 
 impl Simd {
@@ -177,12 +188,19 @@ impl Simd {
     /// refused long before; here it is an invariant.
     pub(crate) fn new(isa: Isa) -> Self {
         assert!(isa.is_supported(), "this machine does not have {isa}");
-        Self { isa, pair_dot: isa == Isa::Avx512 && has_pair_dot() }
+        let is_widest = isa == Isa::Avx512;
+        let (pair_dot, byte_dot) = (is_widest && has_pair_dot(), is_widest && has_byte_dot());
+        Self { isa, pair_dot, byte_dot }
     }
 
     /// The same without `vdpbf16ps`.
     pub(crate) fn without_pair_dot(self) -> Self {
         Self { pair_dot: false, ..self }
+    }
+
+    /// The same without `vpdpbusd`.
+    pub(crate) fn without_byte_dot(self) -> Self {
+        Self { byte_dot: false, ..self }
     }
 
     /// The proven instruction set.
@@ -193,5 +211,10 @@ impl Simd {
     /// Whether `vdpbf16ps` on AVX-512 registers is there as well. Proven, too.
     pub(crate) fn has_pair_dot(self) -> bool {
         self.pair_dot
+    }
+
+    /// Whether `vpdpbusd` on AVX-512 registers is there as well. Proven, too.
+    pub(crate) fn has_byte_dot(self) -> bool {
+        self.byte_dot
     }
 }

@@ -9,8 +9,8 @@
 //!   [`TOKEN_BLOCK`](crate::TOKEN_BLOCK) tokens, from 0; blocks are aligned to the start of each batch
 //!   row of `row_tokens` tokens and added to the total in order.
 //!
-//! The forward product has a second arithmetic, [`Compute::Bf16`]: one chain over pairs of inputs, as
-//! [`crate::compute`] defines it.
+//! The forward product has two more arithmetics, [`Compute::Bf16`] and [`Compute::Int8`], as
+//! [`crate::compute`] defines them.
 //!
 //! The `*_reference` functions are those sentences as loops. The kernels share one blocked product
 //! with sources that are strided or decoded on the way in; which outputs share a vector,
@@ -27,9 +27,11 @@ pub(crate) mod bench;
 mod blocking;
 mod experts;
 mod heads;
+mod int8;
 mod pack;
 mod pack_bf16;
 mod pack_bf16z;
+mod pack_grouped;
 mod product;
 mod reference;
 mod rows;
@@ -189,6 +191,9 @@ impl BiasGrad<'_> {
 /// The forward product. See [`matmul_reference`] for its definition.
 pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
     args.check();
+    if args.compute == Compute::Int8 {
+        return int8::run(cpu, args);
+    }
     let Weight { encoding, layout, n, k, .. } = args.weight;
     let (t, form) = (args.t, Form::new(args.compute, cpu.simd()));
     if layout == Layout::Panel
@@ -201,7 +206,7 @@ pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
         return;
     }
     let product = match args.compute {
-        Compute::F32 => ProductKind::Matmul,
+        Compute::F32 | Compute::Int8 => ProductKind::Matmul,
         Compute::Bf16 => ProductKind::MatmulBf16,
     };
     let blocking = Blocking::choose(cpu, TuneCase { product, encoding, t, n, k });

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::cpu::Cpu;
 use crate::isa::Isa;
-use crate::simd::{F32x16, Kernel, LANES, dispatch};
+use crate::simd::{F32x16, I32x16, Kernel, LANES, dispatch};
 
 /// Bursts after the best one: other work on the machine only ever slows one down, so the best
 /// counts, and it is believed when so many more have not beaten it clearly.
@@ -37,6 +37,16 @@ pub fn measure_bf16_peak(cpu: &Cpu) -> FmaPeak {
     let simd = cpu.simd();
     if cpu.has_bf16_instruction() {
         measure(cpu, |rounds| dispatch(simd, PairChains { rounds }))
+    } else {
+        measure_fma_peak(cpu)
+    }
+}
+
+/// The same for products of bytes: by their instruction where the machine has it.
+pub fn measure_int8_peak(cpu: &Cpu) -> FmaPeak {
+    let simd = cpu.simd();
+    if simd.has_byte_dot() {
+        measure(cpu, |rounds| dispatch(simd, ByteChains { rounds }))
     } else {
         measure_fma_peak(cpu)
     }
@@ -133,6 +143,39 @@ impl Kernel for PairChains {
         }
         // SAFETY: it is dispatched only where the handle has the instruction.
         unsafe { V::call_pair_dot(Called(self.rounds)) }
+    }
+}
+
+/// Chains of `vpdpbusd`. Only where [`Simd::has_byte_dot`](crate::isa::Simd::has_byte_dot).
+struct ByteChains {
+    rounds: usize,
+}
+
+impl Kernel for ByteChains {
+    type Output = Burst;
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) -> Burst {
+        struct Called(usize);
+        impl Kernel for Called {
+            type Output = Burst;
+            #[inline(always)]
+            fn run<V: F32x16>(self) -> Burst {
+                const N: usize = 12;
+                let factor = V::Int::splat(std::hint::black_box(0x0102_0304));
+                let mut sums = [V::Int::splat(0); N];
+                for _ in 0..self.0 {
+                    for sum in &mut sums {
+                        *sum = sum.byte_dot(factor, factor);
+                    }
+                }
+                let add = |total: f32, sum: V::Int| total + sum.to_float().sum();
+                let value = sums.into_iter().fold(0.0, add);
+                Burst { flops_a_round: (8 * LANES * N) as f64, _value: std::hint::black_box(value) }
+            }
+        }
+        // SAFETY: it is dispatched only where the handle has the instruction.
+        unsafe { V::call_byte_dot(Called(self.rounds)) }
     }
 }
 

@@ -110,6 +110,8 @@ pub(crate) trait F32x16:
     fn from_f16(bits: &[u16; LANES]) -> Self;
     /// Widens sixteen signed bytes to floats.
     fn from_i8(values: &[i8; LANES]) -> Self;
+    /// The values of a table that `indices` (0 to 15) number.
+    fn lookup(table: &[f32; LANES], indices: Self::Int) -> Self;
     /// Half a block of bf16z elements, four columns of sixteen lanes, as two vectors of pairs (an even
     /// column in the low half of 32 bits, the next one in the high half), from their signs and
     /// mantissas, their codes and the panel's table; and whether an exception is among them, whose
@@ -192,6 +194,14 @@ pub(crate) trait F32x16:
     fn load_pairs(_bits: &[u16; 2 * LANES]) -> Self {
         unreachable!("{NO_PAIR_DOT}")
     }
+    /// Runs `kernel` in a function of its own, compiled for `vpdpbusd` as well.
+    ///
+    /// # Safety
+    /// - [`Simd::has_byte_dot`](crate::isa::Simd::has_byte_dot) is true, and `Self` is its
+    ///   instruction set.
+    unsafe fn call_byte_dot<K: Kernel>(_kernel: K) -> K::Output {
+        unreachable!("{NO_BYTE_DOT}")
+    }
     /// Two columns of sixteen bf16 values as sixteen pairs. Only where
     /// [`call_pair_dot`](Self::call_pair_dot) is.
     fn interleave_pairs(_columns: &[u16; 2 * LANES]) -> Self {
@@ -200,6 +210,7 @@ pub(crate) trait F32x16:
 }
 
 const NO_PAIR_DOT: &str = "only AVX-512 has vdpbf16ps";
+const NO_BYTE_DOT: &str = "only AVX-512 has vpdpbusd here";
 
 /// Sixteen 32-bit integers, wrapping.
 pub(crate) trait I32x16: Copy + Add<Output = Self> + Sub<Output = Self> {
@@ -211,6 +222,23 @@ pub(crate) trait I32x16: Copy + Add<Output = Self> + Sub<Output = Self> {
     fn splat(value: i32) -> Self;
     /// The sixteen values of `from`.
     fn load(from: &[i32; LANES]) -> Self;
+    /// Sixteen times four bytes as they lie, the first of each four in the low bits.
+    #[inline(always)]
+    fn load_bytes(from: &[u8; 4 * LANES]) -> Self {
+        let (words, _) = from.as_chunks::<4>();
+        let mut lanes = [0; LANES];
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane = i32::from_le_bytes(*word);
+        }
+        Self::load(&lanes)
+    }
+    /// `vpdpbusd`: `self + Σ w·x` over the four bytes of each lane, those of `w` unsigned, those of `x`
+    /// signed. Only inside [`F32x16::call_byte_dot`].
+    fn byte_dot(self, _w: Self, _x: Self) -> Self {
+        unreachable!("{NO_BYTE_DOT}")
+    }
+    /// The same everywhere, by widening the bytes.
+    fn byte_dot_in_words(self, w: Self, x: Self) -> Self;
     /// The low 32 bits of the product.
     fn mul_low(self, other: Self) -> Self;
     /// Bitwise and.

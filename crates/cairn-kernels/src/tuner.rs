@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::cpu::Cpu;
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, Layout};
 use crate::isa::Isa;
 use crate::matmul::Blocking;
 use crate::matmul::tune::Trial;

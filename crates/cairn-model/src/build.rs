@@ -89,7 +89,7 @@ impl BuildOptions {
 #[non_exhaustive]
 pub enum BuildError {
     /// The arithmetic multiplies what the weights are not stored as.
-    #[error("{compute} products need weights stored as {compute}; these are {encoding}")]
+    #[error("{compute} products need weights stored as {}; these are {encoding}", .compute.weights())]
     Compute {
         /// The arithmetic asked for.
         compute: Compute,

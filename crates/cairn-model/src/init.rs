@@ -59,7 +59,7 @@ fn init(session: &mut Session, spec: &ModelSpec, seed: u64, select: impl Fn(&str
             let count = rows_at_a_time.min(rows - first);
             let values = &mut values[..count * columns];
             fill.fill(cpu, key, (first * columns) as u64, values);
-            encode_rows(form, (rows, columns), first, values, stored);
+            encode_rows(form, columns, first, values, stored);
         }
     }
 }

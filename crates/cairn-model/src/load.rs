@@ -15,7 +15,7 @@ mod stored;
 use std::ops::Range;
 
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
-use cairn_kernels::encoding::{EncodeError, encode, encode_q8_rows};
+use cairn_kernels::encoding::{EncodeError, encode};
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
 use cairn_program::Session;
 use cairn_spec::model::Family;
@@ -392,19 +392,15 @@ pub(crate) fn check_tensors(
     }
 }
 
-/// Encodes rows of a weight of `rows` rows, from row `first` on, a multiple of every panel height, into
-/// its bytes `stored`, whose padding is zero.
+/// Encodes rows of a weight, from row `first` on, a multiple of every panel height, into its bytes
+/// `stored`.
 pub(crate) fn encode_rows(
     (encoding, layout): (Encoding, Layout),
-    (rows, columns): (usize, usize),
+    columns: usize,
     first: usize,
     values: &[f32],
     stored: &mut [u8],
 ) {
-    if encoding == Encoding::Q8 {
-        // The scales of a q8 weight lie behind all of its values.
-        return encode_q8_rows(layout, (rows, columns), first, values, stored);
-    }
     let count = values.len() / columns;
     let bytes = |rows| Weight::stored_bytes(encoding, layout, rows, columns);
     let target = &mut stored[bytes(first)..][..bytes(count)];

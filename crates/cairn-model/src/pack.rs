@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use std::ops::Range;
 
 use cairn_artifacts::leanpack::{CHUNK_BYTES, PackError, PackErrorKind, PackFile, TensorEntry};
-use cairn_kernels::encoding::{Q8_BLOCK, convert_layout};
-use cairn_kernels::memory::{ALIGNMENT, bytes_of, bytes_of_mut};
+use cairn_kernels::encoding::{Q8_BLOCK, convert_layout, load_q8};
+use cairn_kernels::memory::{bytes_of, bytes_of_mut};
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
 
 use crate::load::{Naming, TensorSource};
@@ -99,18 +99,7 @@ impl PackSource {
         buffer.resize(bytes.div_ceil(4), 0.0);
         let out = &mut bytes_of_mut(buffer)[..bytes];
         let before = Weight::stored_bytes(encoding, layout, rows.start, columns);
-        if encoding != Encoding::Q8 {
-            self.pack.read_at(tensor, before as u64, out)?;
-            return Ok(part);
-        }
-        // Bytes come first, then the scales of all rows.
-        let blocks = columns.div_ceil(Q8_BLOCK);
-        let aligned =
-            |rows: usize| (layout.stored_rows(rows) * columns).next_multiple_of(ALIGNMENT);
-        let values = layout.stored_rows(part.rows) * columns;
-        self.pack.read_at(tensor, (rows.start * columns) as u64, &mut out[..values])?;
-        let first_scale = aligned(form.rows) + rows.start * blocks * 4;
-        self.pack.read_at(tensor, first_scale as u64, &mut out[aligned(part.rows)..])?;
+        self.pack.read_at(tensor, before as u64, out)?;
         Ok(part)
     }
 
@@ -212,13 +201,10 @@ impl TensorSource for PackSource {
         }
         let blocks = elements.start / Q8_BLOCK..elements.end / Q8_BLOCK;
         self.parts((tensor, form), &elements, &mut |weight, held| {
-            let (bytes, rest) = weight.bytes.split_at(held.len());
-            let bytes: Vec<i8> = bytes.iter().map(|byte| byte.cast_signed()).collect();
+            let (mut bytes, mut words) = (vec![0; held.len()], vec![0.0; held.len() / Q8_BLOCK]);
+            load_q8(weight, &mut bytes, &mut words);
             copy_common((&bytes, &held), (values, &elements));
             let held = held.start / Q8_BLOCK..held.end / Q8_BLOCK;
-            let (words, _) =
-                rest[bytes.len().next_multiple_of(ALIGNMENT) - bytes.len()..].as_chunks::<4>();
-            let words: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
             copy_common((&words, &held), (scales, &blocks));
         })?;
         Ok(true)

@@ -141,10 +141,10 @@ impl<'a> Tape<'a> {
             let value_type = forward.value(id).value_type;
             match value_type.encoding() {
                 Some(cairn_kernels::Encoding::F32 | cairn_kernels::Encoding::Bf16) => {}
-                _ => {
+                encoding => {
                     return Err(DifferentiateError::NotTrainable {
                         name: name.clone(),
-                        encoding: value_type.to_string(),
+                        encoding: encoding.map_or(value_type.to_string(), |e| e.to_string()),
                     });
                 }
             }

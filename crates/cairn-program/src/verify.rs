@@ -5,7 +5,7 @@
 
 mod experts;
 
-use cairn_kernels::{Compute, Encoding, Layout};
+use cairn_kernels::{Compute, Layout};
 
 use crate::dim::{Dim, DimName, Shape};
 use crate::op::{AttentionAttrs, Op};
@@ -162,6 +162,10 @@ pub(crate) fn multiplies(program: &Program, instr: &Instr, compute: Compute) -> 
     match compute {
         Compute::F32 => true,
         Compute::Bf16 => is_product && stored.is_some_and(|stored| compute.multiplies(stored)),
+        Compute::Int8 => {
+            let is_product = is_product && instr.op != Op::ExpertMatmul;
+            is_product && stored.is_some_and(|stored| compute.multiplies(stored))
+        }
     }
 }
 

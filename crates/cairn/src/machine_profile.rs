@@ -133,6 +133,8 @@ pub(crate) fn cases(program: &Program, tokens: usize) -> Vec<TuneCase> {
                 let product = match instr.compute {
                     Compute::F32 => ProductKind::Matmul,
                     Compute::Bf16 => ProductKind::MatmulBf16,
+                    // Nothing about them is chosen.
+                    Compute::Int8 => continue,
                 };
                 TuneCase { product, encoding, t, n: other / rows, k: rows }
             }

@@ -50,6 +50,14 @@ pub(crate) enum WeightType {
     F16,
     /// Signed bytes, a scale for 32.
     Q8,
+    /// Four bits, a scale for 32.
+    Q4,
+    /// Four bits, quantiles of the normal distribution, a scale for 64.
+    Nf4,
+    /// Eight-bit floats (E4M3), a scale for 128.
+    Fp8,
+    /// Four-bit floats (MXFP4), a power of two for 32.
+    Fp4,
 }
 
 impl WeightType {
@@ -104,6 +112,10 @@ impl WeightType {
             Self::Bf16z => Some(Encoding::Bf16z),
             Self::F16 => Some(Encoding::F16),
             Self::Q8 => Some(Encoding::Q8),
+            Self::Q4 => Some(Encoding::Q4),
+            Self::Nf4 => Some(Encoding::Nf4),
+            Self::Fp8 => Some(Encoding::Fp8),
+            Self::Fp4 => Some(Encoding::Fp4),
         }
     }
 }

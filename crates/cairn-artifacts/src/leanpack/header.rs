@@ -14,8 +14,6 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
-/// Consecutive inputs of a row that share a scale of `q8`.
-const Q8_BLOCK: u64 = 32;
 /// Names that belong to what unpacking makes itself.
 const RESERVED: [&str; 4] =
     ["model.safetensors", "model.safetensors.index.json", "cairn.json", "optimizer.safetensors"];
@@ -432,20 +430,32 @@ pub fn stored_bytes(encoding: &str, layout: &str, dims: &[u64]) -> Option<u64> {
         _ => rows,
     };
     let elements = rows.checked_mul(columns)?;
-    if encoding == "bf16z" {
-        let panel = bf16z_panel_bytes(columns)?;
-        return if layout == "panel" { (rows / PANEL_WIDTH).checked_mul(panel) } else { None };
+    if let Some(panel) = panel_bytes(encoding, columns) {
+        return if layout == "panel" { (rows / PANEL_WIDTH).checked_mul(panel?) } else { None };
     }
     match encoding {
         "f32" => elements.checked_mul(4),
         "bf16" | "f16" => elements.checked_mul(2),
-        "q8" => {
-            let values = elements.checked_next_multiple_of(BLOB_ALIGNMENT)?;
-            let scales = rows.checked_mul(columns.div_ceil(Q8_BLOCK))?.checked_mul(4)?;
-            values.checked_add(scales)
-        }
         _ => None,
     }
+}
+
+/// Bytes of sixteen rows of an encoding whose panels stand for themselves; the outer `None` is any other.
+fn panel_bytes(encoding: &str, columns: u64) -> Option<Option<u64>> {
+    // Bits of a code, inputs of a group, bytes of its scale.
+    let (bits, group, scale) = match encoding {
+        "bf16z" => return Some(bf16z_panel_bytes(columns)),
+        "q8" => (8, 32, 2),
+        "q4" => (4, 32, 2),
+        "nf4" => (4, 64, 4),
+        "fp8" => (8, 128, 4),
+        "fp4" => (4, 32, 1),
+        _ => return None,
+    };
+    let codes = columns.div_ceil(32).checked_mul(32 * PANEL_WIDTH * bits / 8);
+    let scales = columns.div_ceil(group).checked_mul(PANEL_WIDTH * scale);
+    let bytes = codes.zip(scales).and_then(|(codes, scales)| codes.checked_add(scales));
+    Some(bytes.and_then(|bytes| bytes.checked_next_multiple_of(BLOB_ALIGNMENT)))
 }
 
 /// Bytes of sixteen rows of bf16z: blocks of eight columns, a table, and room for exceptions.

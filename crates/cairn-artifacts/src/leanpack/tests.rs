@@ -31,7 +31,7 @@ fn contents() -> Contents {
         plan: None,
         weights: vec![
             weight("large", &[LARGE / 4], "f32", "row_major"),
-            weight("odd", &[17, 33], "q8", "panel"),
+            weight("odd", &[17, 33], "f16", "panel"),
             weight("small", &[3], "f32", "row_major"),
         ],
         files: vec![

@@ -110,7 +110,8 @@ pub(super) enum Form {
 impl Form {
     pub(super) fn new(compute: Compute, simd: Simd) -> Self {
         match compute {
-            Compute::F32 => Self::Floats,
+            // Products of bytes are none of these (`super::int8`).
+            Compute::F32 | Compute::Int8 => Self::Floats,
             Compute::Bf16 if simd.has_pair_dot() => Self::Pairs,
             Compute::Bf16 => Self::Bf16Floats,
         }

@@ -78,6 +78,13 @@ pub(crate) const OPERATORS: &[Operator] = &[
         prepare: matmul_bf16_case,
     },
     Operator {
+        name: "matmul_int8",
+        description: "y = x · Wᵀ of bytes, one chain over groups of 32 inputs",
+        encodings: &[Encoding::Q8, Encoding::Q4],
+        shapes: BF16,
+        prepare: matmul_int8_case,
+    },
+    Operator {
         name: "matmul_dx",
         description: "dx = dy · W, one chain over the outputs",
         encodings: &Encoding::ALL,
@@ -146,6 +153,14 @@ fn matmul_case(shape: &Shape, encoding: Encoding) -> Case {
 }
 
 fn matmul_bf16_case(shape: &Shape, encoding: Encoding) -> Case {
+    narrow_case(shape, encoding, Compute::Bf16)
+}
+
+fn matmul_int8_case(shape: &Shape, encoding: Encoding) -> Case {
+    narrow_case(shape, encoding, Compute::Int8)
+}
+
+fn narrow_case(shape: &Shape, encoding: Encoding, compute: Compute) -> Case {
     let [t, n, k] = shape.sizes(["t", "n", "k"]);
     let layout = (encoding, Layout::Panel);
     let mut table =
@@ -153,10 +168,10 @@ fn matmul_bf16_case(shape: &Shape, encoding: Encoding) -> Case {
     let (x_tk, mut y_tn) = (values(t * k, 1), zeros(t * n));
     let case = case(flops(&[t, n, k]), table.bytes / 4 + t * (k + n), move |cpu| {
         let (weight, y_tn) = (table.weight(), &mut y_tn[..]);
-        let (accumulate, compute) = (false, Compute::Bf16);
+        let accumulate = false;
         matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn, t, accumulate, compute });
     });
-    Case { compute: Compute::Bf16, ..case }
+    Case { compute, ..case }
 }
 
 fn matmul_dx_case(shape: &Shape, encoding: Encoding) -> Case {

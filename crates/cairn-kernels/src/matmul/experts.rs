@@ -121,6 +121,7 @@ impl ExpertMatmul<'_> {
         let Weight { n: rows, k, .. } = self.weight;
         self.weight.check();
         check_compute(self.compute, self.weight);
+        assert!(self.compute != Compute::Int8, "experts have no products of bytes");
         assert!(self.num_experts > 0 && rows.is_multiple_of(self.num_experts), "whole experts");
         let (n, m) = (rows / self.num_experts, self.experts_ta.len());
         assert_eq!(self.y_tan.len(), m * n, "y_tan");
@@ -414,7 +415,7 @@ pub fn expert_matmul_reference(args: ExpertMatmul<'_>) {
         for output in 0..n {
             let weight = |input| args.weight.value(expert as usize * n + output, input);
             args.y_tan[row * n + output] = match args.compute {
-                Compute::F32 => {
+                Compute::F32 | Compute::Int8 => {
                     (0..k).fold(0.0, |sum, input| x_k[input].mul_add(weight(input), sum))
                 }
                 Compute::Bf16 => bf16_chain(0.0, k, |input| x_k[input], weight),

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::rows::{RowList, WeightRows};
 use super::tile::{LEFT_ROW_STRIDE, LEFT_STEP_STRIDE, Walk};
-use crate::encoding::{Bf16z, Encoding, HALF_COLUMNS, Layout, Q8_BLOCK};
+use crate::encoding::{Bf16z, Encoding, HALF_COLUMNS, Layout};
 use crate::simd::{F32x16, Kernel, LANES};
 
 /// Panels that are filled together when rows are copied, so that reads run along the rows.
@@ -113,14 +113,6 @@ pub(super) struct F16Elements<'a> {
     stride: usize,
 }
 
-/// Signed bytes with a scale for each block of a row.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Q8Elements<'a> {
-    values: &'a [i8],
-    scales: &'a [f32],
-    stride: usize,
-}
-
 /// The first `count` elements of `from[start..]`, zeros after them.
 #[inline(always)]
 fn padded<T: Copy + Default>(from: &[T], start: usize, count: usize) -> [T; LANES] {
@@ -221,37 +213,6 @@ impl Columns for F16Elements<'_> {
     }
 }
 
-impl Elements for Q8Elements<'_> {
-    #[inline(always)]
-    fn row<V: F32x16>(self, row: usize, column: usize, count: usize) -> V {
-        let start = row * self.stride + column;
-        let scale = self.scales[row * self.stride.div_ceil(Q8_BLOCK) + column / Q8_BLOCK];
-        let bytes = if count == LANES {
-            *whole(self.values, start)
-        } else {
-            padded(self.values, start, count)
-        };
-        V::from_i8(&bytes) * V::splat(scale)
-    }
-}
-
-impl Columns for Q8Elements<'_> {
-    #[inline(always)]
-    unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
-        let start = (panel * self.stride + column) * LANES;
-        let block = panel * self.stride.div_ceil(Q8_BLOCK) + column / Q8_BLOCK;
-        // SAFETY: passed on.
-        let bytes = V::from_i8(unsafe { whole_unchecked(self.values, start) });
-        // SAFETY: passed on; every column has its block's scales.
-        let scales = V::load(unsafe { whole_unchecked(self.scales, block * LANES) });
-        bytes * scales
-    }
-    #[inline(always)]
-    fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
-        prefetch_columns::<V, _>(self.values, (panel * self.stride + column) * LANES);
-    }
-}
-
 /// Work on a weight's elements, whatever their encoding.
 pub(super) trait ElementsVisitor {
     /// What the work gives.
@@ -272,10 +233,8 @@ pub(super) fn visit<X: ElementsVisitor>(rows: &WeightRows<'_>, visitor: X) -> X:
         Encoding::Bf16 => visitor.visit(Bf16Elements::new(rows)),
         Encoding::F16 => visitor.visit(F16Elements { values: &weight.u16s()[start..], stride }),
         Encoding::Bf16z => visitor.visit(rows.bf16z()),
-        Encoding::Q8 => {
-            let scales = &weight.scales()[first * stride.div_ceil(Q8_BLOCK)..];
-            let values = &weight.i8s()[start..];
-            visitor.visit(Q8Elements { values, scales, stride })
+        Encoding::Q8 | Encoding::Q4 | Encoding::Nf4 | Encoding::Fp8 | Encoding::Fp4 => {
+            visitor.visit(rows.grouped())
         }
     }
 }
@@ -321,21 +280,23 @@ impl Right<'_> {
 fn walk_weight(rows: &WeightRows<'_>, outputs: &Range<usize>, inputs: &Range<usize>) -> Walk {
     let weight = &rows.weight;
     let outputs = rows.first + outputs.start..rows.first + outputs.end;
+    let panels = outputs.start / LANES..outputs.end.div_ceil(LANES);
     let element = match weight.encoding {
         Encoding::F32 => 4,
         Encoding::Bf16 | Encoding::F16 => 2,
         Encoding::Bf16z => {
-            let panels = outputs.start / LANES..outputs.end.div_ceil(LANES);
             let bytes = Bf16z::column_bytes(inputs.start)..Bf16z::column_bytes(inputs.end + 7);
             return Walk::rows(weight.bytes, (1, rows.panel_bytes()), &panels, &bytes);
         }
-        Encoding::Q8 => 1,
+        Encoding::Q8 | Encoding::Q4 | Encoding::Nf4 | Encoding::Fp8 | Encoding::Fp4 => {
+            let bytes = rows.code_bytes(inputs.start)..rows.code_bytes(inputs.end + 7);
+            return Walk::rows(weight.bytes, (1, rows.panel_bytes()), &panels, &bytes);
+        }
     };
     match weight.layout {
         Layout::RowMajor => Walk::rows(weight.bytes, (element, weight.k), &outputs, inputs),
         Layout::Panel => {
             let lanes = inputs.start * LANES..inputs.end * LANES;
-            let panels = outputs.start / LANES..outputs.end.div_ceil(LANES);
             Walk::rows(weight.bytes, (element, weight.k * LANES), &panels, &lanes)
         }
     }

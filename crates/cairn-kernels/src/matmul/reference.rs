@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::rows::RowList;
 use super::{BiasGrad, Matmul, MatmulDw, MatmulDx};
 use crate::TOKEN_BLOCK;
-use crate::compute::{Compute, bf16_chain};
+use crate::compute::{Compute, bf16_chain, int8_chain};
 use crate::encoding::Weight;
 
 /// The token blocks of `t` tokens in batch rows of `row_tokens`: at most [`TOKEN_BLOCK`] long, the
@@ -52,6 +52,10 @@ pub fn matmul_reference(args: Matmul<'_>) {
             *y = match compute {
                 Compute::F32 => (0..k).fold(start, |sum, input| x(input).mul_add(w(input), sum)),
                 Compute::Bf16 => bf16_chain(start, k, x, w),
+                Compute::Int8 => {
+                    let parts = |input: usize| weight.code_and_scale(output, input);
+                    int8_chain(start, &x_tk[token * k..(token + 1) * k], parts)
+                }
             };
         }
     }

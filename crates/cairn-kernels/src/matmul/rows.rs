@@ -1,6 +1,7 @@
 //! Which rows a product works on: all of them in order, or those of a list.
 
 use super::pack_bf16z::Bf16zElements;
+use super::pack_grouped::GroupedElements;
 use crate::encoding::{Bf16z, Layout, Weight};
 use crate::simd::LANES;
 
@@ -48,6 +49,16 @@ impl<'a> WeightRows<'a> {
     pub(super) fn bf16z(&self) -> Bf16zElements<'a> {
         let before = self.first / LANES * self.panel_bytes();
         Bf16zElements(Bf16z::new(&self.weight.bytes[before..], self.weight.k))
+    }
+
+    /// The columns of a weight whose codes share scales.
+    pub(super) fn grouped(&self) -> GroupedElements<'a> {
+        GroupedElements::new(self.weight.grouped().after(self.first / LANES))
+    }
+
+    /// Where the codes of a column begin in their panel, of a weight whose codes share scales.
+    pub(super) fn code_bytes(&self, column: usize) -> usize {
+        self.grouped().column_bytes(column)
     }
 
     /// Stored bytes of one panel.

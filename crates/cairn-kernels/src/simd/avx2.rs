@@ -117,6 +117,17 @@ fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
 
+/// The sums of the four products of each lane's bytes, those of `w` unsigned, those of `x` signed.
+#[inline(always)]
+fn four_products(w: __m256i, x: __m256i) -> __m256i {
+    let low_bytes = op!(_mm256_set1_epi16(0xff));
+    let x_even = op!(_mm256_srai_epi16::<8>(op!(_mm256_slli_epi16::<8>(x))));
+    let even = op!(_mm256_madd_epi16(op!(_mm256_and_si256(w, low_bytes)), x_even));
+    let x_odd = op!(_mm256_srai_epi16::<8>(x));
+    let odd = op!(_mm256_madd_epi16(op!(_mm256_srli_epi16::<8>(w)), x_odd));
+    op!(_mm256_add_epi32(even, odd))
+}
+
 /// Eight lanes of two pairs of columns of a bf16z weight.
 #[inline(always)]
 fn two_pairs(bytes: __m256i, codes: __m256i, [high, low]: [__m256i; 2]) -> [__m256i; 2] {
@@ -225,6 +236,18 @@ impl F32x16 for Avx2 {
         let bytes = unsafe { _mm_loadu_si128(values.as_ptr().cast()) };
         let high = op!(_mm_unpackhi_epi64(bytes, bytes));
         Avx2Int(op!(_mm256_cvtepi8_epi32(bytes)), op!(_mm256_cvtepi8_epi32(high))).to_float()
+    }
+    #[inline(always)]
+    fn lookup(table: &[f32; LANES], indices: Avx2Int) -> Self {
+        let Self(low, high) = Self::load(table);
+        // The fourth bit of an index chooses the half of the table, as a sign.
+        let Self(low_sign, high_sign) = indices.shl(28).as_float();
+        let first = op!(_mm256_permutevar8x32_ps(low, indices.0));
+        let second = op!(_mm256_permutevar8x32_ps(high, indices.0));
+        let low_lanes = op!(_mm256_blendv_ps(first, second, low_sign));
+        let first = op!(_mm256_permutevar8x32_ps(low, indices.1));
+        let second = op!(_mm256_permutevar8x32_ps(high, indices.1));
+        Self(low_lanes, op!(_mm256_blendv_ps(first, second, high_sign)))
     }
     #[inline(always)]
     fn pairs_from_bf16z(bytes: &[u8; 64], codes: &[u8; 32], table: &[u8; 32]) -> ([Self; 2], bool) {
@@ -349,6 +372,19 @@ impl I32x16 for Avx2Int {
         // SAFETY: as above.
         let high = unsafe { _mm256_loadu_si256(halves[1].as_ptr().cast()) };
         Self(low, high)
+    }
+    #[inline(always)]
+    fn load_bytes(from: &[u8; 4 * LANES]) -> Self {
+        let (halves, _) = from.as_chunks::<32>();
+        // SAFETY: module invariant; the array is 32 bytes.
+        let low = unsafe { _mm256_loadu_si256(halves[0].as_ptr().cast()) };
+        // SAFETY: as above.
+        let high = unsafe { _mm256_loadu_si256(halves[1].as_ptr().cast()) };
+        Self(low, high)
+    }
+    #[inline(always)]
+    fn byte_dot_in_words(self, w: Self, x: Self) -> Self {
+        self + Self(four_products(w.0, x.0), four_products(w.1, x.1))
     }
     #[inline(always)]
     fn mul_low(self, other: Self) -> Self {

@@ -73,6 +73,12 @@ fn run_pair_dot<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512>()
 }
 
+#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline(never)]
+fn run_byte_dot<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx512>()
+}
+
 /// Sixteen pairs of bf16 values, as the instructions on them name the register.
 #[inline(always)]
 fn pairs(lanes: Avx512) -> __m512bh {
@@ -109,6 +115,10 @@ impl F32x16 for Avx512 {
     unsafe fn call_pair_dot<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: the caller promises that the machine has the instruction.
         unsafe { run_pair_dot(kernel) }
+    }
+    unsafe fn call_byte_dot<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller promises that the machine has the instruction.
+        unsafe { run_byte_dot(kernel) }
     }
     #[inline(always)]
     fn pair_dot(self, w: Self, sum: Self) -> Self {
@@ -206,6 +216,10 @@ impl F32x16 for Avx512 {
         // SAFETY: module invariant; the array is 16 bytes.
         let bytes = unsafe { _mm_loadu_si128(values.as_ptr().cast()) };
         Avx512Int(op!(_mm512_cvtepi8_epi32(bytes))).to_float()
+    }
+    #[inline(always)]
+    fn lookup(table: &[f32; LANES], indices: Avx512Int) -> Self {
+        Self(op!(_mm512_permutexvar_ps(indices.0, Self::load(table).0)))
     }
     #[inline(always)]
     fn pairs_from_bf16z(bytes: &[u8; 64], codes: &[u8; 32], table: &[u8; 32]) -> ([Self; 2], bool) {
@@ -324,6 +338,24 @@ impl I32x16 for Avx512Int {
     fn load(from: &[i32; LANES]) -> Self {
         // SAFETY: module invariant; the array is 64 bytes.
         Self(unsafe { _mm512_loadu_epi32(from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn load_bytes(from: &[u8; 4 * LANES]) -> Self {
+        // SAFETY: module invariant; the array is 64 bytes.
+        Self(unsafe { _mm512_loadu_si512(from.as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn byte_dot(self, w: Self, x: Self) -> Self {
+        Self(op!(_mm512_dpbusd_epi32(self.0, w.0, x.0)))
+    }
+    #[inline(always)]
+    fn byte_dot_in_words(self, w: Self, x: Self) -> Self {
+        let low_bytes = Self::splat(0x00ff_00ff);
+        let x_even = op!(_mm512_srai_epi16::<8>(op!(_mm512_slli_epi16::<8>(x.0))));
+        let x_odd = op!(_mm512_srai_epi16::<8>(x.0));
+        let even = op!(_mm512_madd_epi16(w.and(low_bytes).0, x_even));
+        let odd = op!(_mm512_madd_epi16(op!(_mm512_srli_epi16::<8>(w.0)), x_odd));
+        self + Self(even) + Self(odd)
     }
     #[inline(always)]
     fn mul_low(self, other: Self) -> Self {

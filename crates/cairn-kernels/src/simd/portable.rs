@@ -125,6 +125,10 @@ impl F32x16 for Portable {
         Self(values.map(f32::from))
     }
     #[inline(always)]
+    fn lookup(table: &[f32; LANES], indices: PortableInt) -> Self {
+        Self(from_fn(|j| table[(indices.0[j] & 15).cast_unsigned() as usize]))
+    }
+    #[inline(always)]
     fn pairs_from_bf16z(bytes: &[u8; 64], codes: &[u8; 32], table: &[u8; 32]) -> ([Self; 2], bool) {
         let mut exception = false;
         let mut pairs = [Self([0.0; LANES]); 2];
@@ -220,6 +224,14 @@ impl I32x16 for PortableInt {
     #[inline(always)]
     fn load(from: &[i32; LANES]) -> Self {
         Self(*from)
+    }
+    #[inline(always)]
+    fn byte_dot_in_words(self, w: Self, x: Self) -> Self {
+        Self(from_fn(|j| {
+            let (w, x) = (w.0[j].to_le_bytes(), x.0[j].to_le_bytes());
+            let products = w.iter().zip(x).map(|(&w, x)| i32::from(w) * i32::from(x.cast_signed()));
+            products.fold(self.0[j], i32::wrapping_add)
+        }))
     }
     #[inline(always)]
     fn mul_low(self, other: Self) -> Self {

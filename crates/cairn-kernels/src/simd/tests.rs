@@ -130,6 +130,65 @@ fn bytes_widen() {
 }
 
 #[test]
+fn tables_are_looked_up() {
+    kernel! {
+        fn look<V>(table: &Lanes, indices: &[i32; LANES]) -> Lanes {
+            V::lookup(table, V::Int::load(indices)).to_array()
+        }
+    }
+    let table: Lanes = std::array::from_fn(|j| 0.5 + j as f32);
+    let indices = [0, 15, 7, 8, 1, 14, 2, 13, 3, 12, 4, 11, 5, 10, 6, 9];
+    for isa in Isa::supported() {
+        let found = look(Simd::new(isa), &table, &indices).map(f32::to_bits);
+        assert_eq!(found, indices.map(|i| (0.5 + i as f32).to_bits()), "{isa}");
+    }
+}
+
+#[test]
+fn products_of_bytes_are_summed() {
+    struct Dots<'a>(&'a [[u8; 64]; 2], bool);
+    impl Kernel for Dots<'_> {
+        type Output = [u32; LANES];
+        #[inline(always)]
+        fn run<V: F32x16>(self) -> [u32; LANES] {
+            let Self([w, x], by_instruction) = self;
+            let (w, x) = (V::Int::load_bytes(w), V::Int::load_bytes(x));
+            let start = V::Int::splat(-7);
+            let sums =
+                if by_instruction { start.byte_dot(w, x) } else { start.byte_dot_in_words(w, x) };
+            sums.as_float().to_array().map(f32::to_bits)
+        }
+    }
+    struct Called<'a>(Dots<'a>);
+    impl Kernel for Called<'_> {
+        type Output = [u32; LANES];
+        #[inline(always)]
+        fn run<V: F32x16>(self) -> [u32; LANES] {
+            // SAFETY: dispatched only where the token has the instruction.
+            unsafe { V::call_byte_dot(self.0) }
+        }
+    }
+    // Every byte against its extremes.
+    for shift in 0..=255_u8 {
+        let w: [u8; 64] = std::array::from_fn(|i| [255, 0, shift, 128][i % 4]);
+        let x: [u8; 64] = std::array::from_fn(|i| {
+            shift.wrapping_mul(3).wrapping_add(17 * u8::try_from(i / 4).unwrap())
+        });
+        let expected: [u32; LANES] = std::array::from_fn(|j| {
+            let product = |i: usize| i32::from(w[i]) * i32::from(x[i].cast_signed());
+            ((4 * j..4 * j + 4).map(product).sum::<i32>() - 7).cast_unsigned()
+        });
+        let bytes = [w, x];
+        for simd in Isa::supported().into_iter().map(Simd::new) {
+            assert_eq!(dispatch(simd, Dots(&bytes, false)), expected, "{}", simd.isa());
+            if simd.has_byte_dot() {
+                assert_eq!(dispatch(simd, Called(Dots(&bytes, true))), expected, "vpdpbusd");
+            }
+        }
+    }
+}
+
+#[test]
 fn sums_use_the_fixed_tree() {
     kernel! {
         fn sum<V>(lanes: &Lanes) -> f32 {

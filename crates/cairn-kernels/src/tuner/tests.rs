@@ -1,7 +1,6 @@
 //! Choices are bit-equal, used, explained, and survive storage.
 
 use super::*;
-use crate::encoding::Layout;
 use crate::matmul::{Matmul, matmul};
 use crate::testing::every_cpu;
 

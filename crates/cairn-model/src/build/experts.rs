@@ -98,13 +98,14 @@ impl Lowering<'_> {
     ) -> Result<ValueId, VerifyError> {
         let &Experts { layer, e, chosen } = experts;
         let fills_panels = rows.size.is_some_and(|rows| rows.is_multiple_of(PANEL_ROWS));
-        let layout = if fills_panels { self.options.layout } else { Layout::RowMajor };
-        let encoding = match self.options.encoding {
+        let storage = match (self.options.encoding, self.options.layout) {
+            (encoding, layout) if fills_panels => (encoding, layout),
+            (encoding, _) if encoding.layouts().contains(&Layout::RowMajor) => {
+                (encoding, Layout::RowMajor)
+            }
             // What lies in panels only, and experts that begin inside of one.
-            panels if !panels.layouts().contains(&layout) => Encoding::Bf16,
-            encoding => encoding,
+            _ => (Encoding::Bf16, Layout::RowMajor),
         };
-        let storage = (encoding, layout);
         let weight = format!("model.layers.{layer}.mlp.experts.{what}_proj.weight");
         let w = self.builder.matrix(&weight, &[e, rows], &[columns], storage);
         self.builder.push(&format!("{layer}.mlp.experts.{what}"), Op::ExpertMatmul, &[x, w, chosen])

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use cairn_kernels::encoding::{Q8_BLOCK, encode_q8_rows, store_bits, store_q8, try_encode};
+use cairn_kernels::encoding::{Q8_BLOCK, store_bits, store_q8, try_encode};
 use cairn_kernels::memory::BytesMut;
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
 use cairn_program::{Class, Session, ValueType};
@@ -108,7 +108,6 @@ pub(super) struct Filled {
 
 impl Filled {
     const EXACT: Self = Self { too_large: TooLarge { count: 0, largest: 0.0 }, is_exact: true };
-    const ROUNDED: Self = Self { is_exact: false, ..Self::EXACT };
 
     fn and(self, other: Self) -> Self {
         Self {
@@ -146,8 +145,8 @@ impl Filling<'_> {
         if self.read_stored(cpu, stored)? {
             return Ok(Filled::EXACT);
         }
-        if self.encoding == Encoding::Q8 {
-            return self.fill_q8(stored);
+        if self.encoding == Encoding::Q8 && self.keep_q8(stored)? {
+            return Ok(Filled::EXACT);
         }
         let at_a_time = self.rows_at_a_time();
         let chunk = Weight::stored_bytes(self.encoding, self.layout, at_a_time, self.columns());
@@ -266,19 +265,6 @@ impl Filling<'_> {
         Ok(())
     }
 
-    fn fill_q8(&self, stored: &mut [u8]) -> Result<Filled, LoadError> {
-        if self.keep_q8(stored)? {
-            return Ok(Filled::EXACT);
-        }
-        stored.fill(0);
-        let (rows, columns) = (self.rows(), self.columns());
-        for first in (0..rows).step_by(self.rows_at_a_time()) {
-            let values = self.decoded(first, self.rows_at_a_time().min(rows - first))?;
-            encode_q8_rows(self.layout, (rows, columns), first, &values, stored);
-        }
-        Ok(Filled::ROUNDED)
-    }
-
     /// Keeps a weight as the source has it, if all of it lies there in blocks of [`Encoding::Q8`];
     /// otherwise changes nothing and returns `false`.
     fn keep_q8(&self, stored: &mut [u8]) -> Result<bool, LoadError> {
@@ -309,8 +295,7 @@ impl Filling<'_> {
                 done += run;
             }
         }
-        store_q8(self.layout, (rows, columns), (&values, &scales), stored);
-        Ok(true)
+        Ok(store_q8((rows, columns), (&values, &scales), stored))
     }
 }
 

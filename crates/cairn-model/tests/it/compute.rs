@@ -41,7 +41,7 @@ fn logits(name: &str, compute: Compute) -> Vec<f32> {
 fn bf16_products_stay_near_f32() {
     let mut worst = (0.0_f32, String::new());
     for name in folders() {
-        let [exact, found] = Compute::ALL.map(|compute| logits(&name, compute));
+        let [exact, found] = [Compute::F32, Compute::Bf16].map(|compute| logits(&name, compute));
         let largest = exact.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
         let pairs = exact.iter().zip(&found);
         let off = pairs.fold(0.0_f32, |off, (a, b)| off.max((a - b).abs())) / largest;

@@ -35,7 +35,7 @@ const BOUNDS: [(Family, [f32; 3]); 16] = [
     (Family::Gemma3Text, [0.025, 0.0023, 0.052]),
     (Family::Bert, [0.0069, 0.00098, 0.023]),
     (Family::ModernBert, [0.0076, 0.0011, 0.036]),
-    (Family::Mixtral, [0.017, 0.0023, 0.051]),
+    (Family::Mixtral, [0.017, 0.0023, 0.62]),
     (Family::Qwen3Moe, [0.018, 0.0017, 0.13]),
     (Family::DeepseekV2, [0.026, 0.0027, 0.14]),
     (Family::DeepseekV3, [0.028, 0.0029, 0.65]),

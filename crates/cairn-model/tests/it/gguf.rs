@@ -108,7 +108,8 @@ fn q8_keeps_the_bytes_and_scales_of_the_file() {
                 let (n, k) = (slices.iter().map(|s| s.rows).sum(), slices[0].columns);
                 let bytes = kept.stored_mut(name).unwrap().to_vec();
                 let mut values = vec![0.0; n * k];
-                Weight { encoding: Encoding::Q8, layout, n, k, bytes: &bytes }.decode(&mut values);
+                let (encoding, layout) = (Encoding::Q8, Layout::Panel);
+                Weight { encoding, layout, n, k, bytes: &bytes }.decode(&mut values);
                 let expected = decoded.stored_mut(name).unwrap();
                 let (expected, _) = expected.as_chunks::<4>();
                 for (value, bytes) in values.iter().zip(expected) {

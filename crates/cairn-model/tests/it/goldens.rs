@@ -121,7 +121,7 @@ fn logits_and_hidden_states_are_those_of_transformers() {
 
 #[test]
 fn a_large_quantized_weight_loads() {
-    // More rows than are encoded at a time; values and scales of q8 lie apart.
+    // More rows than are encoded at a time.
     let spec = spec("llama");
     assert!(spec.vocab_size > 256, "the embedding has rows to spare");
     let options = BuildOptions {
@@ -149,8 +149,8 @@ fn a_large_quantized_weight_loads() {
     for (block, values) in original.chunks(32).zip(decoded.chunks(32)) {
         let largest = block.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
         for (value, decoded) in block.iter().zip(values) {
-            // Half a step of the block's scale.
-            assert!((value - decoded).abs() <= largest / 254.0 * 1.001, "{value} as {decoded}");
+            // Half a step of the group's scale, which is rounded up to an f16 number.
+            assert!((value - decoded).abs() <= largest / 253.0, "{value} as {decoded}");
         }
     }
 }

@@ -67,7 +67,7 @@ fn products_without_gradients_are_not_trained() {
 
 #[test]
 fn the_instruction_runs_in_its_arithmetic() {
-    for compute in Compute::ALL {
+    for compute in [Compute::F32, Compute::Bf16] {
         let mut session = session(program(compute), KvPlacement::Arena);
         fill_weights(&mut session, 3);
         let mut noise = Noise(4);

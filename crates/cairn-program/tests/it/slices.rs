@@ -42,7 +42,7 @@ fn encoded_program(storage: (Encoding, Layout)) -> Program {
 #[test]
 fn an_encoded_weight_serves_forward_input_gradient_and_gather() {
     let plain = (Encoding::F32, Layout::RowMajor);
-    for encoding in [Encoding::Bf16, Encoding::Q8] {
+    for encoding in [Encoding::Bf16, Encoding::Q8, Encoding::Q4, Encoding::Nf4] {
         for &layout in encoding.layouts() {
             let make = |storage| {
                 let forward = encoded_program(storage);

@@ -1,0 +1,435 @@
+//! The forward product of bytes: codes of a weight times activations rounded to bytes.
+//!
+//! [`crate::compute`] says what is computed. A group's products are summed in integers, so the only order
+//! that matters is that of the groups: one chain an output. Weights are read as they are stored, front
+//! to back, for a few tokens as for many: panels are what the instruction wants, and two of them stay in
+//! the second-level cache while the rows go by.
+//!
+//! A row of inputs is packed as [`INPUT_WORDS`] words a group: its 32 bytes, its scale, and what takes the
+//! codes' offset away.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::Matmul;
+use super::product::Start;
+use crate::compute::{BYTE_MAX, GROUP, MAGNITUDE_MIN, ROUNDER};
+use crate::cpu::{Cpu, SharedSlice};
+use crate::encoding::{Encoding, Grouped, PART_BYTES, Weight};
+use crate::isa::Simd;
+use crate::pool::SCRATCH_BYTES;
+use crate::simd::{F32x16, I32x16, Kernel, LANES, dispatch};
+
+/// Words of bytes of a group.
+const CODE_WORDS: usize = GROUP / 4;
+/// Words of a group of a row of inputs: bytes, scale, correction.
+const INPUT_WORDS: usize = CODE_WORDS + 2;
+/// Bytes of packed rows that are worked on at once: half of a second-level cache.
+const ROWS_BYTES: usize = 512 << 10;
+/// Weight bytes of one task, at least.
+const TASK_BYTES: usize = 128 << 10;
+/// Rows that one task packs.
+const PACK_ROWS: usize = 16;
+/// Weight bytes between a read and the hint for it.
+const AHEAD_BYTES: usize = 1536;
+
+/// Computes `y = x · Wᵀ` in bytes.
+pub(super) fn run(cpu: &Cpu, args: Matmul<'_>) {
+    let start = args.start();
+    let Matmul { x_tk, weight, y_tn, t, .. } = args;
+    let Weight { n, k, .. } = weight;
+    if n == 0 || t == 0 {
+        return;
+    }
+    let groups = k.div_ceil(GROUP);
+    let row_words = groups * INPUT_WORDS;
+    let rows_max = (ROWS_BYTES / 4).checked_div(row_words).unwrap_or(t).max(1);
+    assert!(row_words * 4 <= SCRATCH_BYTES, "{k} inputs are more than the scratch memory holds");
+    let mut scratch = cpu.partials();
+    for first in (0..t).step_by(rows_max) {
+        let rows = rows_max.min(t - first);
+        let packed = scratch.f32s(rows * row_words);
+        pack(cpu, &weight, &x_tk[first * k..(first + rows) * k], packed);
+        let y = &mut y_tn[first * n..(first + rows) * n];
+        let codes = weight.grouped();
+        multiply(cpu, &Product { x: packed, codes, start, t: rows, n, groups }, y);
+    }
+}
+
+/// What is subtracted from a code to give its value.
+fn offset(encoding: Encoding) -> f32 {
+    if encoding == Encoding::Q4 { 8.0 } else { 128.0 }
+}
+
+/// Rounds rows to bytes.
+fn pack(cpu: &Cpu, weight: &Weight<'_>, x_tk: &[f32], packed: &mut [f32]) {
+    let k = weight.k;
+    if packed.is_empty() {
+        return;
+    }
+    let row_words = k.div_ceil(GROUP) * INPUT_WORDS;
+    let (simd, offset) = (cpu.simd(), offset(weight.encoding));
+    let rows = x_tk.len() / k;
+    if rows <= PACK_ROWS {
+        dispatch(simd, PackRows { x_tk, k, offset, packed });
+        return;
+    }
+    cpu.parallel_chunks(packed, PACK_ROWS * row_words, |start, packed, _| {
+        let (first, rows) = (start / row_words, packed.len() / row_words);
+        let x_tk = &x_tk[first * k..(first + rows) * k];
+        dispatch(simd, PackRows { x_tk, k, offset, packed });
+    });
+}
+
+/// Rounds rows of `k` inputs to bytes.
+struct PackRows<'a> {
+    x_tk: &'a [f32],
+    k: usize,
+    offset: f32,
+    packed: &'a mut [f32],
+}
+
+impl Kernel for PackRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let groups_of = |row: &'_ [f32]| row.len().div_ceil(GROUP);
+        let mut packed = self.packed;
+        for row in self.x_tk.chunks_exact(self.k) {
+            let (targets, rest) = packed.split_at_mut(groups_of(row) * INPUT_WORDS);
+            packed = rest;
+            let (targets, _) = targets.as_chunks_mut::<INPUT_WORDS>();
+            for (group, target) in row.chunks(GROUP).zip(targets) {
+                pack_group::<V>(group, self.offset, target);
+            }
+        }
+    }
+}
+
+/// Rounds a group of inputs; missing ones are zeros.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "sums of bytes, and the low bytes of words")]
+fn pack_group<V: F32x16>(group: &[f32], offset: f32, target: &mut [f32; INPUT_WORDS]) {
+    let (low, high) = group.split_at(group.len().min(LANES));
+    let (low, high) = match (low.first_chunk(), high.first_chunk()) {
+        (Some(low), Some(high)) => (V::load(low), V::load(high)),
+        _ => (V::load_partial(low, 0.0), V::load_partial(high, 0.0)),
+    };
+    // A sum of zeros, or no number where an input is none or infinite.
+    let is_finite = (low * V::zero() + high * V::zero()).sum() == 0.0;
+    let largest = low.abs().max(high.abs()).max_lane();
+    let is_zero = largest < MAGNITUDE_MIN || !is_finite;
+    let inverse = if is_zero { 0.0 } else { BYTE_MAX / largest };
+    let scale = match (is_finite, is_zero) {
+        (false, _) => f32::NAN,
+        (true, true) => 0.0,
+        (true, false) => largest / BYTE_MAX,
+    };
+    let mut bytes = [0_u8; GROUP];
+    let mut sum = V::zero();
+    let (halves, _) = bytes.as_chunks_mut::<LANES>();
+    for (x, bytes) in [low, high].into_iter().zip(halves) {
+        let x = if is_zero { V::zero() } else { x };
+        let rounded = x * V::splat(inverse) + V::splat(ROUNDER);
+        sum = sum + (rounded - V::splat(ROUNDER));
+        for (byte, word) in bytes.iter_mut().zip(rounded.to_array()) {
+            *byte = word.to_bits() as u8;
+        }
+    }
+    let (words, ends) = target.split_at_mut(CODE_WORDS);
+    let (quads, _) = bytes.as_chunks::<4>();
+    for (word, quad) in words.iter_mut().zip(quads) {
+        *word = f32::from_bits(u32::from_le_bytes(*quad));
+    }
+    ends[0] = scale;
+    // Exact: whole numbers below 2²⁴.
+    ends[1] = f32::from_bits(((-offset * sum.sum()) as i32).cast_unsigned());
+}
+
+/// Packed rows times a weight.
+struct Product<'a> {
+    x: &'a [f32],
+    codes: Grouped<'a>,
+    start: Start<'a>,
+    t: usize,
+    n: usize,
+    groups: usize,
+}
+
+fn multiply(cpu: &Cpu, product: &Product<'_>, y_tn: &mut [f32]) {
+    let panels = product.n.div_ceil(LANES);
+    let all_bytes = panels * product.codes.panel_bytes();
+    let wanted = all_bytes.div_ceil(TASK_BYTES).max(1).next_multiple_of(cpu.threads());
+    let task_panels = panels.div_ceil(wanted).next_multiple_of(4);
+    let (y, simd) = (SharedSlice::new(y_tn), cpu.simd());
+    cpu.parallel(panels.div_ceil(task_panels), |task, _| {
+        let first = task * task_panels;
+        let panels = first..panels.min(first + task_panels);
+        run_part(simd, product, &y, panels);
+    });
+}
+
+fn run_part(simd: Simd, product: &Product<'_>, y: &SharedSlice<'_, f32>, panels: Range<usize>) {
+    match (simd.has_byte_dot(), product.codes.format.is_nibble()) {
+        (true, false) => part::<Instruction, false>(simd, product, y, panels),
+        (true, true) => part::<Instruction, true>(simd, product, y, panels),
+        (false, false) => part::<Words, false>(simd, product, y, panels),
+        (false, true) => part::<Words, true>(simd, product, y, panels),
+    }
+}
+
+fn part<D: ByteDot, const NIBBLES: bool>(
+    simd: Simd,
+    product: &Product<'_>,
+    y: &SharedSlice<'_, f32>,
+    panels: Range<usize>,
+) {
+    dispatch(simd, Part::<D, NIBBLES> { product, y, panels, dot: PhantomData });
+}
+
+/// How four products of bytes are added to a sum.
+trait ByteDot {
+    /// Runs a kernel that does so.
+    fn call<V: F32x16, K: Kernel>(kernel: K) -> K::Output;
+    /// `sum + Σ w·x` over the four bytes of each lane, those of `w` unsigned, those of `x` signed.
+    fn add<V: F32x16>(sum: V::Int, w: V::Int, x: V::Int) -> V::Int;
+}
+
+/// `vpdpbusd`. Used only behind [`Simd::has_byte_dot`].
+struct Instruction;
+
+impl ByteDot for Instruction {
+    #[inline(always)]
+    fn call<V: F32x16, K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: `run_part` has asked for the instruction.
+        unsafe { V::call_byte_dot(kernel) }
+    }
+    #[inline(always)]
+    fn add<V: F32x16>(sum: V::Int, w: V::Int, x: V::Int) -> V::Int {
+        sum.byte_dot(w, x)
+    }
+}
+
+/// Bytes widened to words.
+struct Words;
+
+impl ByteDot for Words {
+    #[inline(always)]
+    fn call<V: F32x16, K: Kernel>(kernel: K) -> K::Output {
+        V::call(kernel)
+    }
+    #[inline(always)]
+    fn add<V: F32x16>(sum: V::Int, w: V::Int, x: V::Int) -> V::Int {
+        sum.byte_dot_in_words(w, x)
+    }
+}
+
+/// The panels of one task.
+struct Part<'a, D, const NIBBLES: bool> {
+    product: &'a Product<'a>,
+    y: &'a SharedSlice<'a, f32>,
+    panels: Range<usize>,
+    dot: PhantomData<D>,
+}
+
+impl<D: ByteDot, const NIBBLES: bool> Kernel for Part<'_, D, NIBBLES> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        // Two accumulators an output, one of integers: at most 24 of 32 registers.
+        if V::TILE.0 == 2 {
+            match self.product.t {
+                1 => self.groups::<V, 1, 4>(),
+                2..=4 => self.groups::<V, 4, 2>(),
+                _ => self.groups::<V, 6, 2>(),
+            }
+        } else {
+            match self.product.t {
+                1 => self.groups::<V, 1, 2>(),
+                _ => self.groups::<V, 2, 1>(),
+            }
+        }
+    }
+}
+
+impl<D: ByteDot, const NIBBLES: bool> Part<'_, D, NIBBLES> {
+    #[inline(always)]
+    fn groups<V: F32x16, const ROWS: usize, const VECS: usize>(&self) {
+        for panel in self.panels.clone().step_by(VECS) {
+            for token in (0..self.product.t).step_by(ROWS) {
+                D::call::<V, _>(Tile::<D, ROWS, VECS, NIBBLES> {
+                    product: self.product,
+                    y: self.y,
+                    panel,
+                    panels: VECS.min(self.panels.end - panel),
+                    token,
+                    tokens: ROWS.min(self.product.t - token),
+                    dot: PhantomData,
+                });
+            }
+        }
+    }
+}
+
+/// Up to `VECS` panels times up to `ROWS` tokens. Missing ones repeat the last and are not stored.
+struct Tile<'a, D, const ROWS: usize, const VECS: usize, const NIBBLES: bool> {
+    product: &'a Product<'a>,
+    y: &'a SharedSlice<'a, f32>,
+    panel: usize,
+    panels: usize,
+    token: usize,
+    tokens: usize,
+    dot: PhantomData<D>,
+}
+
+impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool> Kernel
+    for Tile<'_, D, ROWS, VECS, NIBBLES>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let Product { x, codes, groups, .. } = *self.product;
+        let row_words = groups * INPUT_WORDS;
+        let mut rows = [x.as_ptr(); ROWS];
+        for (i, row) in rows.iter_mut().enumerate() {
+            let token = self.token + i.min(self.tokens - 1);
+            *row = x[token * row_words..(token + 1) * row_words].as_ptr();
+        }
+        let mut parts = [codes.part(self.panel, 0).cast::<u8>(); VECS];
+        let mut scales = [codes.scales(self.panel, 0); VECS];
+        for j in 0..VECS {
+            let panel = self.panel + j.min(self.panels - 1);
+            (parts[j], scales[j]) = (codes.part(panel, 0).cast(), codes.scales(panel, 0));
+        }
+        let mut sums = self.begin::<V>();
+        for _ in 0..groups {
+            let totals = self.group::<V>(&rows, &mut parts);
+            let mut scale = [V::zero(); VECS];
+            for (scale, from) in scale.iter_mut().zip(&mut scales) {
+                // SAFETY: every panel has sixteen f16 scales for each group, aligned to 32 bytes.
+                *scale = V::from_f16(unsafe { &*from.cast() });
+                *from = from.wrapping_add(2 * LANES);
+            }
+            for ((sums, totals), row) in sums.iter_mut().zip(&totals).zip(&mut rows) {
+                // SAFETY: the row has the words of this group.
+                let x = V::splat(unsafe { *row.wrapping_add(CODE_WORDS) });
+                *row = row.wrapping_add(INPUT_WORDS);
+                for ((sum, total), scale) in sums.iter_mut().zip(totals).zip(scale) {
+                    *sum = total.to_float().mul_add(x * scale, *sum);
+                }
+            }
+        }
+        self.finish(&sums);
+    }
+}
+
+impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool>
+    Tile<'_, D, ROWS, VECS, NIBBLES>
+{
+    /// The integer sums of one group; the panels' pointers move on.
+    #[inline(always)]
+    fn group<V: F32x16>(
+        &self,
+        rows: &[*const f32; ROWS],
+        parts: &mut [*const u8; VECS],
+    ) -> [[V::Int; VECS]; ROWS] {
+        let mut totals = [[V::Int::splat(0); VECS]; ROWS];
+        for (totals, row) in totals.iter_mut().zip(rows) {
+            // SAFETY: the row has the words of this group.
+            let correction =
+                V::Int::splat(unsafe { *row.cast::<i32>().wrapping_add(CODE_WORDS + 1) });
+            totals.iter_mut().for_each(|total| *total = correction);
+        }
+        let part_words = if NIBBLES { 2 } else { 1 };
+        for first in (0..CODE_WORDS).step_by(part_words) {
+            let mut codes = [V::Int::splat(0); VECS];
+            for (codes, part) in codes.iter_mut().zip(&mut *parts) {
+                V::prefetch(part.wrapping_add(AHEAD_BYTES));
+                // SAFETY: the panel has the parts of this group.
+                *codes = V::Int::load_bytes(unsafe { &*part.cast::<[u8; PART_BYTES]>() });
+                *part = part.wrapping_add(PART_BYTES);
+            }
+            if NIBBLES {
+                let mask = V::Int::splat(0x0f0f_0f0f);
+                let mut low = codes;
+                low.iter_mut().for_each(|codes| *codes = codes.and(mask));
+                codes.iter_mut().for_each(|codes| *codes = codes.shr(4).and(mask));
+                Self::add::<V>(rows, first, &low, &mut totals);
+                Self::add::<V>(rows, first + 1, &codes, &mut totals);
+            } else {
+                Self::add::<V>(rows, first, &codes, &mut totals);
+            }
+        }
+        totals
+    }
+
+    /// Adds the products of four inputs.
+    #[inline(always)]
+    fn add<V: F32x16>(
+        rows: &[*const f32; ROWS],
+        word: usize,
+        codes: &[V::Int; VECS],
+        totals: &mut [[V::Int; VECS]; ROWS],
+    ) {
+        for (totals, row) in totals.iter_mut().zip(rows) {
+            // SAFETY: the row has the words of this group.
+            let x = V::Int::splat(unsafe { *row.cast::<i32>().wrapping_add(word) });
+            for (total, codes) in totals.iter_mut().zip(codes) {
+                *total = D::add::<V>(*total, *codes, x);
+            }
+        }
+    }
+
+    /// The output's columns of panel `j`, and how many there are.
+    #[inline(always)]
+    fn outputs_of(&self, j: usize) -> (usize, usize) {
+        let first = (self.panel + j) * LANES;
+        (first, LANES.min(self.product.n - first))
+    }
+
+    /// Where the outputs of token `i` and panel `j` lie.
+    #[inline(always)]
+    fn outputs(&self, i: usize, j: usize) -> Range<usize> {
+        let (first, count) = self.outputs_of(j);
+        let start = (self.token + i) * self.product.n + first;
+        start..start + count
+    }
+
+    #[inline(always)]
+    fn begin<V: F32x16>(&self) -> [[V; VECS]; ROWS] {
+        let mut sums = [[V::zero(); VECS]; ROWS];
+        for (i, row) in sums.iter_mut().enumerate().take(self.tokens) {
+            for (j, sum) in row.iter_mut().enumerate().take(self.panels) {
+                match self.product.start {
+                    Start::Zero => {}
+                    Start::Bias(bias) => {
+                        let (first, count) = self.outputs_of(j);
+                        *sum = V::load_partial(&bias[first..first + count], 0.0);
+                    }
+                    Start::Keep => {
+                        // SAFETY: these panels' columns belong to this task alone.
+                        *sum =
+                            V::load_partial(unsafe { self.y.slice_mut(self.outputs(i, j)) }, 0.0);
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn finish<V: F32x16>(&self, sums: &[[V; VECS]; ROWS]) {
+        for (i, row) in sums.iter().enumerate().take(self.tokens) {
+            for (j, &sum) in row.iter().enumerate().take(self.panels) {
+                // SAFETY: these panels' columns belong to this task alone.
+                sum.store_partial(unsafe { self.y.slice_mut(self.outputs(i, j)) });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
