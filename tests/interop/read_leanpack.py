@@ -122,7 +122,7 @@ def ascending(pairs):
 def bf16z(panels, columns):
     """The values of panels of bf16z, [panels, 16, columns]."""
     count, blocks = len(panels), -(-columns // 8)
-    capacity = -(-blocks * 128 // 512) + 8
+    capacity = blocks + 8
     table = panels[:, blocks * 192 :][:, :32].astype(np.uint16)
     positions = panels[:, blocks * 192 + 32 :][:, : 4 * capacity].copy().view("<u4")
     values = panels[:, blocks * 192 + 32 + 4 * capacity :][:, : 2 * capacity].copy().view("<u2")

@@ -461,7 +461,7 @@ fn panel_bytes(encoding: &str, columns: u64) -> Option<Option<u64>> {
 /// Bytes of sixteen rows of bf16z: blocks of eight columns, a table, and room for exceptions.
 fn bf16z_panel_bytes(columns: u64) -> Option<u64> {
     let blocks = columns.div_ceil(8);
-    let capacity = blocks.checked_mul(8 * PANEL_WIDTH)?.div_ceil(512) + 8;
+    let capacity = blocks.checked_mul(8 * PANEL_WIDTH)?.div_ceil(128) + 8;
     let bytes = blocks.checked_mul(192)?.checked_add(32 + 6 * capacity)?;
     bytes.checked_next_multiple_of(BLOB_ALIGNMENT)
 }

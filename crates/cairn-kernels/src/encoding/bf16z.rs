@@ -18,8 +18,9 @@
 //! bytes leaves it in lane `j`; its code is the low half of code byte `p` for `p < 32`, else the high
 //! half of byte `p − 32`.
 //!
-//! The capacity is one element in 512 and 8 more, so that the size is known from the shape. A weight
-//! with a panel of more exceptions cannot be so encoded.
+//! The capacity is one element in 128 and 8 more, so that the size is known from the shape; products do
+//! not read what is not used of it. Rows of two scales 2¹¹ apart fit into one panel, normal numbers being
+//! beyond seven exponents once in 128. A weight with a panel of more exceptions cannot be so encoded.
 
 use super::EncodeError;
 use crate::memory::{ALIGNMENT, Bytes, BytesMut};
@@ -44,7 +45,7 @@ const EXPONENTS: usize = 15;
 /// The code of an exception.
 const EXCEPTION: u8 = 15;
 /// Elements for which there is room for one exception.
-const ELEMENTS_AN_EXCEPTION: usize = 512;
+const ELEMENTS_AN_EXCEPTION: usize = 128;
 /// Exceptions of the smallest panel.
 const CAPACITY_MIN: usize = 8;
 /// The position of no exception.

@@ -314,7 +314,7 @@ fn bf16z_is_smaller_than_bf16_or_not_used() {
     for (n, k) in [(1024, 1024), (3072, 1024), (151_936, 1024), (768, 256)] {
         let bytes = |encoding| Weight::stored_bytes(encoding, Layout::Panel, n, k) as f64;
         let share = bytes(Encoding::Bf16z) / bytes(Encoding::Bf16);
-        assert!(share < 0.775, "{n}×{k}: {share}");
+        assert!(share < 0.79, "{n}×{k}: {share}");
     }
     for (n, k) in [(1, 1), (16, 8), (16, 16), (16, 24), (16, 64), (5, 100), (40, 0)] {
         let bytes = |encoding| Weight::stored_bytes(encoding, Layout::Panel, n, k);
@@ -336,18 +336,18 @@ fn too_many_exponents_are_refused() {
     let is_refused = |result: Result<(), EncodeError>| {
         matches!(
             result,
-            Err(EncodeError::TooManyExponents { found, capacity: 11 }) if found > 11
+            Err(EncodeError::TooManyExponents { found, capacity: 20 }) if found > 20
         )
     };
     assert!(is_refused(result));
-    // Eleven exceptions fit; a twelfth does not.
+    // Twenty exceptions fit; one more does not.
     let mut values_nk = vec![1.0_f32; n * k];
     let exponent = |i: usize| 2.0_f32.powi(-1 - i32::try_from(i).unwrap());
     for i in 0..14 {
         values_nk[8 * i] = exponent(i);
         values_nk[8 * i + 1] = exponent(i);
     }
-    for i in 14..26 {
+    for i in 14..35 {
         assert_eq!(try_encode(form, (n, k), &values_nk, bytes), Ok(()), "{i}");
         values_nk[8 * i] = exponent(i);
     }
