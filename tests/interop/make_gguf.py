@@ -7,7 +7,7 @@
         transformers loads both and must compute the same
     python tests/interop/make_gguf.py convert FOLDER OUT.gguf [F32|F16|BF16|Q8_0|Q4_0]
         any model folder of a family below, as llama.cpp's converter lays it out
-    python tests/interop/make_gguf.py tokenizer llama|gpt-2|llama-bpe|qwen2 OUT.gguf
+    python tests/interop/make_gguf.py tokenizer llama|gpt-2|llama-bpe|qwen2|deepseek-v3|bert OUT.gguf
         a small tokenizer in a file without tensors, and OUT.gguf.json with texts and their ids
     python tests/interop/make_gguf.py chat OUT
         a folder OUT and OUT.gguf with a model, a tokenizer, special tokens and a chat template
@@ -85,6 +85,29 @@ EXPERTS_BLOCK = {
     "down_proj": "ffn_down_exps",
     "up_proj": "ffn_up_exps",
 }
+DEEPSEEK_BLOCK = {
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b",
+    "self_attn.k_b_proj": "attn_k_b",
+    "self_attn.v_b_proj": "attn_v_b",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+BERT_BLOCK = {
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
 GEMMA_BLOCK = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -106,18 +129,27 @@ OUTSIDE = {
     "transformer.wte": "token_embd",
     "transformer.wpe": "position_embd",
     "transformer.ln_f": "output_norm",
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
 }
 
 
 def gguf_name(name, family):
     stem, part = name.rsplit(".", 1)
+    stem = stem.removeprefix("bert.")
+    if part == "e_score_correction_bias":
+        return f"blk.{stem.split('.')[2]}.exp_probs_b.bias"
     if stem in OUTSIDE:
         return f"{OUTSIDE[stem]}.{part}"
     pieces = stem.split(".")
     layer, module = pieces[2], ".".join(pieces[3:])
+    if module in BERT_BLOCK:
+        return f"blk.{layer}.{BERT_BLOCK[module]}.{part}"
     if ".experts" in module:
         return f"blk.{layer}.{EXPERTS_BLOCK[pieces[-1]]}.{part}"
-    blocks = LLAMA_BLOCK | GPT2_BLOCK | EXPERTS_BLOCK | PHI3_BLOCK
+    blocks = LLAMA_BLOCK | GPT2_BLOCK | EXPERTS_BLOCK | PHI3_BLOCK | DEEPSEEK_BLOCK
     if family.startswith("gemma"):
         blocks |= GEMMA_BLOCK
     return f"blk.{layer}.{blocks[module]}.{part}"
@@ -143,6 +175,8 @@ ARCHITECTURES = {
     "mixtral": "llama",
     "qwen3_moe": "qwen3moe",
     "gemma3_text": "gemma3",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
 }
 
 
@@ -155,8 +189,28 @@ def permute(rows, heads):
     )
 
 
-def convert(folder, out, kind=T.F32, add_vocabulary=None):
-    """Writes a model folder as GGUF and returns the weights that the file decodes to."""
+def split_kv_b(tensors, config, fused):
+    """As llama.cpp's converter since 2025: the keys' part turned, the values' part beside it."""
+    split = {}
+    for name, tensor in tensors.items():
+        if fused or not name.endswith("kv_b_proj.weight"):
+            split[name] = tensor
+            continue
+        heads, latent = config["num_attention_heads"], tensor.shape[-1]
+        parts = [config["qk_nope_head_dim"], config["v_head_dim"]]
+        keys, values = tensor.view(heads, sum(parts), latent).split(parts, dim=1)
+        split[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2).contiguous()
+        split[name.replace("kv_b_proj", "v_b_proj")] = values.contiguous()
+    return split
+
+
+# Tensors of BERT's folders that are no part of the body.
+BEYOND_BODY = ("bert.pooler.", "pooler.", "cls.", "embeddings.position_ids", "bert.embeddings.position_ids")
+
+
+def convert(folder, out, kind=T.F32, add_vocabulary=None, fused=False):
+    """Writes a model folder as GGUF and returns the weights that the file decodes to, but those that
+    are laid out otherwise there. `fused` writes DeepSeek as converters did until 2025."""
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
     family = config["model_type"]
@@ -165,7 +219,7 @@ def convert(folder, out, kind=T.F32, add_vocabulary=None):
         tensors |= load_file(file)
     arch = ARCHITECTURES.get(family, family)
     writer = gguf.GGUFWriter(out, arch)
-    write_keys(writer, config, family, add_vocabulary)
+    write_keys(writer, config, family, add_vocabulary, fused)
     if (config.get("rope_parameters") or {}).get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_divisors(config))
     if (config.get("rope_parameters") or {}).get("rope_type") == "longrope":
@@ -173,8 +227,10 @@ def convert(folder, out, kind=T.F32, add_vocabulary=None):
             factors = np.array(config["rope_parameters"][f"{kind_of}_factor"], dtype=np.float32)
             writer.add_tensor(f"rope_factors_{kind_of}.weight", factors)
     decoded = {}
-    for name, tensor in stack_experts(tensors).items():
+    for name, tensor in split_kv_b(stack_experts(tensors), config, fused).items():
         if name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")):
+            continue
+        if name.startswith(BEYOND_BODY):
             continue
         rows = tensor.to(torch.float32).numpy()
         conv1d = family == "gpt2" and rows.ndim == 2 and ".h." in name
@@ -187,6 +243,7 @@ def convert(folder, out, kind=T.F32, add_vocabulary=None):
         if family.startswith("gemma") and name.endswith("norm.weight"):
             rows = rows + 1
         whole = "wpe" in name or name.endswith((".gate.weight",))
+        whole |= "position_embeddings" in name or "token_type_embeddings" in name
         here = kind if rows.ndim >= 2 and not whole else T.F32
         raw = gguf.quants.quantize(np.ascontiguousarray(rows), here)
         writer.add_tensor(gguf_name(name, family), raw, raw_dtype=here)
@@ -221,9 +278,71 @@ def llama3_divisors(config):
     return np.array(divisors, dtype=np.float32)
 
 
-def write_keys(writer, config, family, add_vocabulary):
+def write_deepseek_keys(writer, config, family, fused):
+    latent, rotary = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    key = config["qk_nope_head_dim"] + rotary
+    rope = config["rope_parameters"]
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_attention_heads"] if fused else 1)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    if config["q_lora_rank"]:
+        writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_kv_lora_rank(latent)
+    writer.add_key_length(key if fused else latent + rotary)
+    writer.add_value_length(config["v_head_dim"] if fused else latent)
+    if not fused:
+        writer.add_key_length_mla(key)
+        writer.add_value_length_mla(config["v_head_dim"])
+    writer.add_rope_dimension_count(rotary)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "yarn":
+        assert rope["mscale"] == rope["mscale_all_dim"], "the file has one of them"
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    # Files from before there was a choice say nothing of scoring and groups.
+    if config.get("norm_topk_prob"):
+        writer.add_expert_weights_norm(True)
+    if family == "deepseek_v3" or not fused:
+        is_v3 = family == "deepseek_v3"
+        kind = gguf.ExpertGatingFuncType.SIGMOID if is_v3 else gguf.ExpertGatingFuncType.SOFTMAX
+        writer.add_expert_gating_func(kind)
+        writer.add_expert_group_count(config["n_group"])
+        writer.add_expert_group_used_count(config["topk_group"])
+
+
+def write_bert_keys(writer, config):
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_token_type_count(config["type_vocab_size"])
+
+
+def write_keys(writer, config, family, add_vocabulary, fused=False):
     rope = config.get("rope_parameters") or {}
-    if family == "gpt2":
+    if family.startswith("deepseek"):
+        write_deepseek_keys(writer, config, family, fused)
+    elif family == "bert":
+        write_bert_keys(writer, config)
+    elif family == "gpt2":
         writer.add_context_length(config["n_positions"])
         writer.add_embedding_length(config["n_embd"])
         writer.add_block_count(config["n_layer"])
@@ -272,7 +391,8 @@ def write_keys(writer, config, family, add_vocabulary):
             writer.add_expert_used_count(config["num_experts_per_tok"])
         if family == "qwen3_moe":
             writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-    writer.add_vocab_size(config["vocab_size"])
+    if family != "bert":
+        writer.add_vocab_size(config["vocab_size"])
     if add_vocabulary:
         add_vocabulary(writer)
     else:
@@ -287,7 +407,31 @@ def write_keys(writer, config, family, add_vocabulary):
 GEMMA = dict(hidden_size=64, sliding_window=6, query_pre_attn_scalar=16)
 PHI3 = dict(hidden_size=64, sliding_window=6, pad_token_id=0, original_max_position_embeddings=64,
             tie_word_embeddings=False)
+DEEPSEEK = dict(
+    num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=64,
+    moe_intermediate_size=32, first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=3,
+    kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=8, v_head_dim=16,
+    tie_word_embeddings=False, initializer_range=0.02)
+
+
+def yarn(mscale):
+    return dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16,
+                beta_fast=32.0, beta_slow=1.0, mscale=mscale, mscale_all_dim=mscale)
+
+
 FURTHER = {
+    # As V2-Lite, laid out as until 2025; as V2; as V3.
+    "deepseek_v2_old": DEEPSEEK | dict(
+        q_lora_rank=None, n_shared_experts=2, n_group=1, topk_group=1, topk_method="greedy",
+        routed_scaling_factor=1.0, norm_topk_prob=False, rope_parameters=yarn(0.707)),
+    "deepseek_v2": DEEPSEEK | dict(
+        q_lora_rank=32, n_shared_experts=2, n_group=4, topk_group=2, topk_method="group_limited_greedy",
+        routed_scaling_factor=16.0, norm_topk_prob=False, rope_parameters=yarn(0.707)),
+    "deepseek_v3": DEEPSEEK | dict(
+        q_lora_rank=32, n_shared_experts=1, n_group=4, topk_group=2, routed_scaling_factor=2.5,
+        norm_topk_prob=True, rope_parameters=yarn(1.0)),
+    "bert": dict(num_hidden_layers=2, type_vocab_size=2, intermediate_size=64, layer_norm_eps=1e-12,
+                 pad_token_id=0),
     "mixtral": dict(num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True),
     # The square root of the width is whole, so that no type rounds it.
@@ -307,11 +451,31 @@ FURTHER = {
 }
 
 
+def write_small_word_piece(out):
+    """A tokenizer.json of 48 pieces, letters mostly; returns them."""
+    import tokenizers as hf
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    letters = "abcdefghiklmnoprstuwy"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, "stone", *letters, *(f"##{letter}" for letter in letters)]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    source = hf.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    source.normalizer = normalizers.BertNormalizer(lowercase=True)
+    source.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    source.decoder = decoders.WordPiece()
+    source.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    source.add_special_tokens(special)
+    source.save(str(Path(out) / "tokenizer.json"))
+    return tokens
+
+
 def model(name, out):
     """A model of some 9,000 weights, each a multiple of 2^-9, so that Q8_0 and bf16 hold it."""
     import transformers
 
-    family = name.removesuffix("_long")
+    family = name.removesuffix("_long").removesuffix("_old")
     sizes = dict(vocab_size=48, max_position_embeddings=64)
     if family == "gpt2":
         sizes |= dict(n_positions=64, n_embd=32, n_layer=1, n_head=4, n_inner=64)
@@ -322,8 +486,15 @@ def model(name, out):
         sizes |= dict(tie_word_embeddings=family != "llama")
     sizes |= FURTHER.get(name, {})
     special = dict(bos_token_id=1, eos_token_id=2)
+    if family.startswith("deepseek"):
+        del sizes["head_dim"]
+    if family == "bert":
+        for name in ("num_key_value_heads", "head_dim", "rms_norm_eps"):
+            del sizes[name]
+        special = {}
     config = transformers.AutoConfig.for_model(family, **sizes, **special, dtype="bfloat16")
-    network = transformers.AutoModelForCausalLM.from_config(config).eval()
+    kind = transformers.AutoModel if family == "bert" else transformers.AutoModelForCausalLM
+    network = kind.from_config(config).eval()
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter, weight in network.named_parameters():
@@ -333,15 +504,25 @@ def model(name, out):
                 conv1d = family == "gpt2" and ".h." in parameter
                 inputs = steps.T if conv1d else steps
                 inputs[..., ::32] = 127
+                if "kv_b_proj" in parameter:
+                    # The same for the keys' part, which is stored turned.
+                    heads = config.num_attention_heads
+                    steps.view(heads, -1, steps.shape[-1])[:, : config.qk_nope_head_dim : 32] = 127
             # Gemma's own files count norms from zero.
             is_norm = ("norm" in parameter or ".ln_" in parameter) and not family.startswith("gemma")
+            is_norm |= "LayerNorm.weight" in parameter
             weight.copy_(steps / 512 + is_norm * (weight.dim() == 1))
+        for buffer, values in network.named_buffers():
+            if "correction_bias" in buffer:
+                values.copy_(torch.randint(-127, 128, values.shape, generator=generator) / 512)
     network.to(torch.bfloat16).save_pretrained(out)
-    convert(out, f"{out}.gguf", T.Q8_0)
+    vocabulary = write_small_word_piece(out) if family == "bert" else None
+    add_vocabulary = vocabulary and (lambda writer: add_word_piece(writer, vocabulary))
+    convert(out, f"{out}.gguf", T.Q8_0, add_vocabulary, fused=name.endswith("_old"))
     ids = torch.randint(3, 48, (1, 16), generator=generator)
-    again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    again = kind.from_pretrained(out, dtype=torch.float32).eval()
     # Of some families transformers does not read the size of the vocabulary, so it gets the rest.
-    if family == "mixtral":
+    if family in ("mixtral", "bert") or family.startswith("deepseek"):
         print(family, "is not read from GGUF files by transformers")
         return
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -353,6 +534,28 @@ def model(name, out):
     assert difference < 1e-5
 
 
+DEEPSEEK_V3 = [r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+",
+               r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+               r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""]
+
+
+def train_word_piece(corpus):
+    import tokenizers as hf
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    source = hf.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    source.normalizer = normalizers.BertNormalizer(lowercase=True)
+    source.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    source.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    # Capitals of their own, so that putting texts in lower case or not makes a difference.
+    alphabet = list("▁TSO")
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    source.train_from_iterator(corpus, trainer)
+    return source
+
+
 def train_tokenizer(kind):
     """A small tokenizer of the `tokenizers` package, its tokens, merges and texts to try it on."""
     import tokenizers as hf
@@ -361,6 +564,10 @@ def train_tokenizer(kind):
     texts = ["A cairn is a stack of stones that shows the way.", "Löwe, 狮子 and 🦁!", "  two\n\n three"]
     texts += ["x = 1234567; // don't", "the the the", "", " ", "a<b></s>", "\ttabs\r\n"]
     corpus = [text * 4 for text in texts] + [Path(__file__).read_text()] * 4
+    if kind == "bert":
+        source = train_word_piece(corpus)
+        vocab = source.get_vocab(with_added_tokens=True)
+        return source, sorted(vocab, key=vocab.get), [], texts
     source = hf.Tokenizer(models.BPE(byte_fallback=kind == "llama", unk_token="<unk>" if kind == "llama" else None))
     special = ["<unk>", "<s>", "</s>"]
     if kind == "llama":
@@ -372,7 +579,9 @@ def train_tokenizer(kind):
         words = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         split = pre_tokenizers.Split(hf.Regex(words), "isolated")
         plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt-2")
-        source.pre_tokenizer = plain if kind == "gpt-2" else pre_tokenizers.Sequence([split, plain])
+        cuts = [pre_tokenizers.Split(hf.Regex(cut), "isolated") for cut in DEEPSEEK_V3]
+        cuts = cuts if kind == "deepseek-v3" else [split]
+        source.pre_tokenizer = plain if kind == "gpt-2" else pre_tokenizers.Sequence([*cuts, plain])
         source.normalizer = normalizers.NFC() if kind == "qwen2" else None
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
@@ -383,8 +592,24 @@ def train_tokenizer(kind):
     return source, tokens, merges, texts
 
 
+def add_word_piece(writer, tokens):
+    """As llama.cpp's converter writes BERT's: the mark is on pieces that begin a word."""
+    special = {"padding": 0, "unknown": 1, "cls": 2, "seperator": 3, "mask": 4}
+    turned = [token[2:] if token.startswith("##") else "▁" + token for token in tokens]
+    turned[:5] = tokens[:5]
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(turned)
+    writer.add_token_types([3] * 5 + [1] * (len(tokens) - 5))
+    for name, token in special.items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
+    writer.add_bool("tokenizer.ggml.normalizer.lowercase", True)
+
+
 def add_tokenizer(writer, kind, tokens, merges):
     """As llama.cpp's converter writes a vocabulary."""
+    if kind == "bert":
+        add_word_piece(writer, tokens)
+        return
     special = ["<unk>", "<s>", "</s>"]
     rank = {merge.replace(" ", ""): number for number, merge in reversed(list(enumerate(merges)))}
     kinds = [3 if token in special else 1 for token in tokens]

@@ -10,10 +10,12 @@
 //! Tensors come decoded to `f32`; a `Q8_0` tensor that is wanted as `q8` keeps its bytes and
 //! scales (widened from f16 to f32, which changes no value), one of F16 or BF16 its bits.
 //!
-//! DeepSeek and BERT are refused: the former's files split and transpose the keys' part of
-//! `kv_b_proj`, the latter's have no masked-language head.
+//! The `deepseek2` architecture is V2 and V3, with the keys' and values' part of `kv_b_proj` apart, as
+//! converters write them since 2025, or in one tensor, as before. A `bert` file is the body alone.
 
+mod bert;
 mod decoder;
+mod deepseek;
 mod error;
 mod keys;
 mod rope;
@@ -30,8 +32,18 @@ use serde_json::{Map, Value, json};
 use std::ops::Range;
 
 /// Architectures that are read, as `general.architecture` names them.
-pub const ARCHITECTURES: [&str; 8] =
-    ["llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "gpt2"];
+pub const ARCHITECTURES: [&str; 10] = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "deepseek2",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "gpt2",
+    "bert",
+];
 
 /// The tensor that holds a divisor for each frequency of the rotation.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";

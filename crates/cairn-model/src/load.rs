@@ -121,7 +121,7 @@ impl Naming {
     fn map(self, spec: &ModelSpec, has: impl Fn(&str) -> bool) -> Result<TensorMap, LoadError> {
         match self {
             Self::HuggingFace => Ok(TensorMap::of_tensors(spec, has)),
-            Self::Gguf => TensorMap::gguf(spec)
+            Self::Gguf => TensorMap::gguf_of_tensors(spec, has)
                 .ok_or(LoadError::NoNames { family: spec.family, naming: "GGUF" }),
             Self::Peft => Err(LoadError::NoNames { family: spec.family, naming: "PEFT" }),
             Self::Program => Ok(TensorMap::of_program(spec)),
@@ -427,7 +427,7 @@ pub fn tensor_f32<'a>(
         let values = value(&slice.weight).expect("every weight of the tensor has values");
         let values = &values[slice.first_row * columns..][..slice.rows * columns];
         if let Placement::TransposedColumns { start } = slice.placement {
-            let width = slice.shape[1];
+            let width = slice.width();
             for (row, inputs) in values.chunks_exact(columns).enumerate() {
                 for (input, &value) in inputs.iter().enumerate() {
                     out[input * width + start + row] = value;

@@ -56,6 +56,11 @@ pub(crate) enum Place {
     /// As `Interleaved`, but the parts are the tensor's first axis, and the name is the tensor's whole
     /// name.
     Stacked(&'static str, &'static [&'static str]),
+    /// In one tensor whose first axis are the parts, each of them `[inputs, outputs]`; the name is the
+    /// tensor's whole name.
+    StackedTransposed(&'static str),
+    /// As `Module`, but the name is the tensor's whole name.
+    Tensor(&'static str),
 }
 
 const fn names(family: Family) -> &'static Names {
@@ -92,9 +97,10 @@ pub enum Placement {
         /// From the beginning of a run to the beginning of the next.
         stride: usize,
     },
-    /// Part of a tensor stored `[inputs, outputs]`: columns `start .. start + outputs`.
+    /// Part of a tensor stored `[…, inputs, outputs]`: columns `start .. start + outputs` of the matrix,
+    /// or of all matrices of the tensor read as if laid side by side.
     TransposedColumns {
-        /// First column.
+        /// The element that holds the first output's first input.
         start: usize,
     },
 }
@@ -122,6 +128,11 @@ impl TensorSlice {
     /// Which elements of the weight lie here.
     pub fn elements(&self) -> Range<usize> {
         self.first_row * self.columns..(self.first_row + self.rows) * self.columns
+    }
+
+    /// Elements from one input to the next where the tensor is stored `[…, inputs, outputs]`.
+    pub(crate) fn width(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
     }
 
     /// For row `row` of the slice, which is not transposed: its row in the tensor, and how many
@@ -281,9 +292,11 @@ impl TensorMap {
                 if place.joins_parts() { (1, all_parts) } else { (all_parts, 1) };
             for entry in 0..entries {
                 let module = place.module().replace("{}", &entry.to_string());
-                let (shape, placement) = place.within(weight, weights, head_dim);
+                let (shape, placement) = place.within((weight, entry), weights, head_dim);
                 let suffix = match place {
-                    Place::Stacked(..) => String::new(),
+                    Place::Stacked(..) | Place::StackedTransposed(_) | Place::Tensor(_) => {
+                        String::new()
+                    }
                     _ => format!(".{}", weight.part),
                 };
                 self.slices.push(TensorSlice {
@@ -316,6 +329,8 @@ impl Place {
     const fn module(self) -> &'static str {
         match self {
             Self::Module(name)
+            | Self::Tensor(name)
+            | Self::StackedTransposed(name)
             | Self::Transposed(name)
             | Self::Fused(name, _)
             | Self::PerHead(name, ..)
@@ -330,17 +345,31 @@ impl Place {
         matches!(self, Self::Interleaved(..) | Self::Stacked(..))
     }
 
-    /// The shape of the tensor, and where in it the weight is; `all` are the weights beside it.
+    /// The shape of the tensor, and where in it the weight is, or the part of it that has an entry of
+    /// its own; `all` are the weights beside it.
     fn within(
         self,
-        weight: &WeightShape,
+        (weight, entry): (&WeightShape, usize),
         all: &[WeightShape],
         head_dim: usize,
     ) -> (Vec<usize>, Placement) {
         let (rows, columns) = (weight.rows, weight.columns);
         match (self, columns) {
-            (Self::Module(_), Some(columns)) => (vec![rows, columns], Placement::Whole),
-            (Self::Module(_) | Self::Transposed(_), None) => (vec![rows], Placement::Whole),
+            (Self::Module(_) | Self::Tensor(_), Some(columns)) => {
+                (vec![rows, columns], Placement::Whole)
+            }
+            (
+                Self::Module(_)
+                | Self::Tensor(_)
+                | Self::Transposed(_)
+                | Self::StackedTransposed(_),
+                None,
+            ) => (vec![rows], Placement::Whole),
+            (Self::StackedTransposed(_), Some(columns)) => {
+                let shape = vec![weight.parts.unwrap_or(1), columns, rows];
+                let start = entry * columns * rows;
+                (shape, Placement::TransposedColumns { start })
+            }
             (Self::Transposed(_), Some(columns)) => {
                 (vec![columns, rows], Placement::TransposedColumns { start: 0 })
             }

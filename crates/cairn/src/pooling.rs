@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
+use cairn_artifacts::gguf::{GgufFile, Value};
 use clap::ValueEnum;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -154,6 +155,28 @@ impl EmbedSettings {
                 .into());
         }
         Ok(settings)
+    }
+
+    /// What a GGUF file says: how it pools, where it does.
+    pub(crate) fn of_gguf(file: &GgufFile) -> anyhow::Result<Self> {
+        let architecture = match file.value("general.architecture") {
+            Some(Value::Text(architecture)) => architecture,
+            _ => return Ok(Self::default()),
+        };
+        let key = format!("{architecture}.pooling_type");
+        let pooling = match file.value(&key) {
+            None | Some(Value::Unsigned(0, _)) => None,
+            Some(Value::Unsigned(1, _)) => Some(Pooling::Mean),
+            Some(Value::Unsigned(2, _)) => Some(Pooling::Cls),
+            Some(Value::Unsigned(3, _)) => Some(Pooling::Last),
+            Some(_) => {
+                let message = format!("{} pools in an unknown way ({key})", file.path().display());
+                return Err(UserError::new(message)
+                    .hint("cairn embed pools by mean, cls or last")
+                    .into());
+            }
+        };
+        Ok(Self { pooling, ..Self::default() })
     }
 
     fn take_prompt(&mut self, path: &Path) -> anyhow::Result<()> {

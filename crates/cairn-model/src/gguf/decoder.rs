@@ -1,7 +1,7 @@
 //! What the keys of each architecture say, in the words of its family's `config.json`.
 
 use super::keys::Keys;
-use super::{GgufSpecError, rope};
+use super::{GgufSpecError, bert, deepseek, rope};
 use serde_json::{Map, Value, json};
 
 /// Windows, one in so many layers has none, where the file does not say.
@@ -22,8 +22,11 @@ struct Sizes {
 
 /// Reads all keys of the architecture but those of vocabulary and head.
 pub(super) fn read(keys: &Keys<'_>, config: &mut Map<String, Value>) -> Result<(), GgufSpecError> {
-    if keys.architecture() == "gpt2" {
-        return read_gpt2(keys, config);
+    match keys.architecture() {
+        "gpt2" => return read_gpt2(keys, config),
+        "bert" => return bert::read(keys, config),
+        "deepseek2" => return deepseek::read(keys, config),
+        _ => {}
     }
     let sizes = read_sizes(keys, config)?;
     let mut set = |name: &str, value: Value| config.insert(name.to_owned(), value);

@@ -107,6 +107,24 @@ impl<'a> Keys<'a> {
         self.optional_text(&self.full(key))
     }
 
+    /// True or false, of the architecture.
+    pub(super) fn optional_flag(&self, key: &str) -> Result<Option<bool>, GgufSpecError> {
+        let key = self.full(key);
+        match self.value(&key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(wrong_type(&key, other, "true or false")),
+        }
+    }
+
+    /// Refuses a size that is there and another one.
+    pub(super) fn expect(&self, key: &str, expected: u64) -> Result<(), GgufSpecError> {
+        match self.optional_size(key)? {
+            Some(found) if found != expected => Err(self.unsupported(&self.full(key))),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     fn optional_text(&self, key: &str) -> Result<Option<&'a str>, GgufSpecError> {
         match self.value(key) {
             None => Ok(None),

@@ -313,7 +313,7 @@ fn read_rows<T: Copy + Default>(
     let columns = slice.columns;
     let count = out.len() / columns;
     if let Placement::TransposedColumns { start } = slice.placement {
-        let width = slice.shape[1];
+        let width = slice.width();
         let mut outputs = vec![T::default(); count];
         for input in 0..columns {
             let at = input * width + start + first;

@@ -10,6 +10,9 @@ use cairn_spec::model::{AttentionForm, Family};
 
 const QKV: Place =
     Place::Fused("attn_qkv", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
+const GATE_EXPERTS: Place = Place::Stacked("ffn_gate_exps.weight", &["mlp.experts.gate_proj"]);
+const UP_EXPERTS: Place = Place::Stacked("ffn_up_exps.weight", &["mlp.experts.up_proj"]);
+const DOWN_EXPERTS: Place = Place::Stacked("ffn_down_exps.weight", &["mlp.experts.down_proj"]);
 
 const PLACES: &[(&str, Place)] = &[
     ("model.embed_tokens", Place::Module("token_embd")),
@@ -28,9 +31,9 @@ const PLACES: &[(&str, Place)] = &[
     ("mlp.up_proj", Place::Module("ffn_up")),
     ("mlp.down_proj", Place::Module("ffn_down")),
     ("mlp.gate", Place::Module("ffn_gate_inp")),
-    ("mlp.experts.gate_proj", Place::Stacked("ffn_gate_exps.weight", &["mlp.experts.gate_proj"])),
-    ("mlp.experts.up_proj", Place::Stacked("ffn_up_exps.weight", &["mlp.experts.up_proj"])),
-    ("mlp.experts.down_proj", Place::Stacked("ffn_down_exps.weight", &["mlp.experts.down_proj"])),
+    ("mlp.experts.gate_proj", GATE_EXPERTS),
+    ("mlp.experts.up_proj", UP_EXPERTS),
+    ("mlp.experts.down_proj", DOWN_EXPERTS),
 ];
 
 const DECODER: Names =
@@ -82,6 +85,77 @@ const GEMMA: Names = Names {
     older: &[],
 };
 
+const BERT: Names = Names {
+    block: "blk.{}.",
+    places: &[
+        ("model.embed_tokens", Place::Module("token_embd")),
+        ("model.embed_positions", Place::Module("position_embd")),
+        ("model.embed_token_types", Place::Module("token_types")),
+        ("model.embed_norm", Place::Module("token_embd_norm")),
+        ("self_attn.q_proj", Place::Module("attn_q")),
+        ("self_attn.k_proj", Place::Module("attn_k")),
+        ("self_attn.v_proj", Place::Module("attn_v")),
+        ("self_attn.o_proj", Place::Module("attn_output")),
+        ("post_attention_layernorm", Place::Module("attn_output_norm")),
+        ("mlp.up_proj", Place::Module("ffn_up")),
+        ("mlp.down_proj", Place::Module("ffn_down")),
+        ("post_feedforward_layernorm", Place::Module("layer_output_norm")),
+    ],
+    wrapper: None,
+    ignorable: &[],
+    older: &[],
+};
+
+/// DeepSeek's modules but the parts of `kv_b_proj`, `$k` and `$v`.
+macro_rules! deepseek {
+    ($k:expr, $v:expr) => {
+        Names {
+            block: "blk.{}.",
+            places: &[
+                ("model.embed_tokens", Place::Module("token_embd")),
+                ("model.norm", Place::Module("output_norm")),
+                ("lm_head", Place::Module("output")),
+                ("input_layernorm", Place::Module("attn_norm")),
+                ("self_attn.q_proj", Place::Module("attn_q")),
+                ("self_attn.q_a_proj", Place::Module("attn_q_a")),
+                ("self_attn.q_a_layernorm", Place::Module("attn_q_a_norm")),
+                ("self_attn.q_b_proj", Place::Module("attn_q_b")),
+                ("self_attn.kv_a_proj_with_mqa", Place::Module("attn_kv_a_mqa")),
+                ("self_attn.kv_a_layernorm", Place::Module("attn_kv_a_norm")),
+                ("self_attn.k_b_proj", $k),
+                ("self_attn.v_b_proj", $v),
+                ("self_attn.o_proj", Place::Module("attn_output")),
+                ("post_attention_layernorm", Place::Module("ffn_norm")),
+                ("mlp.gate_proj", Place::Module("ffn_gate")),
+                ("mlp.up_proj", Place::Module("ffn_up")),
+                ("mlp.down_proj", Place::Module("ffn_down")),
+                ("mlp.gate.e_score_correction_bias", Place::Tensor("exp_probs_b.bias")),
+                ("mlp.gate", Place::Module("ffn_gate_inp")),
+                ("mlp.experts.gate_proj", GATE_EXPERTS),
+                ("mlp.experts.up_proj", UP_EXPERTS),
+                ("mlp.experts.down_proj", DOWN_EXPERTS),
+                ("mlp.shared_experts.gate_proj", Place::Module("ffn_gate_shexp")),
+                ("mlp.shared_experts.up_proj", Place::Module("ffn_up_shexp")),
+                ("mlp.shared_experts.down_proj", Place::Module("ffn_down_shexp")),
+            ],
+            wrapper: None,
+            ignorable: &[],
+            older: &[],
+        }
+    };
+}
+
+const KV_B: Place = Place::Interleaved("attn_kv_b", &["self_attn.k_b_proj", "self_attn.v_b_proj"]);
+
+/// The keys' part turned, so that queries meet it without a transposition.
+const DEEPSEEK: Names = deepseek!(
+    Place::StackedTransposed("attn_k_b.weight"),
+    Place::Stacked("attn_v_b.weight", &["self_attn.v_b_proj"])
+);
+
+/// As converters wrote it until 2025.
+const DEEPSEEK_FUSED: Names = deepseek!(KV_B, KV_B);
+
 const GATE_UP: Place = Place::Fused("ffn_up", &["mlp.gate_proj", "mlp.up_proj"]);
 
 const PHI3: Names = Names {
@@ -106,16 +180,19 @@ const PHI3: Names = Names {
 };
 
 /// The families that are read from GGUF files.
-const READ: [(Family, &Names); 9] = [
+const READ: [(Family, &Names); 12] = [
     (Family::Llama, &DECODER),
     (Family::Mixtral, &DECODER),
     (Family::Qwen2, &DECODER),
     (Family::Qwen3, &DECODER),
     (Family::Qwen3Moe, &DECODER),
+    (Family::DeepseekV2, &DEEPSEEK),
+    (Family::DeepseekV3, &DEEPSEEK),
     (Family::Gemma2, &GEMMA),
     (Family::Gemma3Text, &GEMMA),
     (Family::Phi3, &PHI3),
     (Family::Gpt2, &GPT2),
+    (Family::Bert, &BERT),
 ];
 /// The families whose files are of LLaMA's architecture.
 const LLAMA: [Family; 2] = [Family::Llama, Family::Mixtral];
@@ -126,6 +203,16 @@ impl TensorMap {
         let (_, names) = READ.iter().find(|(family, _)| *family == spec.family)?;
         let map = Self::with(spec, names);
         Some(if LLAMA.contains(&spec.family) { map.with_neighbors(spec) } else { map })
+    }
+
+    /// The map for a model in a GGUF file among whose tensors are those that `has` knows: files until
+    /// 2025 hold DeepSeek's `kv_b_proj` whole.
+    pub fn gguf_of_tensors(spec: &ModelSpec, has: impl Fn(&str) -> bool) -> Option<Self> {
+        let is_deepseek = [Family::DeepseekV2, Family::DeepseekV3].contains(&spec.family);
+        if is_deepseek && has("blk.0.attn_kv_b.weight") {
+            return Some(Self::with(spec, &DEEPSEEK_FUSED));
+        }
+        Self::gguf(spec)
     }
 
     /// The same with the halves of every query and key head side by side in the file.

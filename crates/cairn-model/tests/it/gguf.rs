@@ -14,7 +14,12 @@ use cairn_spec::{Hint, ModelSpec};
 
 use crate::goldens::{positions, slots};
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 14] = [
+    "bert",
+    // The keys' and values' parts of `kv_b_proj` in one tensor.
+    "deepseek_v2_old",
+    "deepseek_v2",
+    "deepseek_v3",
     "llama",
     "mixtral",
     "qwen2",
@@ -50,13 +55,18 @@ fn session(spec: &ModelSpec, source: &dyn TensorSource, options: &BuildOptions) 
     session
 }
 
+/// The bits of the logits, or of the final hidden states of a body.
 fn logits(spec: &ModelSpec, source: &dyn TensorSource) -> Vec<u32> {
-    let mut session = session(spec, source, &BuildOptions::new(Head::Logits));
+    let (head, output) = match spec.head {
+        Some(_) => (Head::Logits, "logits".to_owned()),
+        None => (Head::Hidden, format!("hidden_{}", spec.num_hidden_layers)),
+    };
+    let mut session = session(spec, source, &BuildOptions::new(head));
     let ids: Vec<u32> = (3..).take(TOKENS).collect();
     let positions = positions(1, TOKENS);
     let feeds = [Feed::u32("ids", &ids), Feed::u32("positions", &positions)];
     session.run(ProgramId(0), &Run::forward(&feeds, &slots(1, TOKENS))).unwrap();
-    session.output(ProgramId(0), "logits").iter().map(|logit| logit.to_bits()).collect()
+    session.output(ProgramId(0), &output).iter().map(|number| number.to_bits()).collect()
 }
 
 /// What decides the numbers.
@@ -80,7 +90,9 @@ fn a_gguf_file_and_a_folder_are_the_same_model_bit_for_bit() {
         if family != "phi3_long" {
             assert_eq!(computed(&spec), computed(&expected), "{family}");
         }
-        assert_eq!((spec.tokens.bos, &spec.tokens.eos), (Some(1), &vec![2]), "{family}");
+        if spec.head.is_some() {
+            assert_eq!((spec.tokens.bos, &spec.tokens.eos), (Some(1), &vec![2]), "{family}");
+        }
         // The weights are whole numbers times 2^-9: the folder's bf16 and the file's Q8_0 hold them.
         let folder = WeightFolder::open(&golden(family)).unwrap();
         assert!(logits(&spec, &file) == logits(&expected, &folder), "{family}");
@@ -93,7 +105,8 @@ fn q8_keeps_the_bytes_and_scales_of_the_file() {
         let file = file(family);
         let spec = gguf::spec(&file).unwrap();
         for layout in Layout::ALL {
-            let plain = BuildOptions::new(Head::Logits);
+            let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
+            let plain = BuildOptions::new(head);
             let mut decoded = session(&spec, &file, &plain);
             let options = BuildOptions { encoding: Encoding::Q8, layout, ..plain };
             let mut kept = session(&spec, &file, &options);
@@ -102,7 +115,8 @@ fn q8_keeps_the_bytes_and_scales_of_the_file() {
                 .filter(|(_, class, ..)| *class == Class::Weight)
                 .map(|(name, _, value_type, _)| (name.to_owned(), value_type.encoding()))
                 .collect();
-            let map = cairn_model::TensorMap::gguf(&spec).unwrap();
+            let has = |tensor: &str| file.shape(tensor).is_some();
+            let map = cairn_model::TensorMap::gguf_of_tensors(&spec, has).unwrap();
             for (name, _) in weights.iter().filter(|(_, e)| *e == Some(Encoding::Q8)) {
                 let slices = map.slices_of(name);
                 let (n, k) = (slices.iter().map(|s| s.rows).sum(), slices[0].columns);
@@ -114,8 +128,8 @@ fn q8_keeps_the_bytes_and_scales_of_the_file() {
                 let (expected, _) = expected.as_chunks::<4>();
                 for (value, bytes) in values.iter().zip(expected) {
                     let expected = f32::from_le_bytes(*bytes);
-                    // The positions of GPT-2 are stored as f32, so they are rounded.
-                    if name != "model.embed_positions.weight" {
+                    // Positions and kinds of tokens are stored as f32, so they are rounded.
+                    if !["positions", "token_types"].iter().any(|what| name.contains(what)) {
                         assert_eq!(value.to_bits(), expected.to_bits(), "{family} {name}");
                     }
                 }
@@ -133,9 +147,13 @@ fn the_rule_behind_llama_3_divisors_is_found() {
 
 /// The LLaMA file with changed bytes.
 fn changed(change: impl FnOnce(&mut Vec<u8>)) -> gguf::GgufSpecError {
+    changed_file("llama", change)
+}
+
+fn changed_file(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> gguf::GgufSpecError {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    let mut bytes = std::fs::read(golden("llama.gguf")).unwrap();
+    let mut bytes = std::fs::read(golden(&format!("{name}.gguf"))).unwrap();
     change(&mut bytes);
     std::fs::write(&path, bytes).unwrap();
     gguf::spec(&GgufFile::open(Path::new(&path)).unwrap()).unwrap_err()
@@ -156,7 +174,11 @@ fn renamed(key: &str, to: &str) -> String {
 
 /// The error with the four bytes of a key's value replaced.
 fn set(key: &str, value: [u8; 4]) -> gguf::GgufSpecError {
-    changed(|bytes| {
+    set_in("llama", key, value)
+}
+
+fn set_in(name: &str, key: &str, value: [u8; 4]) -> gguf::GgufSpecError {
+    changed_file(name, |bytes| {
         let at = find(bytes, key) + key.len() + 4;
         bytes[at..at + 4].copy_from_slice(&value);
     })
@@ -210,4 +232,45 @@ fn absurd_and_contradictory_values_are_refused() {
         let error = set(key, value.to_le_bytes());
         assert!(matches!(error, gguf::GgufSpecError::Spec(_)), "{key} {value}: {error}");
     }
+}
+
+#[test]
+fn what_deepseek_and_bert_cannot_mean_is_refused_by_name() {
+    let refuse = |name: &str, key: &str, value: u32, expected: &str| {
+        assert_eq!(set_in(name, key, value.to_le_bytes()).to_string(), expected);
+    };
+    refuse(
+        "deepseek_v3",
+        "deepseek2.expert_gating_func",
+        4,
+        "deepseek2.expert_gating_func = 4 is not supported for deepseek2 models",
+    );
+    refuse(
+        "deepseek_v3",
+        "deepseek2.attention.key_length",
+        41,
+        "deepseek2.attention.key_length = 41 is not supported for deepseek2 models",
+    );
+    refuse(
+        "deepseek_v2_old",
+        "deepseek2.attention.key_length",
+        7,
+        "deepseek2.attention.key_length is 7, but deepseek2.rope.dimension_count is 8",
+    );
+    refuse(
+        "deepseek_v3",
+        "deepseek2.rope.scaling.yarn_log_multiplier",
+        0,
+        "deepseek2.rope.scaling.yarn_log_multiplier = 0 is not supported for deepseek2 models",
+    );
+    let causal = changed_file("bert", |bytes| {
+        let at = find(bytes, "bert.attention.causal") + "bert.attention.causal".len() + 4;
+        bytes[at] = 1;
+    });
+    assert_eq!(causal.to_string(), "bert.attention.causal = true is not supported for bert models");
+    let untyped = changed_file("bert", |bytes| {
+        let at = find(bytes, "tokenizer.ggml.token_type_count");
+        bytes[at] = b'T';
+    });
+    assert_eq!(untyped.to_string(), "the key tokenizer.ggml.token_type_count is missing");
 }

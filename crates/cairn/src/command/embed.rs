@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::encoder::{Encoder, Wanted, runs_of};
 use crate::failure::UserError;
-use crate::model_folder::ModelFolder;
+use crate::model_folder::{ModelFolder, ModelWeights};
 use crate::pooling::{EmbedSettings, Pooling, normalize, pool};
 use crate::runs;
 use crate::weight_type::WeightTypeArgs;
@@ -55,7 +55,10 @@ pub(crate) struct EmbedArgs {
 pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
     let tokenizer = model.text_tokenizer()?;
-    let settings = EmbedSettings::read(&model.path)?;
+    let settings = match &model.weights {
+        ModelWeights::Folder(_) => EmbedSettings::read(&model.path)?,
+        ModelWeights::Gguf(file) => EmbedSettings::of_gguf(file)?,
+    };
     for fields in &settings.ignored {
         context.terminal.warn(format_args!("fields that nothing here knows: {fields}"));
     }

@@ -87,6 +87,25 @@ fn weights_kept_as_stored_give_the_bits_of_f32() {
 }
 
 #[test]
+fn an_encoder_in_a_gguf_file_embeds_as_the_folder_does() {
+    let vectors = |model: &str, more: &[&str]| {
+        let mut command = cairn(["embed", "--dtype", "f32", "--json"]);
+        command.args(["a stone", "Stones, and [MASK] more"]).args(more);
+        let text = succeed(command.arg("--model").arg(golden("gguf").join(model)));
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    // The file says how it pools, the folder does not.
+    let file = vectors("bert.gguf", &[]);
+    assert_eq!(file["pooling"], "mean");
+    assert_eq!(file, vectors("bert", &["--pooling", "mean"]));
+    assert_ne!(file, vectors("bert.gguf", &["--pooling", "cls"]));
+    let mut command = cairn(["fill-mask", "[MASK]", "--model"]);
+    let output = command.arg(golden("gguf").join("bert.gguf")).output().unwrap();
+    let text = shown(&output, None);
+    assert!(text.contains("was not made to fill masks"), "{text}");
+}
+
+#[test]
 fn a_gguf_file_is_described() {
     let text = succeed(cairn(["inspect"]).arg(golden("gguf").join("llama.gguf")));
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
