@@ -33,7 +33,7 @@ pub use detect::{DetectError, detect_model_spec};
 pub use init::{init_adapter, init_weights};
 pub use load::{
     LoadError, Naming, StoredError, TensorSource, WeightReader, load_adapter, load_weights,
-    stored_encoding, tensor_f32, tensors,
+    stored_encoding, stored_encodings, tensor_f32, tensors,
 };
 pub use names::{Placement, TensorMap, TensorSlice};
 pub use pack::{PackCheck, PackSource};

@@ -25,7 +25,7 @@ use crate::adapter::{AdapterMap, is_adapter_weight};
 use crate::names::{Placement, TensorMap, TensorSlice};
 
 pub use reader::WeightReader;
-pub use stored::{StoredError, stored_encoding};
+pub use stored::{StoredError, stored_encoding, stored_encodings};
 
 /// A set of named tensors: a file, several shards, or memory.
 pub trait TensorSource: Sync {

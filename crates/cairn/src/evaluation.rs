@@ -11,6 +11,7 @@ use cairn_eval::{
     Comparison, EvalError, ModelScorer, ModelScorerOptions, ModelScorerPlan, Progress, Stage,
     Windows, compare, sample,
 };
+use cairn_kernels::Compute;
 use cairn_spec::recipe::{Format, RECIPE_BYTES_MAX, RecipeFile};
 use serde_json::{Value, json};
 
@@ -40,6 +41,8 @@ pub(crate) struct Measurement {
     pub(crate) stride: Option<usize>,
     /// How the weights are held.
     pub(crate) dtype: WeightType,
+    /// Arithmetic of the products by them.
+    pub(crate) compute: Compute,
 }
 
 /// Measures `model` on one side of `corpus`.
@@ -60,6 +63,7 @@ pub(crate) fn measure(
     let windows = Windows::new(length, how.stride.unwrap_or(length))?;
     let mut options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
     options.encoding = how.dtype.encoding(model, context.terminal)?;
+    options.compute = how.compute;
     let plan = ModelScorerPlan::with_adapters(&model.spec, options, &model.adapters())?;
     let mut scorer = ModelScorer::load_adapted(plan, context.cpu()?, model.tensors())
         .with_context(|| format!("cannot load {}", model.path.display()))?;
@@ -141,6 +145,7 @@ pub(crate) fn settings(model: &Path, how: &Measurement) -> Value {
         "context": how.context,
         "stride": how.stride,
         "dtype": how.dtype,
+        "compute": how.compute,
     })
 }
 

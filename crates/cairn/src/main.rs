@@ -27,6 +27,7 @@ mod pooling;
 mod progress_line;
 mod runs;
 mod sampling;
+mod shell_word;
 mod signals;
 mod speculative;
 mod stop_strings;

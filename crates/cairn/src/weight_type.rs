@@ -1,7 +1,9 @@
 //! `--dtype`: how the weight matrices of a model are held in memory.
 
 use cairn_kernels::{Encoding, Layout};
-use cairn_model::{BuildOptions, Head, TensorSource, build_program, stored_encoding};
+use cairn_model::{
+    BuildOptions, Head, TensorSource, build_program, stored_encoding, stored_encodings,
+};
 use cairn_program::{Class, Sizes};
 use cairn_spec::{DType, ModelSpec};
 use clap::{Args, ValueEnum};
@@ -68,22 +70,11 @@ impl WeightType {
         model: &ModelFolder,
         terminal: Terminal,
     ) -> anyhow::Result<Encoding> {
-        if self == Self::Auto
-            && let ModelWeights::Gguf(file) = &model.weights
-        {
-            let is_decoded = |name: &&str| model.weights.encoding(name).is_none();
-            let tensors = file.tensors().filter(|tensor| is_decoded(&&*tensor.name));
-            let mut names: Vec<&str> = tensors.map(|tensor| tensor.tensor_type.name()).collect();
-            names.sort_unstable();
-            names.dedup();
-            if !names.is_empty() {
-                terminal.warn(format_args!(
-                    "{} weights are held as f32; --dtype bf16 takes half of that, q8 a quarter",
-                    names.join(" and ")
-                ));
-            }
+        let encoding = self.encoding_of(&model.spec, Some(&model.weights))?;
+        if self == Self::Auto && encoding == Encoding::F32 {
+            warn_of_widening(model, terminal)?;
         }
-        self.encoding_of(&model.spec, Some(&model.weights))
+        Ok(encoding)
     }
 
     /// The encoding for a model whose weights may be missing: `auto` is then what the description
@@ -118,4 +109,31 @@ impl WeightType {
             Self::Fp4 => Some(Encoding::Fp4),
         }
     }
+}
+
+/// Says that matrices are held in more bytes than they are stored in, where they are.
+fn warn_of_widening(model: &ModelFolder, terminal: Terminal) -> anyhow::Result<()> {
+    const NARROWER: &str = "--dtype bf16 takes half of that, q8 a quarter";
+    if let ModelWeights::Gguf(file) = &model.weights {
+        let is_decoded = |name: &&str| model.weights.encoding(name).is_none();
+        let tensors = file.tensors().filter(|tensor| is_decoded(&&*tensor.name));
+        let mut names: Vec<&str> = tensors.map(|tensor| tensor.tensor_type.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        if !names.is_empty() {
+            let names = names.join(" and ");
+            terminal.warn(format_args!("{names} weights are held as f32; {NARROWER}"));
+            return Ok(());
+        }
+    }
+    let stored = stored_encodings(&model.spec, &model.weights)?;
+    if stored.len() > 1 {
+        let names =
+            stored.into_iter().map(|encoding| encoding.map_or("other types", Encoding::name));
+        let names = names.collect::<Vec<_>>().join(" and ");
+        terminal.warn(format_args!(
+            "weight matrices are stored as {names}, so all are held as f32; {NARROWER}"
+        ));
+    }
+    Ok(())
 }

@@ -23,23 +23,39 @@ pub enum StoredError {
 /// value: that in which all of them are stored, or `f32` where they are stored in several, or in one
 /// that Cairn decodes only.
 ///
+/// # Errors
+///
+/// As [`stored_encodings`].
+pub fn stored_encoding(
+    spec: &ModelSpec,
+    source: &dyn TensorSource,
+) -> Result<Encoding, StoredError> {
+    Ok(match stored_encodings(spec, source)?.as_slice() {
+        [Some(encoding)] => *encoding,
+        _ => Encoding::F32,
+    })
+}
+
+/// The encodings in which the weight matrices of a model are stored, each once, in the order of the
+/// program; `None` for those that Cairn decodes only.
+///
 /// Weights that a program holds in `f32` whatever it is asked for, such as norms and routers, do not
 /// count. Tensors that are missing do not count either; loading lists them.
 ///
 /// # Errors
 ///
 /// [`StoredError`] if no program or no names are known for the model.
-pub fn stored_encoding(
+pub fn stored_encodings(
     spec: &ModelSpec,
     source: &dyn TensorSource,
-) -> Result<Encoding, StoredError> {
+) -> Result<Vec<Option<Encoding>>, StoredError> {
     // Whatever is stored in the encoding that is asked for follows it.
     let asked = Encoding::Bf16;
     let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
     let program =
         build_program(spec, &BuildOptions { encoding: asked, ..BuildOptions::new(head) })?;
     let map = source.naming().map(spec, |tensor| source.shape(tensor).is_some())?;
-    let mut common = None;
+    let mut found = Vec::new();
     for (_, weight) in program.of_class(Class::Weight) {
         if weight.value_type.encoding() != Some(asked) {
             continue;
@@ -50,12 +66,11 @@ pub fn stored_encoding(
             else {
                 continue;
             };
-            let encoding = source.encoding(&tensor).unwrap_or(Encoding::F32);
-            if encoding == Encoding::F32 || common.is_some_and(|common| common != encoding) {
-                return Ok(Encoding::F32);
+            let encoding = source.encoding(&tensor);
+            if !found.contains(&encoding) {
+                found.push(encoding);
             }
-            common = Some(encoding);
         }
     }
-    Ok(common.unwrap_or(Encoding::F32))
+    Ok(found)
 }

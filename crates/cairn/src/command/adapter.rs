@@ -37,6 +37,8 @@ const WEIGHT_ENDINGS: [&str; 13] = [
     "npz",
     "tflite",
 ];
+/// The one folder that belongs to a model: further chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
 /// Elements computed at a time.
 const CHUNK_ELEMENTS: usize = 1 << 16;
 
@@ -144,7 +146,9 @@ impl Files {
             let path = entry.map_err(FileError::on("list", folder))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let is_weights = |ending: &&str| name.ends_with(&format!(".{ending}"));
-            if path.is_dir() {
+            if path.is_dir() && name == TEMPLATES {
+                files.take_templates(&path)?;
+            } else if path.is_dir() {
                 files.left_out.push(format!("{name}/"));
             } else if name == MANIFEST_FILE || WEIGHT_ENDINGS.iter().any(is_weights) {
                 // The file that is written anew is no loss.
@@ -158,6 +162,16 @@ impl Files {
         files.kept.sort();
         files.left_out.sort();
         Ok(files)
+    }
+
+    fn take_templates(&mut self, folder: &Path) -> anyhow::Result<()> {
+        for entry in fs::read_dir(folder).map_err(FileError::on("list", folder))? {
+            let path = entry.map_err(FileError::on("list", folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let list = if path.is_file() { &mut self.kept } else { &mut self.left_out };
+            list.push(format!("{TEMPLATES}/{name}"));
+        }
+        Ok(())
     }
 }
 
@@ -188,6 +202,10 @@ fn save(
     draft.write_file(SINGLE_FILE, |file| write(file, out, &std::collections::BTreeMap::new()))?;
     for name in &files.kept {
         let path = folder.join(name);
+        if let Some(inner) = Path::new(name).parent().filter(|inner| *inner != Path::new("")) {
+            let inner = draft.path().join(inner);
+            fs::create_dir_all(&inner).map_err(FileError::on("create", &inner))?;
+        }
         let mut source = fs::File::open(&path).map_err(FileError::on("open", &path))?;
         draft.write_file(name, |file| io::copy(&mut source, file).map(drop))?;
     }
@@ -205,11 +223,17 @@ fn stream(
     let count: usize = shape.iter().product();
     let mut values = vec![0.0; CHUNK_ELEMENTS.min(count)];
     let encoding = encoding(dtype).map_err(io::Error::other)?;
+    let bound = encoding.overflow_bound().unwrap_or(f32::INFINITY);
     let mut bytes = vec![0; dtype.size_bytes() * values.len()];
     for first in (0..count).step_by(CHUNK_ELEMENTS) {
         let len = CHUNK_ELEMENTS.min(count - first);
         let (values, bytes) = (&mut values[..len], &mut bytes[..dtype.size_bytes() * len]);
         source.read_f32(name, first..first + len, values).map_err(io::Error::other)?;
+        // What was infinite before stays so.
+        if let Some(value) = values.iter().find(|x| (bound..f32::INFINITY).contains(&x.abs())) {
+            let text = format!("{value:e} in {name} is beyond what {dtype} holds");
+            return Err(io::Error::other(text));
+        }
         encode((encoding, Layout::RowMajor), (1, len), values, bytes);
         out.write_all(bytes)?;
     }
@@ -221,7 +245,8 @@ fn encoding(dtype: DType) -> Result<Encoding, String> {
     match dtype {
         DType::F32 => Ok(Encoding::F32),
         DType::Bf16 => Ok(Encoding::Bf16),
-        other => Err(format!("merged weights are written as f32 or bf16, not as {other}")),
+        DType::F16 => Ok(Encoding::F16),
+        other => Err(format!("merged weights are written as f32, bf16 or f16, not as {other}")),
     }
 }
 
@@ -239,9 +264,15 @@ mod tests {
             fs::write(folder.path().join(name), "").unwrap();
         }
         fs::create_dir(folder.path().join("onnx")).unwrap();
+        fs::create_dir_all(folder.path().join("additional_chat_templates/old")).unwrap();
+        fs::write(folder.path().join("additional_chat_templates/rag.jinja"), "").unwrap();
         let files = Files::of(folder.path()).unwrap();
-        assert_eq!(files.kept, ["README.md", "chat_template.jinja", "config.json", "vocab.txt"]);
-        let left_out = ["cairn.json", "model.safetensors.index.json", "onnx/", "pytorch_model.bin"];
+        let template = "additional_chat_templates/rag.jinja";
+        let kept = ["README.md", template, "chat_template.jinja", "config.json", "vocab.txt"];
+        assert_eq!(files.kept, kept);
+        let inner = "additional_chat_templates/old";
+        let index = "model.safetensors.index.json";
+        let left_out = [inner, "cairn.json", index, "onnx/", "pytorch_model.bin"];
         assert_eq!(files.left_out, left_out);
     }
 }

@@ -7,6 +7,7 @@ use cairn_eval::COMPARED_BYTES_MAX;
 use cairn_spec::units::ByteSize;
 use clap::{Args, ValueEnum};
 
+use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::evaluation::{
     Measurement, comparison_text, corpus_of, measure, recipe_of, run_of, save_record, settings,
@@ -49,6 +50,8 @@ pub(crate) struct EvalArgs {
     stride: Option<usize>,
     #[command(flatten)]
     weights: WeightTypeArgs,
+    #[command(flatten)]
+    compute: ComputeDtypeArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -90,6 +93,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
         },
         stride: args.stride,
         dtype: args.weights.dtype,
+        compute: args.compute.compute(),
     };
     context
         .terminal

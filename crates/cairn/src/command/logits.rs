@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use cairn_artifacts::atomic;
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
-use cairn_kernels::{Cpu, Encoding, SeqSlot};
+use cairn_kernels::{Compute, Cpu, Encoding, SeqSlot};
 use cairn_model::{BuildOptions, Head, build_adapted_program};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
 use clap::Args;
 
+use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::model_folder::{ModelArgs, ModelFolder};
@@ -41,6 +42,8 @@ pub(crate) struct LogitsArgs {
     output: PathBuf,
     #[command(flatten)]
     weights: WeightTypeArgs,
+    #[command(flatten)]
+    compute: ComputeDtypeArgs,
 }
 
 /// Computes and writes them.
@@ -54,7 +57,8 @@ pub(crate) fn run(args: &LogitsArgs, context: &Context) -> anyhow::Result<()> {
         ));
     }
     let encoding = args.weights.dtype.encoding(&model, context.terminal)?;
-    let outputs = compute((&model, encoding), &input, context.cpu()?)?;
+    let form = (encoding, args.compute.compute());
+    let outputs = compute((&model, form), &input, context.cpu()?)?;
     let tensors = outputs.iter().map(|(name, width, values)| {
         OutTensor::f32(name.as_str(), &[input.rows, input.row_tokens, *width], values)
     });
@@ -99,13 +103,14 @@ impl Input {
 
 /// Names, widths and values `[b, t, width]` of all outputs, one row at a time.
 fn compute(
-    (model, encoding): (&ModelFolder, Encoding),
+    (model, (encoding, compute)): (&ModelFolder, (Encoding, Compute)),
     input: &Input,
     cpu: Cpu,
 ) -> anyhow::Result<Vec<(String, usize, Vec<f32>)>> {
     const PROGRAM: ProgramId = ProgramId(0);
     let options = BuildOptions {
         encoding,
+        compute,
         keep_hidden: true,
         text_len: Some(input.row_tokens),
         ..BuildOptions::new(Head::Logits)

@@ -13,6 +13,7 @@ use cairn_artifacts::bounded::read_text;
 use cairn_artifacts::run::RunFolder;
 use cairn_data::corpus::{BuildSettings, Corpus, Existing, MANIFEST_FILE, Split};
 use cairn_eval::{Comparison, Compressor};
+use cairn_kernels::Compute;
 use cairn_spec::model::Family;
 use cairn_spec::recipe::{
     BatchSection, BudgetSection, CheckpointSection, DataSection, EvalSection, ModelSection,
@@ -33,6 +34,7 @@ use crate::model_folder::ModelFolder;
 use crate::outside::Outside;
 use crate::plan_text::plan_text;
 use crate::runs;
+use crate::shell_word::shell_word;
 use crate::signals::StopFlag;
 use crate::text_input::{TextArgs, train_tokenizer};
 use crate::training::{self, Job, RunOptions};
@@ -358,6 +360,7 @@ fn evaluate(
         // Every token but a document's first ones is scored with half a window before it.
         stride: Some(SEQ_LEN / 2),
         dtype: WeightType::Auto,
+        compute: Compute::F32,
     };
     let comparison = measure(model, corpus, &how, (context, stop))?;
     save_record(run, corpus, &comparison, settings(&model.path, &how))?;
@@ -415,8 +418,9 @@ fn beginning(corpus: &Corpus) -> anyhow::Result<String> {
 fn say_next_steps(args: &QuickstartArgs, run: &RunFolder, corpus: &Corpus, context: &Context) {
     let folder = run.root().display();
     let longer = (3.0 * args.minutes()).ceil();
-    let inputs = args.text.input.iter().map(|input| format!(" --input {}", input.display()));
+    let inputs = args.text.input.iter().map(|input| format!(" --input {}", shell_word(input)));
     let inputs = inputs.collect::<String>();
+    let recipe = shell_word(&run.recipe());
     let prompt = if is_rust(corpus) { "'fn main() {'" } else { "TEXT" };
     context.terminal.say(format_args!(
         "\nThis model is in {folder}, its curves in {folder}/report.html. Next:\n\
@@ -424,6 +428,6 @@ fn say_next_steps(args: &QuickstartArgs, run: &RunFolder, corpus: &Corpus, conte
          \x20 cairn eval\n\
          \x20 cairn inspect --program\n\
          \x20 cairn quickstart --name longer --minutes {longer}{inputs}\n\
-         \x20 cairn train {folder}/recipe.toml run.name=deeper model.num_hidden_layers=8"
+         \x20 cairn train {recipe} run.name=deeper model.num_hidden_layers=8"
     ));
 }
