@@ -9,6 +9,8 @@ clipped to a global norm of 1.0 before each step. `experts.safetensors`: tokens 
 clipping), and of each parameter, under the name that transformers holds it by, three numbers of its gradient in
 step 0 (`grad0.<name>`) and of its value after the last step (`final.<name>`): the norm, and the sums of its
 elements times cos(i) and times sin(0.7 i), over i from 0.
+`balance.safetensors` of Mixtral and Qwen3-MoE is the same with transformers' load-balancing loss added, times
+`aux_loss_coef` [1], which is large enough to move every gradient.
 Made with transformers 5.23 and torch 2.15.
 """
 
@@ -28,7 +30,7 @@ def sketch(values):
     return torch.stack([flat.norm(), (flat * i.cos()).sum(), (flat * (0.7 * i).sin()).sum()]).float()
 
 
-def train(folder):
+def train(folder, aux_loss_coef=0.0):
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).train()
     named = dict(model.named_parameters())
@@ -41,8 +43,12 @@ def train(folder):
     losses, norms, out = [], [], {"tokens": tokens}
     for step in range(STEPS):
         optimizer.zero_grad()
-        logits = model(tokens[step, :, :-1]).logits
+        result = model(tokens[step, :, :-1], **({"output_router_logits": True} if aux_loss_coef else {}))
+        logits = result.logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[step, :, 1:].flatten())
+        if aux_loss_coef:
+            print("auxiliary loss", result.aux_loss.item())
+            loss = loss + aux_loss_coef * result.aux_loss
         loss.backward()
         if step == 0:
             out |= {f"grad0.{name}": sketch(p.grad) for name, p in named.items()}
@@ -51,13 +57,17 @@ def train(folder):
         optimizer.step()
     out |= {f"final.{name}": sketch(p) for name, p in named.items()}
     out |= {"losses": torch.stack(losses), "grad_norms": torch.stack(norms)}
-    save_file(out, folder / "experts.safetensors")
+    if aux_loss_coef:
+        out["aux_loss_coef"] = torch.tensor([aux_loss_coef])
+    save_file(out, folder / ("balance.safetensors" if aux_loss_coef else "experts.safetensors"))
     print(folder.name, [round(float(loss), 4) for loss in losses], list(named)[:14])
 
 
 def main():
     for name in ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"]:
         train(pathlib.Path(sys.argv[1]) / name)
+    for name in ["mixtral", "qwen3_moe"]:
+        train(pathlib.Path(sys.argv[1]) / name, aux_loss_coef=0.5)
 
 
 if __name__ == "__main__":

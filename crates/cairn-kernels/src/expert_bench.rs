@@ -9,6 +9,7 @@ use crate::cpu::Cpu;
 use crate::encoding::{Encoding, Layout, Weight, encode};
 use crate::memory::Anonymous;
 use crate::registry::{Case, Dim, Operator, Shape};
+use crate::route::balance::{ExpertLoad, ExpertLoadGrad, expert_load, expert_load_grad};
 use crate::route::{Route, RouteGrad, Routing, Scoring, route, route_grad};
 use crate::{
     ExpertMatmul, ExpertMatmulDw, ExpertMatmulDx, ExpertSum, ExpertSumGrad, expert_matmul,
@@ -70,6 +71,20 @@ pub(crate) const OPERATORS: &[Operator] = &[
         encodings: F32_ONLY,
         shapes: ROUTED,
         prepare: route_grad_case,
+    },
+    Operator {
+        name: "expert_load",
+        description: "how often each expert is chosen, and the sum of its probabilities",
+        encodings: F32_ONLY,
+        shapes: ROUTED,
+        prepare: load_case,
+    },
+    Operator {
+        name: "expert_load_grad",
+        description: "the gradient of those sums for the logits",
+        encodings: F32_ONLY,
+        shapes: ROUTED,
+        prepare: load_grad_case,
     },
 ];
 
@@ -319,6 +334,49 @@ fn route_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
     Case {
         flops,
         bytes: (4 * t * (2 * num_experts + 2 * top_k)) as f64,
+        compute: crate::Compute::F32,
+        run,
+    }
+}
+
+fn load_case(shape: &Shape, _encoding: Encoding) -> Case {
+    let [t, num_experts, top_k] = shape.sizes(["t", "e", "a"]);
+    let mut numbers = Numbers(1);
+    let logits = numbers.values(t * num_experts);
+    let mut experts = vec![0; t * top_k];
+    numbers.route(&mut experts, top_k, num_experts);
+    let (mut choices, mut mass) = (vec![0.0; num_experts], vec![0.0; num_experts]);
+    let run = Box::new(move |cpu: &Cpu| {
+        let args = ExpertLoad {
+            logits_te: &logits,
+            experts_ta: &experts,
+            num_experts,
+            before: None,
+            choices_e: &mut choices,
+            mass_e: &mut mass,
+        };
+        expert_load(cpu, args);
+    });
+    Case {
+        flops: (t * num_experts) as f64 * (EXP_FLOPS + 1.0),
+        bytes: (4 * t * (num_experts + top_k)) as f64,
+        compute: crate::Compute::F32,
+        run,
+    }
+}
+
+fn load_grad_case(shape: &Shape, _encoding: Encoding) -> Case {
+    let [t, num_experts] = shape.sizes(["t", "e"]);
+    let mut numbers = Numbers(1);
+    let (logits, dmass) = (numbers.values(t * num_experts), numbers.values(num_experts));
+    let mut dlogits = vec![0.0; t * num_experts];
+    let run = Box::new(move |cpu: &Cpu| {
+        let (dmass_e, dlogits_te) = (&dmass[..], &mut dlogits[..]);
+        expert_load_grad(cpu, ExpertLoadGrad { dmass_e, logits_te: &logits, dlogits_te });
+    });
+    Case {
+        flops: (t * num_experts) as f64 * (EXP_FLOPS + 4.0),
+        bytes: (8 * t * num_experts) as f64,
         compute: crate::Compute::F32,
         run,
     }

@@ -79,6 +79,7 @@ pub use pool::Scratch;
 pub use random::splitmix;
 pub use rms_norm::{RmsNorm, RmsNormGrad, rms_norm, rms_norm_grad};
 pub use rope::{Rope, RopePairing, rope};
+pub use route::balance::{Balance, ExpertLoad, ExpertLoadGrad, expert_load, expert_load_grad};
 pub use route::{ExpertGroups, GroupScore, Route, RouteGrad, Routing, Scoring, route, route_grad};
 pub use rows::{Concat, GatherRows, ScatterRows, Split, concat, gather_rows, scatter_rows, split};
 pub use token_logprob::{

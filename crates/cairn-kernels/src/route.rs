@@ -9,7 +9,11 @@
 //! *without* the bias, over the sum of the chosen scores (a chain in order of rank) if asked, times a
 //! factor.
 //!
+//! How evenly tokens are spread is counted in `balance`.
+//!
 //! Choosing has no gradient; the weights have one, for the logits.
+
+pub mod balance;
 
 use serde::{Deserialize, Serialize};
 

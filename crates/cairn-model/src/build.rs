@@ -60,6 +60,8 @@ pub struct BuildOptions {
     pub keep_hidden: bool,
     /// Inserts the spec's dropout.
     pub dropout: bool,
+    /// Adds the spec's load-balancing loss, `balance_loss`, where it has one.
+    pub balance: bool,
     /// Tokens of the text, for rotations that change with its length (dynamic, longrope). `None`
     /// is any length up to [`ModelFields::context_limit`](model::ModelFields::context_limit).
     pub text_len: Option<usize>,
@@ -78,6 +80,7 @@ impl BuildOptions {
             head,
             keep_hidden: false,
             dropout: false,
+            balance: false,
             text_len: None,
             num_blocks: None,
         }
@@ -140,6 +143,7 @@ pub fn build_adapted_program(
         width: Dim::fixed(DimName::Hidden, spec.hidden_size),
         builder: Builder::new(),
         dropout_sites: 0,
+        load: [None; 2],
         adapters,
     };
     lowering.builder.set_compute(compute);
@@ -151,6 +155,7 @@ pub fn build_adapted_program(
         x = lowering.block(layer, x)?;
     }
     lowering.builder.set_block(None);
+    lowering.balance_loss()?;
     lowering.head(x)?;
     let program = lowering.builder.finish()?;
     // An adapter that nothing reads would be dropped without a word.
@@ -173,6 +178,8 @@ struct Lowering<'a> {
     width: Dim,
     builder: Builder,
     dropout_sites: u32,
+    /// Choices and probabilities of the experts, counted over the layers so far.
+    load: [Option<ValueId>; 2],
     adapters: &'a AdapterMap,
 }
 

@@ -118,6 +118,11 @@ impl Program {
                 let logits = usize::from(matches!(instr.op, Op::RouteGrad(_)));
                 20.0 * elements(logits)
             }
+            // The router's softmax again.
+            Op::ExpertLoad => 21.0 * elements(0),
+            Op::ExpertLoadGrad => 24.0 * elements(1),
+            Op::BalanceLoss(_) => 2.0 * elements(0),
+            Op::BalanceLossGrad(_) => elements(1),
             Op::TokenLogprob(_) => 2.0 * elements(0) / row(0) * row(1),
             Op::CrossEntropy(_) | Op::TokenLogprobGrad(_) => {
                 let first = usize::from(matches!(instr.op, Op::TokenLogprobGrad(_)));

@@ -16,11 +16,15 @@ use crate::verify::VerifyError;
 /// Prefix of a gradient's name: `grad.` and the name of the weight.
 pub const GRADIENT_PREFIX: &str = "grad.";
 
+/// The input that weighs a load-balancing loss beside the cross entropy: this run's share of the step.
+pub const BALANCE_WEIGHT: &str = "balance_weight";
+
 /// Where the backward pass starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// Each `token_logprob` of the program becomes `cross_entropy` with the per-token weights of
-    /// the input `loss_weights`: loss and gradient in one pass.
+    /// the input `loss_weights`: loss and gradient in one pass. A `balance_loss` is added, times the
+    /// input [`BALANCE_WEIGHT`].
     CrossEntropy,
     /// The caller's loss: for each named value the gradient is read from the input `d.<name>`.
     Seeds(Vec<String>),
@@ -210,7 +214,10 @@ impl<'a> Tape<'a> {
     }
 
     fn seed(&mut self, loss: &Loss) -> Result<(), DifferentiateError> {
-        let Loss::Seeds(names) = loss else { return Ok(()) };
+        let Loss::Seeds(names) = loss else {
+            self.seed_balance();
+            return Ok(());
+        };
         for name in names {
             let id = self
                 .builder
@@ -224,6 +231,17 @@ impl<'a> Tape<'a> {
             self.gradient.insert(id, seed);
         }
         Ok(())
+    }
+
+    /// The load-balancing loss, where there is one that depends on what is trained.
+    fn seed_balance(&mut self) {
+        let instrs = &self.builder.program.instrs;
+        let balance = instrs.iter().find(|instr| matches!(instr.op, Op::BalanceLoss(_)));
+        let loss = balance.and_then(|instr| instr.outputs[0]);
+        if let Some(loss) = loss.filter(|loss| self.needs.contains(loss)) {
+            let weight = self.builder.input(BALANCE_WEIGHT, ValueType::F32, &[]);
+            self.gradient.insert(loss, weight);
+        }
     }
 
     fn gradient_name(&self, of: ValueId) -> String {
@@ -317,6 +335,7 @@ impl<'a> Tape<'a> {
             Op::HeadMatmulDx => self.transposed_product_adjoint(instr, dy[0])?,
             Op::RmsNorm(_) | Op::LayerNorm(_) => self.norm_adjoint(instr, dy[0])?,
             Op::Route(_) | Op::ExpertMatmul | Op::ExpertSum => self.experts_adjoint(instr, &dy)?,
+            Op::ExpertLoad | Op::BalanceLoss(_) => self.balance_adjoint(instr, &dy)?,
             Op::Embed | Op::PositionEmbed => self.lookup_adjoint(instr, dy[0])?,
             Op::Add => {
                 self.pass(slot(0), dy[0])?;
@@ -442,6 +461,24 @@ impl<'a> Tape<'a> {
             }
             _ => self.expert_product_adjoint(instr, dy[0]),
         }
+    }
+
+    fn balance_adjoint(
+        &mut self,
+        instr: &Instr,
+        dy: &[Option<ValueId>],
+    ) -> Result<(), VerifyError> {
+        let slot = |n: usize| instr.inputs.get(n).copied().flatten();
+        if let Op::BalanceLoss(attrs) = instr.op {
+            let inputs = vec![dy[0], slot(0)];
+            return self.emit(Op::BalanceLossGrad(attrs), inputs, &[slot(1)]);
+        }
+        // How often an expert is chosen has no gradient, its probability has one.
+        let Some(dmass) = dy[1] else { return Ok(()) };
+        if slot(0).is_some_and(|logits| self.wants(logits)) {
+            self.emit(Op::ExpertLoadGrad, vec![Some(dmass), slot(0)], &[slot(0)])?;
+        }
+        self.pass(slot(3), Some(dmass))
     }
 
     fn expert_product_adjoint(

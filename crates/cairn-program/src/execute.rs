@@ -117,6 +117,7 @@ fn check_indices(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Result<()
             Op::ExpertMatmulDw => {
                 (2, program.value(instr.inputs[3].expect("verified")).matrix_rows())
             }
+            Op::ExpertLoad => (1, program.value(instr.inputs[0].expect("verified")).shape.last()),
             Op::RouteGrad(_) => (2, program.value(instr.inputs[1].expect("verified")).shape.last()),
             _ => continue,
         };
@@ -199,6 +200,10 @@ impl<'a> Step<'a> {
             Op::ExpertMatmulDw => self.expert_matmul_dw(),
             Op::ExpertSum => self.expert_sum(),
             Op::ExpertSumGrad => self.expert_sum_grad(),
+            Op::ExpertLoad => self.expert_load(),
+            Op::ExpertLoadGrad => self.expert_load_grad(),
+            Op::BalanceLoss(attrs) => self.balance_loss(*attrs),
+            Op::BalanceLossGrad(attrs) => self.balance_loss_grad(*attrs),
             Op::RmsNorm(attrs) => self.rms_norm(*attrs),
             Op::LayerNorm(attrs) => self.layer_norm(*attrs),
             Op::Rope(attrs) => self.rope(attrs, false),

@@ -38,11 +38,12 @@ mod verify;
 
 pub use account::{Cost, Workload};
 pub use cut::cut;
-pub use differentiate::{DifferentiateError, GRADIENT_PREFIX, Loss, differentiate};
+pub use differentiate::{BALANCE_WEIGHT, DifferentiateError, GRADIENT_PREFIX, Loss, differentiate};
 pub use dim::{Dim, DimName, Shape, Sizes};
 pub use execute::TOKEN_TYPES;
 pub use op::{
-    AdamWAttrs, AttentionAttrs, DropoutAttrs, HeadAttrs, NormAttrs, Op, RopeAttrs, VIS_VERSION,
+    AdamWAttrs, AttentionAttrs, BalanceAttrs, DropoutAttrs, HeadAttrs, NormAttrs, Op, RopeAttrs,
+    VIS_VERSION,
 };
 pub use plan::{ALIGNMENT, ArenaPlan, KvPlacement, Slot};
 pub use program::{Builder, Instr, Program};

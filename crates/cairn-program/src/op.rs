@@ -4,7 +4,7 @@
 //! |---|---|
 //! | lookup | `embed` `position_embed` `gather_rows` |
 //! | products | `matmul` `head_matmul` `expert_matmul` |
-//! | experts | `route` `expert_sum` |
+//! | experts | `route` `expert_sum` `expert_load` `balance_loss` |
 //! | rows | `rms_norm` `layer_norm` `rope` `glu` `activation` `softcap` `scale` `add` `concat` `split` `dropout` |
 //! | attention | `kv_write` `attention` |
 //! | head | `token_logprob` `cross_entropy` |
@@ -78,6 +78,15 @@ pub struct HeadAttrs {
     pub softcap: Option<f32>,
 }
 
+/// Attributes of the loss that asks a router to spread tokens evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BalanceAttrs {
+    /// Experts a token goes to.
+    pub top_k: usize,
+    /// Multiplies the loss.
+    pub coefficient: f32,
+}
+
 /// Attributes of AdamW (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>), in
 /// PyTorch's order of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -144,6 +153,12 @@ pub enum Op {
     ExpertMatmul,
     /// `(y[t, a, d..], weights[t, a]?) → [t, d..]`: sums over a token's experts in order of rank.
     ExpertSum,
+    /// `(logits[t, e], experts[t, a], choices[e]?, mass[e]?) → (choices[e], mass[e])`: how often each
+    /// expert was chosen and the sum of its probabilities, added to those of the layers before.
+    ExpertLoad,
+    /// `(choices[e], mass[e]) → [] f32`: the load-balancing loss of all layers counted so (Fedus et al.
+    /// 2022). Training starts from it as from `token_logprob`, times the input `balance_weight`.
+    BalanceLoss(BalanceAttrs),
     /// `(x[t, d], rows[o]) → [o, d]`.
     GatherRows,
     /// `(x[o, d], w[v, d], targets[o], bias[v]?) → (logprob[o], lse[o])` over the whole vocabulary,
@@ -178,6 +193,10 @@ pub enum Op {
     /// `(dout, y?, weights?) → (dy, dweights?)`: adjoint of `expert_sum`; the weights have a gradient
     /// where the rows are given.
     ExpertSumGrad,
+    /// `(dmass[e], logits[t, e]) → dlogits`: adjoint of `expert_load`; choices have no gradient.
+    ExpertLoadGrad,
+    /// `(dloss[], choices[e]) → dmass[e]`: adjoint of `balance_loss`.
+    BalanceLossGrad(BalanceAttrs),
     /// `(dy, x, w, sum?, dw?) → (dx, dw?)`.
     RmsNormGrad(NormAttrs),
     /// `(dy, x, w, sum?, dw?, db?) → (dx, dw?, db?)`.
@@ -236,6 +255,8 @@ impl Op {
             Self::Route(_) => "route",
             Self::ExpertMatmul => "expert_matmul",
             Self::ExpertSum => "expert_sum",
+            Self::ExpertLoad => "expert_load",
+            Self::BalanceLoss(_) => "balance_loss",
             Self::GatherRows => "gather_rows",
             Self::TokenLogprob(_) => "token_logprob",
             Self::CrossEntropy(_) => "cross_entropy",
@@ -250,6 +271,8 @@ impl Op {
             Self::ExpertMatmulDx => "expert_matmul_dx",
             Self::ExpertMatmulDw => "expert_matmul_dw",
             Self::ExpertSumGrad => "expert_sum_grad",
+            Self::ExpertLoadGrad => "expert_load_grad",
+            Self::BalanceLossGrad(_) => "balance_loss_grad",
             Self::RmsNormGrad(_) => "rms_norm_grad",
             Self::LayerNormGrad(_) => "layer_norm_grad",
             Self::RopeGrad(_) => "rope_grad",
@@ -308,6 +331,9 @@ impl fmt::Display for Op {
             | Self::GluGrad(act)
             | Self::Activation(act)
             | Self::ActivationGrad(act) => write!(f, " {act:?}"),
+            Self::BalanceLoss(a) | Self::BalanceLossGrad(a) => {
+                write!(f, " top_k={} coefficient={}", a.top_k, a.coefficient)
+            }
             Self::Scale(factor) => write!(f, " {factor}"),
             Self::Softcap(cap) | Self::SoftcapGrad(cap) => write!(f, " cap={cap}"),
             Self::TokenLogprob(a) | Self::CrossEntropy(a) | Self::TokenLogprobGrad(a) => {

@@ -321,6 +321,9 @@ pub(crate) fn infer(program: &Program, instr: &Instr) -> Results {
             experts::product(&operands, &instr.op)
         }
         Op::ExpertSum | Op::ExpertSumGrad => experts::sum(&operands, &instr.op),
+        Op::ExpertLoad | Op::ExpertLoadGrad | Op::BalanceLoss(_) | Op::BalanceLossGrad(_) => {
+            experts::balance(&operands, &instr.op)
+        }
         Op::RmsNorm(_) | Op::LayerNorm(_) | Op::RmsNormGrad(_) | Op::LayerNormGrad(_) => {
             infer_norm(&operands, &instr.op)
         }

@@ -12,6 +12,7 @@ use cairn_artifacts::hash::Hasher;
 use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_spec::ModelSpec;
+use cairn_spec::model::Mlp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -84,8 +85,12 @@ fn differences(own: &ModelSpec, recipe: &ModelSpec) -> Vec<String> {
     const FREE: [&str; 5] =
         ["initializer_range", "dropout", "tokens", "dtype", "max_position_embeddings"];
     let fields = |spec: &ModelSpec| {
-        let fields = serde_json::to_value(spec.clone().into_fields());
-        fields.expect("a spec is plain data")
+        let mut fields = spec.clone().into_fields();
+        if let Mlp::Moe(moe) = &mut fields.mlp {
+            // How to train on, too.
+            moe.router.aux_loss_coef = None;
+        }
+        serde_json::to_value(fields).expect("a spec is plain data")
     };
     let (own, recipe) = (fields(own), fields(recipe));
     let mut found = Vec::new();

@@ -2,9 +2,11 @@
 //!
 //! An optimizer step is any number of [`accumulate`](Learner::accumulate) calls and one
 //! [`update`](Learner::update). Gradients are means over the targets of all micro-batches together,
-//! because every micro-batch is given the same loss weight. How the rows are cut into micro-batches
+//! because every micro-batch is given the same loss weight. A load-balancing loss is that of each
+//! micro-batch, weighted by its share of the targets. How the rows are cut into micro-batches
 //! does not change a bit of the result, but for a weight that is used twice (an embedding that is
-//! the head as well): its uses add to one gradient by turns.
+//! the head as well), whose uses add to one gradient by turns, and for a load-balancing loss, which is
+//! no sum over tokens.
 
 use cairn_artifacts::Hash;
 use cairn_artifacts::hash::Hasher;
@@ -12,7 +14,8 @@ use cairn_eval::{ScoreLimits, SessionScorer};
 use cairn_kernels::{Cpu, Encoding};
 use cairn_model::{is_adapter_weight, widened_bf16};
 use cairn_program::{
-    Class, Feed, GRAD_NORM_SQUARED, MemoryPlan, Run, RunError, Session, SessionError, ValueType,
+    BALANCE_WEIGHT, Class, Feed, GRAD_NORM_SQUARED, MemoryPlan, Run, RunError, Session,
+    SessionError, ValueType,
 };
 
 use crate::batch::MicroBatch;
@@ -113,7 +116,12 @@ impl Learner {
     ) -> Result<(), RunError> {
         let weights = batch.loss_weights(loss_weight);
         let [ids, positions, targets] = batch.feeds();
-        let feeds = [ids, positions, targets, Feed::f32("loss_weights", &weights)];
+        let mut feeds = vec![ids, positions, targets, Feed::f32("loss_weights", &weights)];
+        // A load-balancing loss counts as much as the targets beside it.
+        let share = [weights.iter().sum::<f32>()];
+        if self.session.program(TRAIN).find(BALANCE_WEIGHT).is_some() {
+            feeds.push(Feed::f32(BALANCE_WEIGHT, &share));
+        }
         let run = Run {
             accumulate: place.first_token != 0,
             seed: place.seed,

@@ -116,10 +116,12 @@ impl Programs {
     ///
     /// [`ProgramsError`] naming what of the spec has no program.
     pub fn new(spec: &ModelSpec, options: &ProgramOptions) -> Result<Self, ProgramsError> {
-        let build = |dropout| BuildOptions {
+        // Dropout and the load-balancing loss are about training alone.
+        let build = |training| BuildOptions {
             encoding: options.encoding,
             layout: Layout::RowMajor,
-            dropout,
+            dropout: training,
+            balance: training,
             ..BuildOptions::new(Head::TokenLogprob)
         };
         let adapters = &options.adapters;

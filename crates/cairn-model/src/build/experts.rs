@@ -1,8 +1,9 @@
 //! The feed-forward part of a block with experts.
 
 use cairn_kernels::{Encoding, ExpertGroups, GroupScore, Layout, Routing, Scoring};
-use cairn_program::{Dim, DimName, Op, ValueId, VerifyError};
+use cairn_program::{BalanceAttrs, Dim, DimName, Op, ValueId, VerifyError};
 use cairn_spec::Activation;
+use cairn_spec::model::Mlp;
 use cairn_spec::model::moe::{self, Moe, Router};
 
 use super::{Lowering, act, to_f32};
@@ -85,7 +86,28 @@ impl Lowering<'_> {
         let names = [Some(chosen.as_str()), Some(weights.as_str())];
         let routed = self.builder.push_slots(op, vec![Some(logits), bias], &names)?;
         let chosen = routed[0].expect("slot 0 was named");
+        if self.options.balance && moe.router.aux_loss_coef.is_some() {
+            let (choices, mass) = (name("choices"), name("mass"));
+            let names = [Some(choices.as_str()), Some(mass.as_str())];
+            let slots = vec![Some(logits), Some(chosen), self.load[0], self.load[1]];
+            let counted = self.builder.push_slots(Op::ExpertLoad, slots, &names)?;
+            self.load = [counted[0], counted[1]];
+        }
         Ok((Experts { layer, e, chosen }, routed[1].expect("slot 1 was named")))
+    }
+
+    /// The loss of all routers together, where it is asked for.
+    pub(super) fn balance_loss(&mut self) -> Result<(), VerifyError> {
+        let ([Some(choices), Some(mass)], Mlp::Moe(moe)) = (self.load, &self.spec.mlp) else {
+            return Ok(());
+        };
+        let attrs = BalanceAttrs {
+            top_k: moe.num_experts_per_tok,
+            coefficient: to_f32(moe.router.aux_loss_coef.unwrap_or(0.0)),
+        };
+        let loss = self.builder.push("balance_loss", Op::BalanceLoss(attrs), &[choices, mass])?;
+        self.builder.output(loss);
+        Ok(())
     }
 
     /// Each routed row times its expert's `<what>_proj`.

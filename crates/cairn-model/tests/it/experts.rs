@@ -16,7 +16,7 @@ use cairn_spec::ModelSpec;
 use cairn_spec::model::{AttentionForm, Position};
 
 use crate::goldens::{Tensors, check_logits, folder, positions, slots, spec};
-use crate::training::check_training;
+use crate::training::{BALANCED_STEPS, check_training};
 
 const FAMILIES: [&str; 4] = ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"];
 const TRAIN: ProgramId = ProgramId(0);
@@ -188,6 +188,12 @@ fn mixtral_trains_as_pytorch_does() {
 #[test]
 fn qwen3_moe_trains_as_pytorch_does() {
     check_training(("qwen3_moe", SIX_STEPS), check_sketches);
+}
+
+#[test]
+fn experts_are_balanced_as_transformers_does() {
+    check_training(("mixtral", BALANCED_STEPS), check_sketches);
+    check_training(("qwen3_moe", BALANCED_STEPS), check_sketches);
 }
 
 #[test]

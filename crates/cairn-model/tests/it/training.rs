@@ -6,11 +6,12 @@ use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
 use cairn_kernels::{Cpu, Isa};
 use cairn_model::{BuildOptions, Head, TensorMap, build_program, load_weights, tensor_f32};
 use cairn_program::{
-    AdamWAttrs, Class, Feed, GRAD_NORM_SQUARED, KvPlacement, Loss, MemoryPlan, Program, ProgramId,
-    Recompute, Run, Session, SessionProgram, Sizes, UpdateOptions, differentiate, norm_program,
-    recompute, update_program,
+    AdamWAttrs, BALANCE_WEIGHT, Class, Feed, GRAD_NORM_SQUARED, KvPlacement, Loss, MemoryPlan,
+    Program, ProgramId, Recompute, Run, Session, SessionProgram, Sizes, UpdateOptions,
+    differentiate, norm_program, recompute, update_program,
 };
 use cairn_spec::ModelSpec;
+use cairn_spec::model::Mlp;
 
 use crate::goldens::{folder, positions, slots, spec, tokens};
 
@@ -21,18 +22,30 @@ const OPTIONS: UpdateOptions = UpdateOptions {
     ema_decay: None,
 };
 const TEN_STEPS: &str = "train.safetensors";
+/// With a load-balancing loss.
+pub(crate) const BALANCED_STEPS: &str = "balance.safetensors";
 const TRAIN: ProgramId = ProgramId(0);
 const NORM: ProgramId = ProgramId(1);
 const UPDATE: ProgramId = ProgramId(2);
 
 fn training_program(spec: &ModelSpec, policy: Recompute) -> Program {
-    let forward = build_program(spec, &BuildOptions::new(Head::TokenLogprob)).unwrap();
+    let options = BuildOptions { balance: true, ..BuildOptions::new(Head::TokenLogprob) };
+    let forward = build_program(spec, &options).unwrap();
     let trainable: BTreeSet<String> =
         forward.of_class(Class::Weight).map(|(_, weight)| weight.name.clone()).collect();
     let training = differentiate(&forward, &trainable, &Loss::CrossEntropy).unwrap();
     let program = recompute(&training, policy);
     program.verify().unwrap();
     program
+}
+
+/// The spec with the factor on the load-balancing loss that a golden file was made with.
+fn with_aux_loss(spec: ModelSpec, golden: &SafetensorsFile) -> ModelSpec {
+    let Some(factor) = golden.tensor("aux_loss_coef") else { return spec };
+    let mut fields = spec.into_fields();
+    let Mlp::Moe(moe) = &mut fields.mlp else { panic!("no experts") };
+    moe.router.aux_loss_coef = Some(f64::from(factor.to_f32().unwrap()[0]));
+    ModelSpec::new(fields).unwrap()
 }
 
 /// Runs the steps of a golden file; calls `after_backward` at each with the gradient norm.
@@ -42,8 +55,8 @@ fn train(
     cpu: Cpu,
     after_backward: &mut dyn FnMut(usize, &Session, f64),
 ) -> (Session, Vec<f64>) {
-    let spec = spec(name);
     let golden = SafetensorsFile::open(&folder(name).join(file)).unwrap();
+    let spec = with_aux_loss(spec(name), &golden);
     let (shape, all) = tokens(&golden, "tokens");
     let (steps, rows, length) = (shape[0], shape[1], shape[2] - 1);
     let training = training_program(&spec, policy);
@@ -68,16 +81,23 @@ fn train(
             batch.chunks(length + 1).flat_map(|row| row[offset..offset + length].to_vec()).collect()
         };
         let (ids, targets) = (row(0), row(1));
-        let feeds = [
+        let mut feeds = vec![
             Feed::u32("ids", &ids),
             Feed::u32("positions", &positions),
             Feed::u32("targets", &targets),
             Feed::f32("loss_weights", &weights),
         ];
+        let balances = session.program(TRAIN).find(BALANCE_WEIGHT).is_some();
+        if balances {
+            feeds.push(Feed::f32(BALANCE_WEIGHT, &[1.0]));
+        }
         let run = Run { row_tokens: length, ..Run::forward(&feeds, &sequences) };
         session.run(TRAIN, &run).unwrap();
         let logprob = session.output(TRAIN, "logprob");
-        let loss = -logprob.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;
+        let mut loss = -logprob.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;
+        if balances {
+            loss += f64::from(session.output(TRAIN, "balance_loss")[0]);
+        }
         losses.push(loss);
         let (lr, number) = ([1e-3], [u32::try_from(step).unwrap() + 1]);
         session.run(NORM, &Run::forward(&[], &[])).unwrap();
@@ -157,9 +177,9 @@ fn gpt2_trains_as_pytorch_does() {
 
 #[test]
 fn recomputation_changes_no_bit() {
-    for name in ["llama", "gpt2"] {
-        let run =
-            |policy| train((name, TEN_STEPS), policy, Cpu::new(Isa::best(), 2), &mut |_, _, _| {});
+    let balanced = ("mixtral", BALANCED_STEPS);
+    for (name, file) in [("llama", TEN_STEPS), ("gpt2", TEN_STEPS), balanced] {
+        let run = |policy| train((name, file), policy, Cpu::new(Isa::best(), 2), &mut |_, _, _| {});
         let (session, losses) = run(Recompute::None);
         for policy in [Recompute::Cheap, Recompute::Blocks(1), Recompute::ALL_BLOCKS] {
             let (other, same) = run(policy);

@@ -3,6 +3,7 @@
 use cairn_kernels::{self as kernels, Routing, Span};
 
 use super::{Step, WeightShape};
+use crate::op::BalanceAttrs;
 
 /// The sizes of a product of experts.
 struct ExpertSizes {
@@ -51,6 +52,50 @@ impl Step<'_> {
                 dlogits_te: dlogits.f32s(),
             },
         );
+    }
+
+    pub(super) fn expert_load(&mut self) {
+        let (num_experts, goes_on) = (self.width(0), self.has_input(2));
+        let reads: [Span; 4] = std::array::from_fn(|slot| self.input(slot));
+        let writes = [self.output(0), self.output(1)];
+        let ([logits, experts, choices, mass], [choices_out, mass_out]) =
+            self.memory.split(reads, writes);
+        kernels::expert_load(
+            self.cpu,
+            kernels::ExpertLoad {
+                logits_te: logits.f32s(),
+                experts_ta: experts.u32s(),
+                num_experts,
+                before: goes_on.then(|| (choices.f32s(), mass.f32s())),
+                choices_e: choices_out.f32s(),
+                mass_e: mass_out.f32s(),
+            },
+        );
+    }
+
+    pub(super) fn expert_load_grad(&mut self) {
+        let reads = [self.input(0), self.input(1)];
+        let ([dmass, logits], [dlogits]) = self.memory.split(reads, [self.output(0)]);
+        kernels::expert_load_grad(
+            self.cpu,
+            kernels::ExpertLoadGrad {
+                dmass_e: dmass.f32s(),
+                logits_te: logits.f32s(),
+                dlogits_te: dlogits.f32s(),
+            },
+        );
+    }
+
+    pub(super) fn balance_loss(&mut self, attrs: BalanceAttrs) {
+        let reads = [self.input(0), self.input(1)];
+        let ([choices, mass], [loss]) = self.memory.split(reads, [self.output(0)]);
+        loss.f32s()[0] = balance(attrs).loss(choices.f32s(), mass.f32s());
+    }
+
+    pub(super) fn balance_loss_grad(&mut self, attrs: BalanceAttrs) {
+        let reads = [self.input(0), self.input(1)];
+        let ([dloss, choices], [dmass]) = self.memory.split(reads, [self.output(0)]);
+        balance(attrs).loss_grad(dloss.f32s()[0], choices.f32s(), dmass.f32s());
     }
 
     /// Elements of a row of `x`, whose shape is `[t, in..]` or `[t, a, in..]`.
@@ -160,4 +205,9 @@ impl Step<'_> {
             },
         );
     }
+}
+
+/// The kernel's name of the attributes.
+fn balance(BalanceAttrs { top_k, coefficient }: BalanceAttrs) -> kernels::Balance {
+    kernels::Balance { top_k, coefficient }
 }

@@ -4,7 +4,7 @@ use cairn_kernels::{Layout, Routing};
 
 use super::{Fault, Inferred, Operands, Results, new_f32};
 use crate::dim::{Dim, DimName, Shape};
-use crate::op::Op;
+use crate::op::{BalanceAttrs, Op};
 use crate::value::ValueType;
 
 /// Sixteen outputs share a panel; an expert begins with a panel of its own.
@@ -124,4 +124,55 @@ pub(super) fn sum(x: &Operands<'_>, op: &Op) -> Results {
     let mut results = vec![new_f32(&rows)];
     results.extend((known == 1).then(|| new_f32(&[lead, a])));
     Ok(results)
+}
+
+/// `expert_load`, `balance_loss` and their adjoints.
+pub(super) fn balance(x: &Operands<'_>, op: &Op) -> Results {
+    match op {
+        Op::ExpertLoad => {
+            let (lead, experts) = router(x, 0)?;
+            chosen(x, 1, lead)?;
+            x.maybe(2, ValueType::F32, &[experts])?;
+            x.maybe(3, ValueType::F32, &[experts])?;
+            if x.optional(2).is_some() != x.optional(3).is_some() {
+                return Err(x.fault(3, "choices and mass of the layers before, or neither"));
+            }
+            Ok(vec![new_f32(&[experts]), new_f32(&[experts])])
+        }
+        Op::ExpertLoadGrad => {
+            let (lead, experts) = router(x, 1)?;
+            x.exactly(0, ValueType::F32, &[experts])?;
+            Ok(vec![new_f32(&[lead, experts])])
+        }
+        Op::BalanceLoss(attrs) => {
+            let experts = per_expert(x, 0, attrs)?;
+            x.exactly(1, ValueType::F32, &[experts])?;
+            Ok(vec![new_f32(&[])])
+        }
+        Op::BalanceLossGrad(attrs) => {
+            x.exactly(0, ValueType::F32, &[])?;
+            Ok(vec![new_f32(&[per_expert(x, 1, attrs)?])])
+        }
+        _ => unreachable!("called for these operations only"),
+    }
+}
+
+/// A router's product: its rows and its experts.
+fn router(x: &Operands<'_>, slot: usize) -> Result<(Dim, Dim), Fault> {
+    match x.rows(slot)? {
+        (lead, [experts @ Dim { name: DimName::Experts, size: Some(_) }]) => Ok((lead, *experts)),
+        _ => Err(x.fault(slot, "f32[t, e]")),
+    }
+}
+
+/// The axis of a number for each expert.
+fn per_expert(x: &Operands<'_>, slot: usize, attrs: &BalanceAttrs) -> Result<Dim, Fault> {
+    match x.f32(slot)?.0.as_slice() {
+        [experts @ Dim { name: DimName::Experts, size: Some(count) }]
+            if (1..=*count).contains(&attrs.top_k) =>
+        {
+            Ok(*experts)
+        }
+        _ => Err(x.fault(slot, format!("f32[e], of which a token goes to {}", attrs.top_k))),
+    }
 }

@@ -4,8 +4,8 @@
 use cairn_kernels::encoding::encode;
 use cairn_kernels::{Encoding, Layout, Routing, Scoring, SeqSlot, Weight};
 use cairn_program::{
-    ArenaPlan, Builder, Dim, DimName, Feed, KvPlacement, Loss, Op, Program, ProgramId, Run,
-    Session, Sizes, ValueId, Workload, differentiate,
+    ArenaPlan, BalanceAttrs, Builder, Dim, DimName, Feed, KvPlacement, Loss, Op, Program,
+    ProgramId, Run, Session, Sizes, ValueId, Workload, differentiate,
 };
 
 use crate::harness::{
@@ -76,6 +76,15 @@ fn operands_that_do_not_fit_are_refused_by_name() {
     assert!(error.contains("a multiple of 16 outputs in panels, or row-major"), "{error}");
     let error = b.push("y", Op::ExpertSum, &[x, weights]).unwrap_err().to_string();
     assert!(error.contains("(expert_sum), operand 0 (x): expected f32[t, a, d..]"), "{error}");
+    let error = b.push("y", Op::ExpertLoad, &[logits, weights]).unwrap_err().to_string();
+    assert!(error.contains("(expert_load), operand 1 (weights): expected u32[t, a]"), "{error}");
+    let sums = [b.weight("choices", &[e]), b.weight("mass", &[e])];
+    let slots = vec![Some(logits), Some(experts), Some(sums[0]), None];
+    let error = b.push_slots(Op::ExpertLoad, slots, &[Some("y")]).unwrap_err().to_string();
+    assert!(error.contains("choices and mass of the layers before, or neither"), "{error}");
+    let attrs = BalanceAttrs { top_k: 5, coefficient: 1.0 };
+    let error = b.push("y", Op::BalanceLoss(attrs), &sums).unwrap_err().to_string();
+    assert!(error.contains("f32[e], of which a token goes to 5"), "{error}");
 }
 
 #[test]

@@ -6,8 +6,9 @@
 
 use cairn_kernels::{Act, Encoding, ExpertGroups, GroupScore, Layout, Mask, Routing, Scoring};
 use cairn_program::{
-    AttentionAttrs, Builder, Dim, DimName, DropoutAttrs, Feed, HeadAttrs, KvPlacement, Loss,
-    NormAttrs, Op, ProgramId, RopeAttrs, Session, ValueId, ValueType, differentiate,
+    AttentionAttrs, BalanceAttrs, Builder, Dim, DimName, DropoutAttrs, Feed, HeadAttrs,
+    KvPlacement, Loss, NormAttrs, Op, ProgramId, RopeAttrs, Session, ValueId, ValueType,
+    differentiate,
 };
 
 use crate::harness::{
@@ -168,6 +169,31 @@ fn mixtures_of_experts() {
     experts(Scoring::Softmax, None, None);
     experts(Scoring::Softmax, Some(0.0), None);
     experts(Scoring::Sigmoid, Some(1e-20), groups);
+}
+
+/// Two routers whose choices and probabilities are counted together. The choices are given: that a small
+/// step changes one is a jump of the loss, and no part of its slope.
+#[test]
+fn the_loss_that_spreads_tokens_over_experts() {
+    let chosen = [0, 1, 0, 2, 1, 0, 3, 0, 0, 1, 2, 3, 1, 2];
+    check_with(&[Feed::u32("chosen", &chosen)], |b, x| {
+        let e = dim(DimName::Experts, 4);
+        let ranks = [Dim::TOKENS, dim(DimName::Chosen, 2)];
+        let chosen = b.input("chosen", ValueType::U32, &ranks);
+        let mut load = [None, None];
+        for layer in 0..2 {
+            let router = matrix(b, &format!("router.{layer}"), &[e], &[hidden()]);
+            let logits = b.push(&format!("logits.{layer}"), Op::Matmul, &[x, router]).unwrap();
+            let names = [format!("choices.{layer}"), format!("mass.{layer}")];
+            let names = [Some(names[0].as_str()), Some(names[1].as_str())];
+            let slots = vec![Some(logits), Some(chosen), load[0], load[1]];
+            let counted = b.push_slots(Op::ExpertLoad, slots, &names).unwrap();
+            load = [counted[0], counted[1]];
+        }
+        let attrs = BalanceAttrs { top_k: 2, coefficient: 3.0 };
+        let operands = [load[0].unwrap(), load[1].unwrap()];
+        b.push("y", Op::BalanceLoss(attrs), &operands).unwrap()
+    });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use cairn_kernels::registry::operators;
 
 /// Instructions that are a few scalar operations of the executor itself.
-const WITHOUT_KERNEL: [&str; 1] = ["clip"];
+const WITHOUT_KERNEL: [&str; 3] = ["balance_loss", "balance_loss_grad", "clip"];
 
 /// The names in the source of the instruction set: a new instruction cannot be left out.
 fn instructions() -> Vec<&'static str> {

@@ -66,6 +66,11 @@ pub struct Router {
     pub norm_topk_prob: bool,
     /// Factor on the weights.
     pub routed_scaling_factor: f64,
+    /// In training, factor on a loss that is smallest where tokens spread evenly over the experts;
+    /// without one there is no such loss (transformers' `router_aux_loss_coef`, where
+    /// `output_router_logits` asks for it).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aux_loss_coef: Option<f64>,
 }
 
 /// What turns a router's logits into scores.

@@ -101,6 +101,7 @@ fn experts(moe: &Moe, num_hidden_layers: usize) -> Result<(), SpecError> {
         size("shared experts' intermediate_size", width, INTERMEDIATE_SIZE_MAX)?;
     }
     optional_real("routed_scaling_factor", Some(moe.router.routed_scaling_factor), REAL_MAX)?;
+    optional_nonnegative("router_aux_loss_coef", moe.router.aux_loss_coef)?;
     if let DenseLayers::Listed(layers) = &moe.dense_layers
         && layers.len() != num_hidden_layers
     {

@@ -66,7 +66,7 @@ impl RecipeFile {
     pub fn with_model_config(&self, text: &str) -> Result<(Self, Vec<String>), RecipeError> {
         refuse_keys_beside(&self.model)?;
         let HfConfig { spec, ignored } = HfConfig::from_json(text).map_err(RecipeError::Model)?;
-        refuse_training_fields(text)?;
+        refuse_training_fields(text, &spec)?;
         let mut file = self.clone();
         file.model.config = None;
         file.model.spec = Some(spec);
@@ -92,11 +92,13 @@ fn refuse_keys_beside(section: &ModelSection) -> Result<(), RecipeError> {
 
 /// Fields of a `config.json` that change nothing of what a model computes, and much of how
 /// transformers trains it.
-fn refuse_training_fields(text: &str) -> Result<(), RecipeError> {
+fn refuse_training_fields(text: &str, spec: &ModelSpec) -> Result<(), RecipeError> {
     let config: Value = serde_json::from_str(text).unwrap_or_default();
     let number = |field: &str| config.get(field).and_then(Value::as_f64);
-    // Without `output_router_logits` transformers computes no such loss either.
-    let balances = config.get("output_router_logits") == Some(&Value::Bool(true));
+    // Without `output_router_logits` transformers computes no such loss either; where the model has
+    // one it is computed.
+    let is_known = matches!(&spec.mlp, Mlp::Moe(moe) if moe.router.aux_loss_coef.is_some());
+    let balances = config.get("output_router_logits") == Some(&Value::Bool(true)) && !is_known;
     for (field, counts) in [("router_aux_loss_coef", balances), ("router_jitter_noise", true)] {
         if let Some(value) = number(field).filter(|value| counts && *value != 0.0) {
             return Err(RecipeError::TrainingField { field, value });

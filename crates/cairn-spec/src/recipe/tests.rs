@@ -1,8 +1,8 @@
 //! Recipes as people write them, older ones, wrong ones, and back.
 
 use super::*;
-use crate::model::Position;
-use crate::{DType, Hint};
+use crate::model::{Mlp, Position};
+use crate::{DType, Hint, ModelSpec};
 use proptest::prelude::*;
 
 const LLAMA: &str = r#"
@@ -510,6 +510,34 @@ fn what_a_config_asks_of_training_alone_is_refused_by_name() {
         assert!(*named == field || *named == "router_aux_loss_coef", "{error}");
         assert_eq!(error.hints().len(), 1);
     }
+}
+
+#[test]
+fn a_load_balancing_loss_is_part_of_the_model() {
+    let mixtral = r#"{"model_type": "mixtral", "vocab_size": 600, "hidden_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 96, "max_position_embeddings": 256, "num_local_experts": 4,
+        "output_router_logits": true}"#;
+    let factor = |text: &str| {
+        let (file, ignored) = without_model("config = \"c\"").with_model_config(text).unwrap();
+        assert_eq!(ignored, Vec::<String>::new());
+        let recipe = file.resolve(&FACTS).unwrap();
+        assert_eq!(parsed(&recipe.to_toml()).resolve(&FACTS).unwrap(), recipe);
+        let written = ModelSpec::from_hf_config(&recipe.model.to_hf_config().unwrap()).unwrap();
+        assert_eq!(written.mlp, recipe.model.mlp);
+        let Mlp::Moe(moe) = &recipe.model.mlp else { panic!("no experts") };
+        moe.router.aux_loss_coef
+    };
+    assert_eq!(factor(mixtral), Some(0.001));
+    let with = |coefficient: &str| {
+        mixtral.replace("true}", &format!("true, \"router_aux_loss_coef\": {coefficient}}}"))
+    };
+    assert_eq!(factor(&with("0.02")), Some(0.02));
+    assert_eq!(factor(&with("0")), None);
+    assert_eq!(factor(&with("0.02").replace("\"output_router_logits\": true, ", "")), None);
+    let error = without_model("config = \"c\"").with_model_config(&with("-1")).unwrap_err();
+    let RecipeError::Model(error) = error else { panic!("{error}") };
+    assert!(error.to_string().contains("router_aux_loss_coef"), "{error}");
 }
 
 #[test]

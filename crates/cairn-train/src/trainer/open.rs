@@ -208,7 +208,8 @@ fn saved_spec(
     if vocab_size < tokenizer_vocab_size {
         return Err(TrainError::Vocab { vocab_size, tokenizer_vocab_size });
     }
-    if matches!(fields.mlp, Mlp::Moe(_)) && recipe.adapter.is_none() {
+    let is_unbalanced = matches!(&fields.mlp, Mlp::Moe(moe) if moe.router.aux_loss_coef.is_none());
+    if is_unbalanced && recipe.adapter.is_none() {
         warnings.push(Warning::Unbalanced);
     }
     fields.tokens = special_tokens(&fields.tokens, corpus, tokenizer, warnings);

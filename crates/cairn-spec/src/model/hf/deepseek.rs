@@ -149,6 +149,8 @@ fn router(config: &Fields<'_>, family: Family) -> Result<Router, SpecError> {
         groups,
         norm_topk_prob,
         routed_scaling_factor: config.real("routed_scaling_factor")?.unwrap_or(default_scale),
+        // transformers computes no such loss of these models.
+        aux_loss_coef: None,
     })
 }
 

@@ -46,6 +46,7 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
                 groups: None,
                 norm_topk_prob: true,
                 routed_scaling_factor: 1.0,
+                aux_loss_coef: experts::aux_loss_coef(config)?,
             },
         })
     })?;
@@ -59,6 +60,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     if let Mlp::Moe(moe) = &spec.mlp {
         map.insert("num_local_experts".to_owned(), moe.num_experts.into());
         map.insert("num_experts_per_tok".to_owned(), moe.num_experts_per_tok.into());
+        experts::write_aux_loss(moe, &mut map);
     }
     map
 }

@@ -58,6 +58,7 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
                 groups: None,
                 norm_topk_prob: config.flag("norm_topk_prob", false)?,
                 routed_scaling_factor: 1.0,
+                aux_loss_coef: experts::aux_loss_coef(config)?,
             },
         })
     })?;
@@ -106,6 +107,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         map.insert("num_local_experts".to_owned(), moe.num_experts.into());
         map.insert("num_experts_per_tok".to_owned(), moe.num_experts_per_tok.into());
         map.insert("norm_topk_prob".to_owned(), moe.router.norm_topk_prob.into());
+        experts::write_aux_loss(moe, &mut map);
     }
     map
 }

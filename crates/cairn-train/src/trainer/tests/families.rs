@@ -42,9 +42,18 @@ pub(super) fn recipe_with(config: &str, overrides: &[&str]) -> TrainRecipe {
 
 /// A golden's model with room for the tokens of the tests' corpus.
 fn recipe_of(name: &str) -> TrainRecipe {
+    recipe_with_balance(name, name == "mixtral")
+}
+
+/// The same, with transformers' load-balancing loss or without.
+fn recipe_with_balance(name: &str, balance: bool) -> TrainRecipe {
     let text = std::fs::read_to_string(golden(name).join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
     config["vocab_size"] = 300.into();
+    if balance {
+        config["output_router_logits"] = true.into();
+        config["router_aux_loss_coef"] = 0.05.into();
+    }
     let mut overrides = Vec::new();
     if name.ends_with("bert") {
         overrides.push("objective.mask_token=<|endoftext|>");
@@ -134,16 +143,43 @@ fn an_encoder_is_scored_on_what_is_masked_and_without_a_mask_token_refused() {
     assert!(error.to_string().contains("[MASK]"), "{error}");
 }
 
-#[test]
-fn a_token_that_is_none_of_the_tokenizers_is_left_out_and_said() {
-    struct Warnings(Vec<String>);
-    impl Observer for Warnings {
-        fn observe(&mut self, event: &Event<'_>) {
-            if let Event::Warning(warning) = event {
-                self.0.push(warning.to_string());
-            }
+/// What a run is warned of.
+struct Warnings(Vec<String>);
+
+impl Observer for Warnings {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Warning(warning) = event {
+            self.0.push(warning.to_string());
         }
     }
+}
+
+#[test]
+fn a_loss_that_balances_experts_is_trained_and_its_absence_is_said() {
+    let fixture = Fixture::new();
+    for (name, is_balanced) in [("mixtral", true), ("qwen3_moe", false)] {
+        let mut trainer = fixture.open(name, &recipe_of(name), Cpu::detect(1)).unwrap();
+        let mut heard = Warnings(Vec::new());
+        trainer.run(&FakeHost::new(), &mut heard).unwrap();
+        let is_told = heard.0.iter().any(|text| text.contains("without a load-balancing loss"));
+        assert_eq!(is_told, !is_balanced, "{name}: {:?}", heard.0);
+        let training = trainer.learner().session().program(crate::programs::TRAIN);
+        assert_eq!(training.find("balance_loss").is_some(), is_balanced, "{name}");
+        let scoring = trainer.learner().session().program(crate::programs::SCORE);
+        assert!(scoring.find("balance_loss").is_none(), "{name}");
+    }
+    // Without the loss the same run ends elsewhere: it has a gradient.
+    let hash = |run: &str, balance: bool| {
+        let recipe = recipe_with_balance("mixtral", balance);
+        let mut trainer = fixture.open(run, &recipe, Cpu::detect(1)).unwrap();
+        trainer.run(&FakeHost::new(), &mut Silent).unwrap();
+        trainer.state_hash()
+    };
+    assert_ne!(hash("balanced", true), hash("plain", false));
+}
+
+#[test]
+fn a_token_that_is_none_of_the_tokenizers_is_left_out_and_said() {
     let fixture = Fixture::new();
     // Its file says that a text begins with 1 and ends with 2, which are bytes here.
     let mut trainer = fixture.open("run", &recipe_of("llama"), Cpu::detect(1)).unwrap();
