@@ -75,6 +75,14 @@ pub enum TrainError {
         /// What does not fit.
         source: LoadError,
     },
+    /// The adapter to go on from cannot be read, or is not of the recipe's form.
+    #[error("the adapter to go on from in {} cannot be used", folder.display())]
+    InitialAdapter {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The adapter does not fit the model.
     #[error("the adapter does not fit the model")]
     Adapter(#[from] AdapterError),

@@ -276,18 +276,22 @@ impl ModelFolder {
     }
 }
 
-/// Reads an adapter's description.
-pub(crate) fn read_lora(folder: &Path) -> anyhow::Result<LoraSpec> {
+/// The text of an adapter's description.
+pub(crate) fn adapter_config(folder: &Path) -> anyhow::Result<String> {
     let path = folder.join(ADAPTER_CONFIG_FILE);
     if !path.exists() {
         return Err(UserError::new(format!("{} holds no adapter", folder.display()))
             .hint(format!("an adapter is a folder with {ADAPTER_CONFIG_FILE} and {ADAPTER_FILE}"))
             .into());
     }
-    let text = read_text(&path, CONFIG_BYTES_MAX)?;
-    LoraSpec::from_peft_json(&text)
+    Ok(read_text(&path, CONFIG_BYTES_MAX)?)
+}
+
+/// Reads an adapter's description.
+pub(crate) fn read_lora(folder: &Path) -> anyhow::Result<LoraSpec> {
+    LoraSpec::from_peft_json(&adapter_config(folder)?)
         .map_err(anyhow::Error::from)
-        .with_context(|| format!("{} cannot be used", path.display()))
+        .with_context(|| format!("{} cannot be used", folder.join(ADAPTER_CONFIG_FILE).display()))
 }
 
 /// Refuses a folder whose manifest says that it was altered.

@@ -14,7 +14,7 @@ use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, meas
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::machine_profile::{self, Measuring};
-use crate::model_folder::{CONFIG_FILE, read_config, warn_of_ignored};
+use crate::model_folder::{CONFIG_FILE, adapter_config, read_config, warn_of_ignored};
 use crate::outside::{Outside, code_revision};
 use crate::train_display::TrainDisplay;
 
@@ -54,6 +54,7 @@ impl Job {
             file.model.initial = Some(folder.display().to_string());
         }
         let file = with_described_model(file, context)?;
+        let file = with_initial_adapter(file)?;
         Self::resolve(&file, context).with_context(what)
     }
 
@@ -140,6 +141,14 @@ fn with_described_model(file: RecipeFile, context: &Context) -> anyhow::Result<R
         .with_context(|| format!("{} does not describe a model to train", config.display()))?;
     warn_of_ignored(&config, &ignored, context.terminal);
     Ok(described)
+}
+
+/// Reads the `adapter_config.json` of the adapter to go on from, where there is one.
+fn with_initial_adapter(file: RecipeFile) -> anyhow::Result<RecipeFile> {
+    let Some(folder) = file.initial_adapter().map(Path::new) else { return Ok(file) };
+    let text = adapter_config(folder)?;
+    let described = file.with_adapter_config(&text);
+    described.with_context(|| format!("{} cannot be trained on", folder.display()))
 }
 
 fn no_corpus(folder: &str) -> UserError {

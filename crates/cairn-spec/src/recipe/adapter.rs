@@ -1,17 +1,23 @@
 //! Low-rank adapters to train beside a frozen model: `[adapter]`, by PEFT's names.
 
-use super::RecipeError;
+use super::{RecipeError, RecipeFile};
 use crate::lora::ALL_LINEAR;
 use crate::{DType, LoraSpec, TargetModules};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
+/// Keys that PEFT does not have.
+const OWN: [&str; 2] = ["base_encoding", "initial"];
+
 /// A low-rank adapter (Hu et al. 2021) to train instead of the model: `[adapter]`, by the names of
 /// PEFT's `LoraConfig`; the model itself is `model.initial`. Without a key there is no adapter.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdapterSection {
+    /// Folder of an adapter to go on from, as PEFT saves it; keys that are absent are then as its
+    /// `adapter_config.json` has them. Fresh if absent.
+    pub initial: Option<String>,
     /// Rank; 8 if absent.
     pub r: Option<usize>,
     /// Scale, over the rank; 8 if absent.
@@ -64,6 +70,41 @@ pub struct Adapter {
     pub lora: LoraSpec,
     /// How the frozen matrices are held.
     pub base_encoding: BaseEncoding,
+    /// Folder of the adapter whose weights it begins with; fresh ones if absent.
+    pub initial: Option<String>,
+}
+
+impl RecipeFile {
+    /// The folder of the adapter to go on from, if there is one;
+    /// [`with_adapter_config`](Self::with_adapter_config) takes its description.
+    pub fn initial_adapter(&self) -> Option<&str> {
+        self.adapter.initial.as_deref()
+    }
+
+    /// The recipe with what it leaves open of `[adapter]` as the text of an `adapter_config.json` has it.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::Adapter`] if it describes no adapter that can be trained here.
+    pub fn with_adapter_config(&self, text: &str) -> Result<Self, RecipeError> {
+        let lora = LoraSpec::from_peft_json(text).map_err(RecipeError::Adapter)?;
+        let given = self.adapter.clone();
+        let own = section(&Adapter { lora, base_encoding: BaseEncoding::F32, initial: None });
+        let adapter = AdapterSection {
+            initial: given.initial,
+            r: given.r.or(own.r),
+            lora_alpha: given.lora_alpha.or(own.lora_alpha),
+            lora_dropout: given.lora_dropout.or(own.lora_dropout),
+            use_rslora: given.use_rslora.or(own.use_rslora),
+            target_modules: given.target_modules.or(own.target_modules),
+            layers_to_transform: given.layers_to_transform.or(own.layers_to_transform),
+            rank_pattern: given.rank_pattern.or(own.rank_pattern),
+            alpha_pattern: given.alpha_pattern.or(own.alpha_pattern),
+            bias: given.bias,
+            base_encoding: given.base_encoding,
+        };
+        Ok(Self { adapter, ..self.clone() })
+    }
 }
 
 pub(super) fn resolve(
@@ -88,7 +129,7 @@ pub(super) fn resolve(
     let Value::Object(keys) = keys else { unreachable!("a struct is an object") };
     let mut config: Map<String, Value> = keys
         .into_iter()
-        .filter(|(key, value)| key != "base_encoding" && !value.is_null())
+        .filter(|(key, value)| !OWN.contains(&key.as_str()) && !value.is_null())
         .collect();
     // PEFT's defaults; `all-linear` stands for its tables of modules by family.
     for (key, value) in [
@@ -103,13 +144,14 @@ pub(super) fn resolve(
     let config = Value::Object(config).to_string();
     let lora = LoraSpec::from_peft_json(&config).map_err(RecipeError::Adapter)?;
     let base_encoding = section.base_encoding.unwrap_or(BaseEncoding::F32);
-    Ok(Some(Adapter { lora, base_encoding }))
+    Ok(Some(Adapter { lora, base_encoding, initial: section.initial.clone() }))
 }
 
 /// The section that resolves to an adapter.
 pub(super) fn section(adapter: &Adapter) -> AdapterSection {
     let lora = &adapter.lora;
     AdapterSection {
+        initial: adapter.initial.clone(),
         r: Some(lora.r),
         lora_alpha: Some(lora.lora_alpha),
         lora_dropout: Some(lora.lora_dropout),

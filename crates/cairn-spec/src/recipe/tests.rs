@@ -593,6 +593,17 @@ fn adapters_go_by_pefts_names() {
         let error = resolved(overrides).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
+    // What the recipe leaves open is as the adapter to go on from has it.
+    let onward = parsed(LLAMA).with_overrides(&[base, "adapter.initial=a", "adapter.lora_alpha=3"]);
+    let onward = onward.unwrap();
+    assert_eq!(onward.initial_adapter(), Some("a"));
+    let config = r#"{"peft_type": "LORA", "r": 5, "lora_alpha": 7, "target_modules": ["k_proj"]}"#;
+    let onward = onward.with_adapter_config(config).unwrap().resolve(&FACTS).unwrap();
+    let adapter = onward.adapter.clone().unwrap();
+    assert_eq!((adapter.lora.r, adapter.lora.lora_alpha), (5, 3.0));
+    assert_eq!(adapter.initial.as_deref(), Some("a"));
+    assert_eq!(adapter.lora.base_model_name_or_path.as_deref(), Some("base"));
+    assert_eq!(parsed(&onward.to_toml()).resolve(&FACTS).unwrap(), onward);
     let empty = RecipeFile::parse(&format!("{LLAMA}[adapter]\n"), Format::Toml).unwrap_err();
     assert_eq!(empty, RecipeError::Missing { key: "adapter.r" });
 }

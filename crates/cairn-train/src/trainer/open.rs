@@ -4,15 +4,15 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
-use cairn_artifacts::checkpoint::{Checkpoint, SavedCheckpoint, Verify};
+use cairn_artifacts::checkpoint::{ADAPTER_FILE, Checkpoint, SavedCheckpoint, Verify};
 use cairn_artifacts::run::{CodeRevision, RunFolder, RunRecord};
-use cairn_artifacts::safetensors::WeightFolder;
+use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
 use cairn_artifacts::{FileError, atomic};
 use cairn_data::corpus::Corpus;
 use cairn_data::loader::{Loader, LoaderError, LoaderSettings};
 use cairn_data::tokenizer::Tokenizer;
 use cairn_kernels::Cpu;
-use cairn_model::{AdapterMap, init_adapter, init_weights, load_weights};
+use cairn_model::{AdapterMap, init_adapter, init_weights, load_adapter, load_weights};
 use cairn_spec::ModelSpec;
 use cairn_spec::model::{Mlp, SpecialTokens};
 use cairn_spec::recipe::{Objective, TrainRecipe};
@@ -94,6 +94,9 @@ impl Trainer {
         let mut learner = Learner::new(plan.memory_plan()?, cpu)?;
         if saved.is_none() || adapter.is_some() {
             start(recipe, (&spec, adapter.as_ref()), initial.as_ref(), &mut learner)?;
+        }
+        if saved.is_none() {
+            begin_adapter(recipe, (&spec, adapter.as_ref()), &mut learner)?;
         }
         if let Some((state, saved)) = &saved {
             checkpoint::load(&saved.folder, (&spec, adapter.as_ref()), &mut learner)
@@ -347,6 +350,24 @@ fn start(
     if adapter.is_some() {
         init_adapter(learner.session_mut(), spec, recipe.run.seed);
     }
+    learner.start_states();
+    Ok(())
+}
+
+/// Fills the adapter's weights from the one that the recipe goes on from, if there is one.
+fn begin_adapter(
+    recipe: &TrainRecipe,
+    (spec, adapter): (&ModelSpec, Option<&TrainedAdapter>),
+    learner: &mut Learner,
+) -> Result<(), TrainError> {
+    let initial = recipe.adapter.as_ref().and_then(|adapter| adapter.initial.as_deref());
+    let (Some(adapter), Some(initial)) = (adapter, initial) else { return Ok(()) };
+    let folder = Path::new(initial);
+    let failed = |source| TrainError::InitialAdapter { folder: folder.to_owned(), source };
+    let tensors = SafetensorsFile::open(&folder.join(ADAPTER_FILE));
+    let tensors = tensors.map_err(|error| failed(error.into()))?;
+    load_adapter(learner.session_mut(), spec, &adapter.map, &tensors)
+        .map_err(|error| failed(error.into()))?;
     learner.start_states();
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Adapters merged into a model's weights, and taken out again.
 
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
+use cairn_kernels::encoding::encode;
+use cairn_kernels::{Encoding, Layout};
+use cairn_spec::DType;
 use serde_json::Value;
 
 use crate::workplace::Workplace;
@@ -49,6 +52,9 @@ fn nothing_of_the_model_folder_is_lost_without_a_word() {
     for name in ["README.md", "chat_template.jinja", "added_tokens.json", "pytorch_model.bin"] {
         std::fs::write(base.join(name), name).unwrap();
     }
+    let template = "additional_chat_templates/rag.jinja";
+    std::fs::create_dir(base.join("additional_chat_templates")).unwrap();
+    std::fs::write(base.join(template), template).unwrap();
     let mut command = cairn(["adapter", "merge", "--model"]);
     command.arg(&base).arg("--adapter").arg(golden("lora_llama")).arg("--output").arg(&merged);
     let text = shown(&command.output().unwrap(), Some(folder.path()));
@@ -56,10 +62,77 @@ fn nothing_of_the_model_folder_is_lost_without_a_word() {
         text.contains("Left out onnx/, pytorch_model.bin: folders, or the weights before"),
         "{text}"
     );
-    for name in ["README.md", "chat_template.jinja", "added_tokens.json"] {
+    for name in ["README.md", "chat_template.jinja", "added_tokens.json", template] {
         assert_eq!(std::fs::read_to_string(merged.join(name)).unwrap(), name);
     }
-    assert_eq!(std::fs::read_dir(&merged).unwrap().count(), 5);
+    assert_eq!(std::fs::read_dir(&merged).unwrap().count(), 6);
+}
+
+/// A golden folder with its weights rounded to f16.
+fn in_halves(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let base = golden(name);
+    std::fs::copy(base.join("config.json"), folder.path().join("config.json")).unwrap();
+    let source = SafetensorsFile::open(&base.join("model.safetensors")).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = source
+        .tensors()
+        .map(|tensor| {
+            let values = tensor.to_f32().unwrap();
+            let mut bytes = vec![0; 2 * values.len()];
+            let form = (Encoding::F16, Layout::RowMajor);
+            encode(form, (1, values.len()), &values, &mut bytes);
+            (tensor.name.to_owned(), tensor.shape.to_vec(), bytes)
+        })
+        .collect();
+    let out = tensors
+        .iter()
+        .map(|(name, shape, bytes)| OutTensor::bytes(name.as_str(), DType::F16, shape, bytes));
+    let mut file = std::fs::File::create(folder.path().join("model.safetensors")).unwrap();
+    safetensors::write(&mut file, out.collect(), &Default::default()).unwrap();
+    folder
+}
+
+#[test]
+fn merged_halves_are_halves_and_never_infinite_by_rounding() {
+    let out = tempfile::tempdir().unwrap();
+    let merged = out.path().join("merged");
+    let merge = |base: &std::path::Path, adapter: &std::path::Path| {
+        let mut command = cairn(["adapter", "merge", "--model"]);
+        command.arg(base).arg("--adapter").arg(adapter);
+        command.arg("--output").arg(&merged).output().unwrap()
+    };
+    let halves = in_halves("llama");
+    let output = merge(halves.path(), &golden("lora_llama"));
+    assert!(output.status.success(), "{}", shown(&output, None));
+    let wide = out.path().join("wide");
+    let mut command = cairn(["adapter", "merge", "--model"]);
+    command.arg(golden("llama")).arg("--adapter").arg(golden("lora_llama"));
+    succeed(command.arg("--output").arg(&wide));
+    let open = |folder: &std::path::Path| {
+        SafetensorsFile::open(&folder.join("model.safetensors")).unwrap()
+    };
+    let (merged_file, wide) = (open(&merged), open(&wide));
+    for tensor in merged_file.tensors() {
+        assert_eq!(tensor.dtype, DType::F16, "{}", tensor.name);
+        let exact = wide.tensor(tensor.name).unwrap().to_f32().unwrap();
+        for (half, exact) in tensor.to_f32().unwrap().iter().zip(&exact) {
+            // The base was rounded, and then the sum.
+            assert!((half - exact).abs() <= 1e-3 * exact.abs().max(0.1), "{half} {exact}");
+        }
+    }
+    std::fs::remove_dir_all(&merged).unwrap();
+    // The same adapter, millions of times as strong.
+    let strong = tempfile::tempdir().unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(golden("lora_llama").join(name), strong.path().join(name)).unwrap();
+    }
+    let path = strong.path().join("adapter_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["lora_alpha"] = 1_000_000_000.into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let text = shown(&merge(halves.path(), strong.path()), None);
+    assert!(text.contains("is beyond what f16 holds"), "{text}");
+    assert!(!merged.exists());
 }
 
 #[test]
@@ -101,13 +174,24 @@ max_tokens = "2k"
 /// Logits of a few ids.
 fn logits_of(workplace: &Workplace, model: &[&str]) -> Vec<f32> {
     let ids: Vec<u8> = (3_i64..27).flat_map(i64::to_le_bytes).collect();
-    let tensor = OutTensor::bytes("input_ids", cairn_spec::DType::I64, &[2, 12], &ids);
+    let tensor = OutTensor::bytes("input_ids", DType::I64, &[2, 12], &ids);
     let mut file = std::fs::File::create(workplace.path().join("ids")).unwrap();
     safetensors::write(&mut file, vec![tensor], &Default::default()).unwrap();
     let mut command = workplace.cairn(&["logits", "--input", "ids", "--output", "out"]);
     succeed(command.args(model));
     let file = SafetensorsFile::open(&workplace.path().join("out")).unwrap();
     file.tensor("logits").unwrap().to_f32().unwrap()
+}
+
+/// Trains on from an adapter, whose form holds where the recipe does not say.
+fn go_on_from(workplace: &Workplace, base: &str, adapter: &str) {
+    let first = format!("adapter.initial={adapter}");
+    let open = ["adapter.r=null", "adapter.target_modules=null", "budget.steps=1"];
+    let onward = ["train", "lora.toml", base, &first, "run.name=onward"];
+    succeed(workplace.cairn(&onward).args(open));
+    let none = ["train", "lora.toml", base, "adapter.initial=nowhere", "run.name=none"];
+    let text = workplace.failure(&none);
+    assert!(text.contains("nowhere holds no adapter"), "{text}");
 }
 
 #[test]
@@ -142,6 +226,7 @@ fn an_adapter_is_planned_trained_used_and_merged() {
     assert_ne!(workplace.state("again").1, hash);
     let adapter = workplace.checkpoints("lora").pop().unwrap();
     let adapter = adapter.to_str().unwrap();
+    go_on_from(&workplace, &initial, adapter);
     succeed(&mut workplace.cairn(&[
         "adapter",
         "merge",
@@ -211,4 +296,68 @@ fn an_adapter_without_its_model_asks_for_it() {
     command.arg(golden("gpt2")).arg("--adapter").arg(&adapter);
     let text = shown(&command.output().unwrap(), Some(&adapter));
     assert!(text.contains("does not fit this model"), "{text}");
+}
+
+#[test]
+fn weights_of_several_types_are_widened_with_a_word() {
+    let halves = in_halves("llama");
+    let path = halves.path().join("model.safetensors");
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = {
+        let file = SafetensorsFile::open(&path).unwrap();
+        let tensors = file.tensors().map(|tensor| {
+            (tensor.name.to_owned(), tensor.shape.to_vec(), tensor.to_f32().unwrap())
+        });
+        tensors.collect()
+    };
+    let warned = |flags: &[&str]| {
+        let mut command = cairn(["generate", "--prompt-ids", "5", "--max-new-tokens", "1"]);
+        let output = command.args(flags).arg("--model").arg(halves.path()).output().unwrap();
+        assert!(output.status.success(), "{}", shown(&output, None));
+        shown(&output, None).contains("stored as f16 and f32, so all are held as f32; --dtype bf16")
+    };
+    assert!(!warned(&[]), "all of one type");
+    // One matrix in f32, the others in halves.
+    let stored: Vec<(DType, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, _, values)| {
+            let is_wide = name.contains("layers.1.mlp.up_proj");
+            let encoding = if is_wide { Encoding::F32 } else { Encoding::F16 };
+            let dtype = if is_wide { DType::F32 } else { DType::F16 };
+            let mut bytes = vec![0; dtype.size_bytes() * values.len()];
+            encode((encoding, Layout::RowMajor), (1, values.len()), values, &mut bytes);
+            (dtype, bytes)
+        })
+        .collect();
+    let out = tensors.iter().zip(&stored).map(|((name, shape, _), (dtype, bytes))| {
+        OutTensor::bytes(name.as_str(), *dtype, shape, bytes)
+    });
+    let mut file = std::fs::File::create(&path).unwrap();
+    safetensors::write(&mut file, out.collect(), &Default::default()).unwrap();
+    drop(file);
+    assert!(warned(&[]));
+    assert!(!warned(&["--dtype", "f32"]) && !warned(&["--dtype", "bf16"]), "asked for");
+}
+
+#[test]
+fn products_in_bf16_are_asked_for_on_every_command_that_computes() {
+    let workplace = Workplace::with_corpus();
+    succeed(&mut workplace.train(&[]));
+    let model = workplace.checkpoints("tiny").pop().unwrap();
+    let model = ["--model", model.to_str().unwrap(), "--dtype", "bf16"];
+    let in_bf16 = [&model[..], &["--compute-dtype", "bf16"]].concat();
+    let (plain, rounded) = (logits_of(&workplace, &model), logits_of(&workplace, &in_bf16));
+    let largest = plain.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    let off = plain.iter().zip(&rounded).fold(0.0_f32, |off, (a, b)| off.max((a - b).abs()));
+    assert!(0.0 < off && off < 0.033 * largest, "{off} of {largest}");
+    let eval = |flags: &[&str]| -> f64 {
+        let found = succeed(workplace.cairn(&["eval", "--json"]).args(flags));
+        serde_json::from_str::<Value>(&found).unwrap()["model"]["loss"].as_f64().unwrap()
+    };
+    let off = (eval(&model) - eval(&in_bf16)).abs();
+    assert!(0.0 < off && off < 0.05, "{off}");
+    let record = workplace.path().join("runs/tiny/eval.json");
+    let record: Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    assert_eq!(record["settings"]["compute"], "bf16", "{record}");
+    let text = workplace.failure(&["eval", "--dtype", "f32", "--compute-dtype", "bf16"]);
+    assert!(text.contains("bf16 products need weights stored as bf16; these are f32"), "{text}");
 }

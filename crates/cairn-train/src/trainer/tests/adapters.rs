@@ -114,3 +114,32 @@ fn another_model_under_a_trained_adapter_is_refused() {
         open_from(&fixture.run_folder("none"), &fixture.corpus, (&recipe, None), Cpu::detect(1));
     assert!(matches!(none.unwrap_err(), TrainError::NoBase));
 }
+
+#[test]
+fn a_run_goes_on_from_an_adapter() {
+    let fixture = Fixture::new();
+    let base = golden("llama");
+    let mut first = open_at(&fixture, "first", &adapter_recipe(&base, &[])).unwrap();
+    let saved = first.run(&FakeHost::new(), &mut Silent).unwrap().checkpoint;
+    let adapters = |trainer: &Trainer| -> Vec<Vec<u8>> {
+        let session = trainer.learner().session();
+        let weights = session.persistent().filter(|(name, class, ..)| {
+            *class == Class::Weight && cairn_model::is_adapter_weight(name)
+        });
+        weights.map(|(name, ..)| session.stored(name).unwrap().to_vec()).collect()
+    };
+    let initial = format!("adapter.initial={}", saved.display());
+    let recipe = adapter_recipe(&base, &[&initial, "optimizer.ema_decay=0.9"]);
+    let mut second = open_at(&fixture, "second", &recipe).unwrap();
+    assert!(adapters(&second) == adapters(&first), "it begins where the first ended");
+    second.run(&FakeHost::stopping_after(3), &mut Silent).unwrap();
+    let onward = adapters(&second);
+    assert!(onward != adapters(&first));
+    drop(second);
+    // Going on with the second run is no new beginning, wherever the first adapter is now.
+    std::fs::remove_file(saved.join("adapter_model.safetensors")).unwrap();
+    assert!(adapters(&open_at(&fixture, "second", &recipe).unwrap()) == onward);
+    let error = open_at(&fixture, "third", &recipe).unwrap_err();
+    let TrainError::InitialAdapter { folder, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(folder, &saved);
+}
