@@ -30,6 +30,7 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod rope_fields;
+mod sizes;
 mod windows;
 
 use super::{Dropout, Family, ModelFields, ModelSpec, SpecError, SpecialTokens};

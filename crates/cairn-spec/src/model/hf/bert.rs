@@ -1,12 +1,12 @@
 //! `model_type` bert: `BertConfig` of transformers.
 
-use super::decoder::{read_activation, share};
+use super::decoder::read_activation;
 use super::fields::Fields;
 use super::foreign::unsupported;
-use super::{Mapping, read_dtype, read_tokens};
+use super::{Mapping, read_dtype, read_tokens, sizes};
 use crate::model::{
-    Attention, AttentionForm, BlockForm, Dropout, Embedding, Family, Gqa, Head, HeadTransform,
-    MaskKind, Mlp, ModelFields, ModelSpec, Norm, NormKind, Position, SpecError, SpecialTokens,
+    Attention, BlockForm, Dropout, Embedding, Family, Head, HeadTransform, MaskKind, Mlp,
+    ModelFields, ModelSpec, Position, SpecError, SpecialTokens,
 };
 use serde_json::{Map, Value};
 
@@ -23,35 +23,29 @@ pub(super) const MAPPING: Mapping = Mapping {
 
 fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     refuse_other_forms(config)?;
-    let hidden_size = config.required_size("hidden_size")?;
+    let sizes = sizes::read(config)?;
     let activation = read_activation(config, "hidden_act", "gelu")?;
     let hidden_dropout = config.real("hidden_dropout_prob")?.unwrap_or(0.1);
     Ok(ModelFields {
         family: Family::Bert,
-        vocab_size: config.required_size("vocab_size")?,
-        hidden_size,
-        num_hidden_layers: config.required_size("num_hidden_layers")?,
-        max_position_embeddings: config.required_size("max_position_embeddings")?,
+        vocab_size: sizes.vocab_size,
+        hidden_size: sizes.hidden_size,
+        num_hidden_layers: sizes.num_hidden_layers,
+        max_position_embeddings: sizes.max_position_embeddings,
         embedding: Embedding {
             scale: None,
             norm: true,
             type_vocab_size: Some(config.size("type_vocab_size")?.unwrap_or(2)),
         },
-        norm: Norm {
-            kind: NormKind::Layer,
-            eps: config.real("layer_norm_eps")?.unwrap_or(1e-12),
-            plus_one: false,
-            bias: true,
-        },
+        norm: sizes::layer_norm(config, ("layer_norm_eps", 1e-12), true)?,
         block: BlockForm::ResidualNorm,
         first_attention_norm: true,
-        attention: attention(config, hidden_size)?,
-        position: Position::Learned,
-        mlp: Mlp::Plain {
-            activation,
-            intermediate_size: config.required_size("intermediate_size")?,
-            bias: true,
+        attention: Attention {
+            mask: MaskKind::Bidirectional,
+            ..Attention::causal(sizes::heads(config, sizes, true)?)
         },
+        position: Position::Learned,
+        mlp: Mlp::Plain { activation, intermediate_size: sizes.intermediate_size, bias: true },
         head: Some(Head {
             transform: Some(HeadTransform { activation, bias: true }),
             bias: true,
@@ -69,21 +63,6 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     })
 }
 
-fn attention(config: &Fields<'_>, hidden_size: usize) -> Result<Attention, SpecError> {
-    let num_attention_heads = config.required_size("num_attention_heads")?;
-    Ok(Attention {
-        mask: MaskKind::Bidirectional,
-        ..Attention::causal(Gqa {
-            num_attention_heads,
-            num_key_value_heads: num_attention_heads,
-            head_dim: share(hidden_size, num_attention_heads)?,
-            qkv_bias: true,
-            o_bias: true,
-            qk_norm: None,
-        })
-    })
-}
-
 /// A decoder's mask and relative positions make other numbers of the same weights.
 fn refuse_other_forms(config: &Fields<'_>) -> Result<(), SpecError> {
     if let (Some(value), true) = (config.value("is_decoder"), config.flag("is_decoder", false)?) {
@@ -98,12 +77,8 @@ fn refuse_other_forms(config: &Fields<'_>) -> Result<(), SpecError> {
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = Map::new();
+    let mut map = sizes::write(spec);
     let mut set = |name: &str, value: Value| map.insert(name.to_owned(), value);
-    set("hidden_size", spec.hidden_size.into());
-    set("num_hidden_layers", spec.num_hidden_layers.into());
-    set("max_position_embeddings", spec.max_position_embeddings.into());
-    set("intermediate_size", spec.mlp.intermediate_size().into());
     set("layer_norm_eps", spec.norm.eps.into());
     set("hidden_dropout_prob", spec.dropout.resid.into());
     set("attention_probs_dropout_prob", spec.dropout.attn.into());
@@ -111,8 +86,5 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("hidden_act", spec.mlp.activation().hf_name().into());
     set("is_decoder", false.into());
     set("position_embedding_type", "absolute".into());
-    if let AttentionForm::Gqa(gqa) = &spec.attention.form {
-        set("num_attention_heads", gqa.num_attention_heads.into());
-    }
     map
 }

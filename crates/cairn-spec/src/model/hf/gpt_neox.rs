@@ -1,12 +1,12 @@
 //! `model_type` `gpt_neox`: `GPTNeoXConfig` of transformers.
 
-use super::decoder::{read_activation, share};
+use super::decoder::read_activation;
 use super::fields::Fields;
 use super::rope_fields::{self, Around, Keys};
-use super::{Mapping, read_dtype, read_tokens};
+use super::{Mapping, read_dtype, read_tokens, sizes};
 use crate::model::{
-    Attention, AttentionForm, BlockForm, Dropout, Embedding, Family, Gqa, Head, Mlp, ModelFields,
-    ModelSpec, Norm, NormKind, Position, SpecError, SpecialTokens,
+    Attention, AttentionForm, BlockForm, Dropout, Embedding, Family, Head, Mlp, ModelFields,
+    ModelSpec, Position, SpecError, SpecialTokens,
 };
 use serde_json::{Map, Value};
 
@@ -25,30 +25,24 @@ const KEYS: Keys =
 
 fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     let family = Family::GptNeox;
-    let hidden_size = config.required_size("hidden_size")?;
-    let gqa = heads(config, hidden_size)?;
-    let max_position_embeddings = config.required_size("max_position_embeddings")?;
+    let sizes = sizes::read(config)?;
+    let gqa = sizes::heads(config, sizes, config.flag("attention_bias", true)?)?;
     let around = Around {
         family,
         head_dim: gqa.head_dim,
-        max_position_embeddings,
+        max_position_embeddings: sizes.max_position_embeddings,
         original_max_position_embeddings: None,
         keys: KEYS,
     };
     let hidden_dropout = config.real("hidden_dropout")?.unwrap_or(0.0);
     Ok(ModelFields {
         family,
-        vocab_size: config.required_size("vocab_size")?,
-        hidden_size,
-        num_hidden_layers: config.required_size("num_hidden_layers")?,
-        max_position_embeddings,
+        vocab_size: sizes.vocab_size,
+        hidden_size: sizes.hidden_size,
+        num_hidden_layers: sizes.num_hidden_layers,
+        max_position_embeddings: sizes.max_position_embeddings,
         embedding: Embedding::default(),
-        norm: Norm {
-            kind: NormKind::Layer,
-            eps: config.real("layer_norm_eps")?.unwrap_or(1e-5),
-            plus_one: false,
-            bias: true,
-        },
+        norm: sizes::layer_norm(config, ("layer_norm_eps", 1e-5), true)?,
         block: if config.flag("use_parallel_residual", true)? {
             BlockForm::ParallelResidual
         } else {
@@ -59,7 +53,7 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
         position: Position::Rope(rope_fields::read(config, around)?),
         mlp: Mlp::Plain {
             activation: read_activation(config, "hidden_act", "gelu")?,
-            intermediate_size: config.required_size("intermediate_size")?,
+            intermediate_size: sizes.intermediate_size,
             bias: true,
         },
         head: Some(Head::default()),
@@ -75,33 +69,15 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     })
 }
 
-fn heads(config: &Fields<'_>, hidden_size: usize) -> Result<Gqa, SpecError> {
-    let num_attention_heads = config.required_size("num_attention_heads")?;
-    let bias = config.flag("attention_bias", true)?;
-    Ok(Gqa {
-        num_attention_heads,
-        num_key_value_heads: num_attention_heads,
-        head_dim: share(hidden_size, num_attention_heads)?,
-        qkv_bias: bias,
-        o_bias: bias,
-        qk_norm: None,
-    })
-}
-
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = Map::new();
+    let mut map = sizes::write(spec);
     let mut set = |name: &str, value: Value| map.insert(name.to_owned(), value);
-    set("hidden_size", spec.hidden_size.into());
-    set("num_hidden_layers", spec.num_hidden_layers.into());
-    set("max_position_embeddings", spec.max_position_embeddings.into());
-    set("intermediate_size", spec.mlp.intermediate_size().into());
     set("layer_norm_eps", spec.norm.eps.into());
     set("hidden_dropout", spec.dropout.resid.into());
     set("attention_dropout", spec.dropout.attn.into());
     set("use_parallel_residual", (spec.block == BlockForm::ParallelResidual).into());
     set("hidden_act", spec.mlp.activation().hf_name().into());
     if let AttentionForm::Gqa(gqa) = &spec.attention.form {
-        set("num_attention_heads", gqa.num_attention_heads.into());
         set("attention_bias", gqa.qkv_bias.into());
     }
     if let Position::Rope(rope) = &spec.position {

@@ -1,14 +1,13 @@
 //! `model_type` modernbert: `ModernBertConfig` of transformers.
 
-use super::decoder::{read_activation, share};
+use super::decoder::read_activation;
 use super::fields::Fields;
 use super::rope_fields::{self, Around, Keys};
 use super::windows::{self, FULL, SLIDING};
-use super::{Mapping, read_dtype, read_tokens};
+use super::{Mapping, read_dtype, read_tokens, sizes};
 use crate::model::{
-    Attention, AttentionForm, BlockForm, Dropout, Embedding, Family, Gqa, Head, HeadTransform,
-    MaskKind, Mlp, ModelFields, ModelSpec, Norm, NormKind, Position, Rope, SlidingWindow,
-    SpecError, SpecialTokens,
+    Attention, AttentionForm, BlockForm, Dropout, Embedding, Family, Head, HeadTransform, MaskKind,
+    Mlp, ModelFields, ModelSpec, Position, Rope, SlidingWindow, SpecError, SpecialTokens,
 };
 use serde_json::{Map, Value};
 
@@ -35,16 +34,14 @@ const LOCAL: Keys =
 
 fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     let family = Family::ModernBert;
-    let max_position_embeddings = config.required_size("max_position_embeddings")?;
-    let gqa = heads(config)?;
+    let sizes = sizes::read(config)?;
+    let gqa = sizes::heads(config, sizes, config.flag("attention_bias", false)?)?;
     let rope = |keys| {
-        let original_max_position_embeddings = None;
-        let head_dim = gqa.head_dim;
         let around = Around {
             family,
-            head_dim,
-            max_position_embeddings,
-            original_max_position_embeddings,
+            head_dim: gqa.head_dim,
+            max_position_embeddings: sizes.max_position_embeddings,
+            original_max_position_embeddings: None,
             keys,
         };
         rope_fields::read(config, around)
@@ -57,24 +54,19 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     let tokens = SpecialTokens { bos: Some(50281), eos: vec![50282], pad: Some(50283) };
     Ok(ModelFields {
         family,
-        vocab_size: config.required_size("vocab_size")?,
-        hidden_size: config.required_size("hidden_size")?,
-        num_hidden_layers: config.required_size("num_hidden_layers")?,
-        max_position_embeddings,
+        vocab_size: sizes.vocab_size,
+        hidden_size: sizes.hidden_size,
+        num_hidden_layers: sizes.num_hidden_layers,
+        max_position_embeddings: sizes.max_position_embeddings,
         embedding: Embedding { scale: None, norm: true, type_vocab_size: None },
-        norm: Norm {
-            kind: NormKind::Layer,
-            eps: config.real("norm_eps")?.unwrap_or(1e-5),
-            plus_one: false,
-            bias: config.flag("norm_bias", false)?,
-        },
+        norm: sizes::layer_norm(config, ("norm_eps", 1e-5), config.flag("norm_bias", false)?)?,
         block: BlockForm::PreNorm,
         first_attention_norm: false,
         attention,
         position: Position::Rope(rope(GLOBAL)?),
         mlp: Mlp::Glu {
             activation: read_activation(config, "hidden_activation", "gelu")?,
-            intermediate_size: config.required_size("intermediate_size")?,
+            intermediate_size: sizes.intermediate_size,
             bias: config.flag("mlp_bias", false)?,
         },
         head: Some(head(config)?),
@@ -87,20 +79,6 @@ fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
         },
         tokens: read_tokens(config, &tokens)?,
         dtype: read_dtype(config, family)?,
-    })
-}
-
-fn heads(config: &Fields<'_>) -> Result<Gqa, SpecError> {
-    let hidden_size = config.required_size("hidden_size")?;
-    let num_attention_heads = config.required_size("num_attention_heads")?;
-    let bias = config.flag("attention_bias", false)?;
-    Ok(Gqa {
-        num_attention_heads,
-        num_key_value_heads: num_attention_heads,
-        head_dim: share(hidden_size, num_attention_heads)?,
-        qkv_bias: bias,
-        o_bias: bias,
-        qk_norm: None,
     })
 }
 
@@ -128,19 +106,14 @@ fn window(config: &Fields<'_>, rope: Rope) -> Result<Option<SlidingWindow>, Spec
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = Map::new();
+    let mut map = sizes::write(spec);
     let mut set = |name: &str, value: Value| map.insert(name.to_owned(), value);
-    set("hidden_size", spec.hidden_size.into());
-    set("num_hidden_layers", spec.num_hidden_layers.into());
-    set("max_position_embeddings", spec.max_position_embeddings.into());
-    set("intermediate_size", spec.mlp.intermediate_size().into());
     set("norm_eps", spec.norm.eps.into());
     set("norm_bias", spec.norm.bias.into());
     set("embedding_dropout", spec.dropout.embd.into());
     set("attention_dropout", spec.dropout.attn.into());
     set("hidden_activation", spec.mlp.activation().hf_name().into());
     if let AttentionForm::Gqa(gqa) = &spec.attention.form {
-        set("num_attention_heads", gqa.num_attention_heads.into());
         set("attention_bias", gqa.qkv_bias.into());
     }
     if let Mlp::Glu { bias, .. } = &spec.mlp {
