@@ -7,6 +7,9 @@
 //! a bad guess costs time and nothing else. (Leviathan et al. 2023 and Chen et al. 2023 keep only
 //! the distribution; a draw keyed by position allows more.)
 //!
+//! A wrong guess is taken back by shortening the block table. That suits every family: pages keep all
+//! positions, windows only hide them, and no layer carries anything else from token to token.
+//!
 //! | file | noun |
 //! |---|---|
 //! | `speculation` | what is asked for, and what came of it |

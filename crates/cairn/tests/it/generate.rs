@@ -47,6 +47,54 @@ fn beams_give_a_score() {
 }
 
 #[test]
+fn guessing_ahead_changes_no_token_and_says_what_came_of_it() {
+    let draft = format!("draft:{}", golden("llama").display());
+    for sampling in [&["--temperature", "0"][..], &["--seed", "3", "--top-p", "0.9"]] {
+        let ask = |more: &[&str]| -> serde_json::Value {
+            let mut command = generate(&["--prompt-ids", "5,6,7", "--max-new-tokens", "40"]);
+            let command = command.args(sampling).args(more).arg("--json");
+            serde_json::from_str(&succeed(command)).unwrap()
+        };
+        let plain = ask(&["--max-num-batched-tokens", "2"]);
+        assert!(plain["speculation"].is_null());
+        for method in ["ngram", "depth:2", draft.as_str()] {
+            let flags = ["--speculative", method, "--num-speculative-tokens", "3"];
+            let found = ask(&[&flags[..], &["--speculative-always"]].concat());
+            assert_eq!(found["token_ids"], plain["token_ids"], "{method}");
+            let count = |name: &str| found["speculation"][name].as_u64().unwrap();
+            assert!(count("num_accepted_tokens") <= count("num_draft_tokens"));
+            if method == draft {
+                // The model guesses for itself: all right.
+                assert_eq!(count("num_accepted_tokens"), count("num_draft_tokens"));
+                assert_eq!(count("num_accepted_tokens"), 29);
+            }
+        }
+    }
+}
+
+#[test]
+fn cached_bytes_are_asked_for_by_name() {
+    let arguments = ["--prompt-ids", "5,6,7", "--temperature", "0", "--max-new-tokens", "20"];
+    let whole = succeed(generate(&arguments).args(["--kv-cache-dtype", "q8"]));
+    let pieces = ["--kv-cache-dtype", "q8", "--max-num-batched-tokens", "1"];
+    assert_eq!(succeed(generate(&arguments).args(pieces)), whole);
+}
+
+#[test]
+fn who_cannot_guess_is_refused() {
+    insta::assert_snapshot!(failure(&["--prompt-ids", "5", "--speculative", "depth:3"]), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: depth is 3, which is not between 1 and 2
+    hint: depth can be at most 2
+    "#);
+    let other = format!("draft:{}", golden("gemma2").display());
+    let refused = failure(&["--prompt-ids", "5", "--speculative", &other]);
+    assert!(refused.contains("the draft model has 96 tokens, the model 320"), "{refused}");
+}
+
+#[test]
 fn a_prompt_outside_the_vocabulary_is_refused() {
     insta::assert_snapshot!(failure(&["--prompt-ids", "5,999"]), @r#"
     exit 1
