@@ -9,6 +9,7 @@ use crate::memory::MemoryError;
 use crate::peak::{FmaPeak, measure_bf16_peak, measure_fma_peak, measure_int8_peak};
 use crate::registry::{Case, KernelEntry, Shape};
 
+pub mod gates;
 pub(crate) mod inputs;
 
 /// Runs of which the median counts.

@@ -30,8 +30,9 @@ const ROWS_BYTES: usize = 512 << 10;
 const TASK_BYTES: usize = 128 << 10;
 /// Rows that one task packs.
 const PACK_ROWS: usize = 16;
-/// Weight bytes between a read and the hint for it.
-const AHEAD_BYTES: usize = 1536;
+/// Bytes of a panel's codes between a read and the hint for it, which goes to the second-level cache: there
+/// is room for more lines on their way.
+const AHEAD_BYTES: usize = 2048;
 
 /// Computes `y = x · Wᵀ` in bytes.
 pub(super) fn run(cpu: &Cpu, args: Matmul<'_>) {
@@ -347,7 +348,7 @@ impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool>
         for first in (0..CODE_WORDS).step_by(part_words) {
             let mut codes = [V::Int::splat(0); VECS];
             for (codes, part) in codes.iter_mut().zip(&mut *parts) {
-                V::prefetch(part.wrapping_add(AHEAD_BYTES));
+                V::prefetch_far(part.wrapping_add(AHEAD_BYTES));
                 // SAFETY: the panel has the parts of this group.
                 *codes = V::Int::load_bytes(unsafe { &*part.cast::<[u8; PART_BYTES]>() });
                 *part = part.wrapping_add(PART_BYTES);

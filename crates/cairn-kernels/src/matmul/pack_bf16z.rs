@@ -26,14 +26,6 @@ impl Bf16zElements<'_> {
         V::pairs_from_bf16z(bytes, codes, table)
     }
 
-    /// Asks memory for the half-block of four columns.
-    #[inline(always)]
-    fn prefetch_half<V: F32x16>(self, panel: usize, column: usize) {
-        let (bytes, codes) = self.0.half(panel, column);
-        V::prefetch(bytes);
-        V::prefetch(codes);
-    }
-
     #[cold]
     #[inline(never)]
     fn patch(self, panel: usize, column: usize, lanes: &mut [[f32; LANES]; QUAD]) {
@@ -84,8 +76,8 @@ impl Columns for Bf16zElements<'_> {
         lanes.each_ref().map(V::load)
     }
     #[inline(always)]
-    fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
-        self.prefetch_half::<V>(panel, column);
+    fn prefetch<V: F32x16>(self, _panel: usize, _column: usize) {
+        // The processor's own prefetchers do better with blocks of three lines.
     }
 }
 
@@ -146,8 +138,7 @@ impl Columns for Bf16zPairs<'_> {
         std::array::from_fn(|i| self.without_missing(pair + i, V::load(&lanes[i])))
     }
     #[inline(always)]
-    fn prefetch<V: F32x16>(self, panel: usize, pair: usize) {
-        self.elements.prefetch_half::<V>(panel, 2 * pair);
-        self.elements.prefetch_half::<V>(panel, 2 * pair + HALF_COLUMNS);
+    fn prefetch<V: F32x16>(self, _panel: usize, _pair: usize) {
+        // As above.
     }
 }

@@ -4,6 +4,7 @@ mod compare;
 mod contract;
 mod corpus;
 mod decode;
+mod gates;
 mod kernels;
 mod train;
 mod tune;
@@ -27,6 +28,7 @@ const EXAMPLES: &str = "\
 Examples:
   cairn bench bandwidth
   cairn bench kernels --filter matmul --all-isas --out before.json
+  cairn bench gates --json
   cairn bench compare before.json after.json
   cairn bench corpus --input ~/notes
   cairn bench decode --model runs/quickstart --dtype bf16 --json
@@ -49,6 +51,7 @@ enum BenchCommand {
     #[command(after_help = "Examples:\n  cairn bench peak --threads 1")]
     Peak(PlainArgs),
     Kernels(kernels::KernelArgs),
+    Gates(gates::GateArgs),
     Corpus(corpus::CorpusArgs),
     Decode(decode::DecodeArgs),
     Train(train::TrainArgs),
@@ -81,6 +84,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
         BenchCommand::Bandwidth(args) => bandwidth(args, context),
         BenchCommand::Peak(args) => peak(args, context),
         BenchCommand::Kernels(args) => kernels::run(args, context),
+        BenchCommand::Gates(args) => gates::run(args, context),
         BenchCommand::Corpus(args) => corpus::run(args, context),
         BenchCommand::Decode(args) => decode::run(args, context),
         BenchCommand::Train(args) => train::run(args, context),
