@@ -334,6 +334,7 @@ pub(crate) fn options_of(
             BaseEncoding::F32 => Encoding::F32,
             BaseEncoding::Bf16 => Encoding::Bf16,
             BaseEncoding::Q8 => Encoding::Q8,
+            BaseEncoding::Nf4 => Encoding::Nf4,
         };
     }
     Ok(options)

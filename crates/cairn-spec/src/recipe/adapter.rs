@@ -37,7 +37,7 @@ pub struct AdapterSection {
     pub alpha_pattern: Option<BTreeMap<String, f64>>,
     /// Only `"none"`: biases of the model are frozen like its weights.
     pub bias: Option<String>,
-    /// How the frozen matrices are held: `f32`, `bf16` or `q8`; `f32` if absent.
+    /// How the frozen matrices are held: `f32`, `bf16`, `q8` or `nf4`; `f32` if absent.
     pub base_encoding: Option<BaseEncoding>,
 }
 
@@ -61,6 +61,9 @@ pub enum BaseEncoding {
     Bf16,
     /// Signed bytes with a scale for every 32 of them.
     Q8,
+    /// Four bits, quantiles of the normal distribution, with a scale for every 64 of them (Dettmers et
+    /// al. 2023, <https://arxiv.org/abs/2305.14314>).
+    Nf4,
 }
 
 /// An adapter to train.

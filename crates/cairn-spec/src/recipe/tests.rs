@@ -586,7 +586,7 @@ fn adapters_go_by_pefts_names() {
         (&["adapter.r=4"][..], "'model.initial' is missing"),
         (&[base, "adapter.bias=all"], "[adapter]"),
         (&[base, "adapter.r=0"], "[adapter]"),
-        (&[base, "adapter.base_encoding=nf4"], "nf4"),
+        (&[base, "adapter.base_encoding=int3"], "int3"),
         (&[base, "adapter.use_dora=true"], "use_dora"),
         (&[base, "adapter.r=4", "run.weights=bf16"], "run.weights"),
     ] {

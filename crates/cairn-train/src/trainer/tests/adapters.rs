@@ -39,9 +39,14 @@ fn frozen(trainer: &Trainer) -> Vec<Vec<u8>> {
 #[test]
 fn adapters_learn_beside_frozen_weights_and_resume_bit_for_bit() {
     let fixture = Fixture::new();
-    for (base, encoding) in
-        [("llama", "f32"), ("llama", "bf16"), ("llama", "q8"), ("gpt2", "f32"), ("gpt2", "q8")]
-    {
+    for (base, encoding) in [
+        ("llama", "f32"),
+        ("llama", "bf16"),
+        ("llama", "q8"),
+        ("llama", "nf4"),
+        ("gpt2", "f32"),
+        ("gpt2", "q8"),
+    ] {
         let name = format!("{base}-{encoding}");
         let encoding = format!("adapter.base_encoding={encoding}");
         let recipe = adapter_recipe(&golden(base), &[&encoding, "optimizer.ema_decay=0.9"]);
