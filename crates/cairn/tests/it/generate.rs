@@ -191,8 +191,8 @@ fn bf16_products_of_other_weights_are_refused() {
     --- stdout
     --- stderr
     error: the model cannot be lowered to a program
-      because: bf16 products need weights stored as bf16; these are f32
-    hint: hold the weights as bf16, or compute in f32
+      because: bf16 products need weights stored as bf16 or bf16z; these are f32
+    hint: hold the weights as bf16 or bf16z, or compute in f32
     "#);
 }
 
