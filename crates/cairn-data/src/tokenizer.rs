@@ -299,6 +299,21 @@ impl Tokenizer {
                 .is_some_and(|decoder| bytes::steps(decoder).iter().any(is_byte_level))
     }
 
+    /// The kind of its model, as `tokenizer.json` names it.
+    pub fn model_name(&self) -> &'static str {
+        match self.literal.get_model() {
+            ModelWrapper::BPE(_) => "BPE",
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "WordLevel",
+            ModelWrapper::Unigram(_) => "Unigram",
+        }
+    }
+
+    /// Whether bytes that no token spells have tokens of their own.
+    pub fn has_byte_fallback(&self) -> bool {
+        !self.byte_tokens.is_empty()
+    }
+
     /// One more than the largest token id: the rows an embedding needs.
     pub fn vocab_size(&self) -> u32 {
         self.vocab_size

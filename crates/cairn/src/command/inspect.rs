@@ -2,6 +2,7 @@
 
 mod bare;
 mod gguf;
+mod tokenizer;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,12 +10,13 @@ use std::path::{Path, PathBuf};
 use cairn_artifacts::atomic::write_bytes;
 use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder, WeightsError};
-use cairn_model::{BuildOptions, Head, TensorSource, build_program};
+use cairn_model::{BuildOptions, Head, TensorSource, WeightReader, build_program};
 use cairn_program::{Class, Cost, Loss, Program, Workload, differentiate};
 use cairn_spec::ModelSpec;
 use clap::Args;
 use serde_json::{Value, json};
 
+use self::tokenizer::TokenizerFacts;
 use crate::context::Context;
 use crate::evaluation::run_of;
 use crate::failure::UserError;
@@ -146,7 +148,8 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
         (true, _) => None,
         (false, Ok(spec)) => {
             let stored = Stored { files: 1, bytes: tensors.iter().map(|t| t.bytes.len()).sum() };
-            let parts = ModelParts { stored: Some(stored), tensors, source: Some(&file) };
+            let folder = path.parent();
+            let parts = ModelParts { stored: Some(stored), tensors, source: Some(&file), folder };
             return inspect_spec(&spec, parts, args, context);
         }
         (false, Err(error)) if wants_model => return Err(error),
@@ -182,6 +185,8 @@ struct ModelParts<'a> {
     stored: Option<Stored>,
     tensors: Vec<TensorView<'a>>,
     source: Option<&'a dyn TensorSource>,
+    /// Where a tokenizer may lie.
+    folder: Option<&'a Path>,
 }
 
 fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
@@ -214,13 +219,14 @@ fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow
         weights.as_ref().map(|weights| weights.tensors().collect()).unwrap_or_default();
     tensors.sort_by(|a, b| a.name.cmp(b.name));
     let source = weights.as_ref().map(|weights| weights as &dyn TensorSource);
-    inspect_spec(&spec, ModelParts { stored, tensors, source }, args, context)
+    inspect_spec(&spec, ModelParts { stored, tensors, source, folder: Some(folder) }, args, context)
 }
 
-/// A model that is known, and its tensors.
+/// A model that is known, its tensors and its tokenizer. Weights that are not those of the
+/// description are an error, after it was shown.
 fn inspect_spec(
     spec: &ModelSpec,
-    ModelParts { stored, tensors, source }: ModelParts<'_>,
+    ModelParts { stored, tensors, source, folder }: ModelParts<'_>,
     args: &InspectArgs,
     context: &Context,
 ) -> anyhow::Result<()> {
@@ -232,20 +238,37 @@ fn inspect_spec(
     let account = Account::new(spec, tokens)?;
     let encoding = args.weights.dtype.encoding_of(spec, source)?;
     let held = weight_bytes(spec, encoding)?;
+    let fits = || match source {
+        Some(source) => WeightReader::new(spec, source).map(|_| ()),
+        None => Ok(()),
+    };
+    let tokenizer = folder.map(|folder| TokenizerFacts::read(folder, spec)).transpose();
+    // A model may be looked at without one that can be used.
+    let tokenizer = tokenizer.unwrap_or_else(|error| {
+        let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+        context.terminal.warn(format_args!("the tokenizer cannot be used: {}", causes.join(": ")));
+        None
+    });
     if args.json {
         let mut object = account.json(spec)?;
+        object["tokenizer"] = json!(tokenizer);
         object["in_memory"] = json!({ "dtype": encoding, "bytes": held });
         if args.parts.tensors {
             object["tensors"] = tensors.iter().map(tensor_json).collect();
         }
-        return context.terminal.print(serde_json::to_string_pretty(&object)?);
+        context.terminal.print(serde_json::to_string_pretty(&object)?)?;
+        return Ok(fits()?);
     }
     let held = format!("{} as {encoding}", Bytes::of(held));
     let mut text = format!("{}\n\n{}", summary(spec, stored, &held), account.table(spec));
     if args.parts.tensors {
         let _ = write!(text, "\n\n{}", tensor_table(&tensors));
     }
-    context.terminal.print(text)
+    if let Some(Some(tokenizer)) = &tokenizer {
+        let _ = write!(text, "\n\n{}", tokenizer.table());
+    }
+    context.terminal.print(text)?;
+    Ok(fits()?)
 }
 
 /// Draws and prints the program, where asked for.

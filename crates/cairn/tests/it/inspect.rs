@@ -28,6 +28,45 @@ fn a_model_is_described() {
 }
 
 #[test]
+fn the_tokenizer_beside_a_model_is_described() {
+    let folder = golden("gguf").join("chat");
+    let text = succeed(cairn(["inspect"]).arg(&folder));
+    let json = succeed(cairn(["inspect", "--json"]).arg(&folder));
+    let object: Value = serde_json::from_str(&json).unwrap();
+    let facts = &object["tokenizer"];
+    assert_eq!(facts["model"], "BPE");
+    let size = facts["vocab_size"].as_u64().unwrap();
+    assert!(size <= object["spec"]["vocab_size"].as_u64().unwrap());
+    assert!(text.contains(&format!("{size} tokens")), "{text}");
+    assert!(text.contains("chat templates") && text.contains("special tokens"), "{text}");
+    // Beside a smaller vocabulary it cannot be used, which is said; the model is still described.
+    let other = tempfile::tempdir().unwrap();
+    let config = golden("llama").join("config.json");
+    std::fs::copy(config, other.path().join("config.json")).unwrap();
+    std::fs::copy(folder.join("tokenizer.json"), other.path().join("tokenizer.json")).unwrap();
+    let output = cairn(["inspect"]).arg(other.path()).output().unwrap();
+    let text = shown(&output, Some(other.path()));
+    assert!(text.contains("the tokenizer cannot be used") && text.contains("exit 0"), "{text}");
+}
+
+#[test]
+fn weights_that_are_not_those_of_the_description_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("llama").join(name), folder.path().join(name)).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let fewer = text.replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
+    assert_ne!(fewer, text);
+    std::fs::write(&path, fewer).unwrap();
+    let output = cairn(["inspect"]).arg(folder.path()).output().unwrap();
+    let text = shown(&output, Some(folder.path()));
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("parameters") && text.contains("model.layers.2."), "{text}");
+}
+
+#[test]
 fn a_description_is_json_on_demand() {
     let text = succeed(cairn(["inspect", "--json", "--tensors"]).arg(golden("gpt2")));
     let object: Value = serde_json::from_str(&text).unwrap();
