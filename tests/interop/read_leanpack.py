@@ -5,7 +5,7 @@
 
 Needs numpy and nothing of Cairn. Every hash is computed here, BLAKE3 included; every weight whose
 name is that of a source tensor is decoded and compared value by value. Exits 1 where anything
-differs. (Families that fuse or transpose tensors store them under other names; `cairn_convert::unpack` knows
+differs. (Families that fuse or transpose tensors store them under other names; `cairn unpack` knows
 how to put those together, and this script compares what is left.)
 """
 

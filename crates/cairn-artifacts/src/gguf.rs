@@ -1,4 +1,4 @@
-//! Model files in the GGUF format, versions 2 and 3, little endian, read through a mapping.
+//! Model files in the GGUF format, versions 2 and 3, little endian: read through a mapping, written as 3.
 //!
 //! A file is a magic number, two counts, typed key-value pairs, one entry per tensor (name,
 //! dimensions, type, offset), and the bytes of the tensors, each aligned
@@ -10,6 +10,7 @@
 //! - `value`: what a key may hold.
 //! - `tensor_type`: the types of tensors, with the size of their blocks.
 //! - `block`: what the blocks of the types that Cairn reads mean, as `f32`.
+//! - `write`: a file written, and values as blocks of `F32`, `BF16` and `Q8_0`.
 //!
 //! **Limits:** opening allocates at most [`ALLOCATED_PER_BYTE`] bytes for each byte of the file and
 //! [`ALLOCATED_BESIDES`] more, whatever the file says.
@@ -22,12 +23,14 @@ mod tensor_type;
 #[cfg(test)]
 mod tests;
 mod value;
+mod write;
 
 pub use block::Format;
 pub use error::{GgufError, GgufReadError};
 pub use header::{ALIGNMENT_DEFAULT, DIMS_MAX, Header, KEYS_MAX, TENSORS_MAX, TensorInfo};
 pub use tensor_type::TensorType;
 pub use value::{Array, Value, ValueType};
+pub use write::{OutTensor, OutValue, encode, write};
 
 use crate::MappedFile;
 use std::ops::Range;

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
+use cairn_artifacts::gguf::GgufReadError;
 use cairn_artifacts::leanpack::PackError;
 use cairn_artifacts::{CheckpointError, FileError};
 use cairn_engine::EngineError;
 use cairn_kernels::Encoding;
+use cairn_model::gguf::{GgufExportError, GgufSpecError};
 use cairn_model::{BuildError, LoadError};
+use cairn_program::{RunError, SessionError};
 use cairn_spec::Hint;
 
 /// A model that cannot be converted.
@@ -28,6 +31,12 @@ pub enum ConvertError {
     /// The model has no plan.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The model's memory cannot be had.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The text does not suit the model.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The folder's manifest is not sound.
     #[error(transparent)]
     Manifest(#[from] CheckpointError),
@@ -55,6 +64,15 @@ pub enum ConvertError {
         /// Their type.
         dtype: &'static str,
     },
+    /// The model is none of those that GGUF files describe.
+    #[error(transparent)]
+    GgufExport(#[from] GgufExportError),
+    /// A GGUF file that was just written does not read back.
+    #[error("what was written is no sound GGUF file")]
+    GgufRead(#[from] GgufReadError),
+    /// A GGUF file that was just written describes no model.
+    #[error("what was written describes no model")]
+    GgufSpec(#[from] GgufSpecError),
     /// Whoever asked for the conversion ended it.
     #[error("stopped; nothing was written")]
     Stopped,
@@ -73,6 +91,11 @@ impl Hint for ConvertError {
             }
             Self::Load(_)
             | Self::Build(_)
+            | Self::Session(_)
+            | Self::Run(_)
+            | Self::GgufExport(_)
+            | Self::GgufRead(_)
+            | Self::GgufSpec(_)
             | Self::FileTooLarge { .. }
             | Self::Elements { .. }
             | Self::Stopped => Vec::new(),

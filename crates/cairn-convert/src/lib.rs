@@ -1,7 +1,10 @@
-//! Models from one form into another: a folder into a leanpack, a leanpack back into a folder.
+//! Models from one form into another: a folder into a leanpack, a leanpack back into a folder, either
+//! into a GGUF file.
 //!
 //! - [`pack`]: a model folder → one file that kernels read as it is.
+//! - [`sensitivity`]: what rounding each class of weights costs.
 //! - [`unpack`]: a pack → a folder that transformers loads.
+//! - [`gguf`]: a model → a file that llama.cpp runs.
 //! - [`license`]: what a model's folder says about the terms of its use.
 //! - [`error`]: why a conversion fails.
 //!
@@ -11,10 +14,14 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod gguf;
 pub mod license;
 pub mod pack;
+pub mod sensitivity;
 pub mod unpack;
 
 pub use error::ConvertError;
+pub use gguf::{GgufJob, GgufReport, export_gguf};
 pub use pack::{PackJob, PackSettings, ProfileChoice, pack};
+pub use sensitivity::{ClassCost, Cost, Sensitivity, SensitivityJob, sensitivity};
 pub use unpack::{UnpackReport, unpack};

@@ -36,6 +36,7 @@ pub use self::encoder::Encoder;
 pub use self::error::TokenizerError;
 pub use self::files::ModelFiles;
 pub use self::generation::GenerationConfig;
+pub use self::gguf::no_tokenizer as gguf_without_tokenizer;
 pub use self::stream::TokenStream;
 pub use self::train::{BpeSettings, train_bpe};
 

@@ -12,15 +12,18 @@
 //!
 //! The `deepseek2` architecture is V2 and V3, with the keys' and values' part of `kv_b_proj` apart, as
 //! converters write them since 2025, or in one tensor, as before. A `bert` file is the body alone.
+//! `export` goes the other way, for the other architectures.
 
 mod bert;
 mod decoder;
 mod deepseek;
 mod error;
+mod export;
 mod keys;
 mod rope;
 
 pub use error::GgufSpecError;
+pub use export::{GgufExportError, divisors, metadata, same_model};
 
 use crate::load::copy_bits;
 use crate::{Naming, TensorSource};

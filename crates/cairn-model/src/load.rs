@@ -150,7 +150,7 @@ impl Naming {
     /// What is added to a vector of the source: GGUF files hold Gemma's norms counted from zero, its
     /// own files and programs count from one. Where the sum is at least 1/2, subtracting 1 is exact,
     /// and what the norm multiplies by is the file's number; below, it is within 2⁻²⁵ of it.
-    fn offset(self, spec: &ModelSpec, weight: &str) -> f32 {
+    pub fn offset(self, spec: &ModelSpec, weight: &str) -> f32 {
         let shifted = self == Self::Gguf && spec.norm.plus_one && weight.ends_with("norm.weight");
         if shifted { -1.0 } else { 0.0 }
     }

@@ -8,8 +8,8 @@ use clap::builder::styling::{AnsiColor, Effects};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::command::{
-    adapter, bench, chat, completions, corpus, doctor, embed, eval, fill_mask, generate, inspect,
-    logits, plan, quickstart, tokenizer, train,
+    adapter, bench, chat, completions, corpus, doctor, embed, eval, export, fill_mask, generate,
+    inspect, logits, pack, plan, quickstart, tokenizer, train, unpack, verify,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -88,6 +88,10 @@ pub(crate) enum Command {
     Embed(embed::EmbedArgs),
     FillMask(fill_mask::FillMaskArgs),
     Inspect(inspect::InspectArgs),
+    Pack(pack::PackArgs),
+    Unpack(unpack::UnpackArgs),
+    Verify(verify::VerifyArgs),
+    Export(export::ExportArgs),
     Adapter(adapter::AdapterArgs),
     Logits(logits::LogitsArgs),
     Bench(bench::BenchArgs),

@@ -8,14 +8,18 @@ pub(crate) mod corpus;
 pub(crate) mod doctor;
 pub(crate) mod embed;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod fill_mask;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod pack;
 pub(crate) mod plan;
 pub(crate) mod quickstart;
 pub(crate) mod tokenizer;
 pub(crate) mod train;
+pub(crate) mod unpack;
+pub(crate) mod verify;
 
 use crate::args::Command;
 use crate::context::Context;
@@ -36,6 +40,10 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Embed(args) => embed::run(&args, context),
         Command::FillMask(args) => fill_mask::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
+        Command::Pack(args) => pack::run(&args, context),
+        Command::Unpack(args) => unpack::run(&args, context),
+        Command::Verify(args) => verify::run(&args, context),
+        Command::Export(args) => export::run(&args, context),
         Command::Logits(args) => logits::run(&args, context),
         Command::Doctor(args) => doctor::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),

@@ -80,7 +80,8 @@ impl Encoder {
             Wanted::Hidden => (Head::Hidden, format!("hidden_{}", model.spec.num_hidden_layers)),
             Wanted::Logits(_) => (Head::GatheredLogits, "logits".to_owned()),
         };
-        let options = BuildOptions { encoding, ..BuildOptions::new(head) };
+        let layout = model.layout();
+        let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
         let program = build_adapted_program(&model.spec, &options, &model.adapters())?;
         let sizes = sizes_of(texts, wanted);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };

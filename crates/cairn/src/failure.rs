@@ -122,6 +122,8 @@ fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
         cairn_artifacts::safetensors::ReadError,
         cairn_artifacts::safetensors::WeightsError,
         cairn_artifacts::gguf::GgufReadError,
+        cairn_artifacts::leanpack::PackError,
+        cairn_convert::ConvertError,
         cairn_model::gguf::GgufSpecError,
         cairn_data::tokenizer::TokenizerError,
         cairn_data::chat::ChatError,

@@ -30,6 +30,17 @@ impl MachineReport {
     }
 }
 
+/// What of weights and cache lies on huge pages here, in a word.
+pub(crate) fn huge_page_text() -> String {
+    match huge_pages().as_deref() {
+        Some(word @ ("always" | "madvise")) => {
+            format!("2 MiB where whole ones fit, the rest 4 KiB (the system says {word})")
+        }
+        Some(word) => format!("4 KiB (the system says {word} to huge ones)"),
+        None => "4 KiB (the system has no huge ones)".to_owned(),
+    }
+}
+
 /// The chosen word of `always [madvise] never`.
 fn huge_pages() -> Option<String> {
     let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;

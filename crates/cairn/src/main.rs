@@ -21,6 +21,7 @@ mod machine_profile;
 mod model_folder;
 mod named_values;
 mod outside;
+mod pack_args;
 mod panic_report;
 mod plan_text;
 mod pooling;

@@ -9,24 +9,30 @@ use cairn_artifacts::checkpoint::{
     ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, TOKENIZER_FILE, verify_model,
 };
 use cairn_artifacts::gguf::GgufFile;
+use cairn_artifacts::leanpack::PackFile;
 use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
-use cairn_data::tokenizer::{Tokenizer, TokenizerConfig};
+use cairn_data::tokenizer::{ModelFiles, Tokenizer, TokenizerConfig};
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
-use cairn_kernels::{Cpu, Encoding};
-use cairn_model::{AdapterMap, Naming, TensorSource, load_adapter, load_weights};
+use cairn_kernels::{Cpu, Encoding, Layout};
+use cairn_model::{
+    AdapterMap, Naming, PackCheck, PackSource, TensorSource, load_adapter, load_weights,
+};
 use cairn_program::Session;
 use cairn_spec::model::hf::HfConfig;
 use cairn_spec::{LoraSpec, ModelSpec};
 use clap::Args;
 
+use crate::context::Context;
 use crate::failure::UserError;
+use crate::pack_args::PackArgs;
 use crate::runs;
 use crate::terminal::Terminal;
 
 pub(crate) use cairn_artifacts::checkpoint::CONFIG_FILE;
 
 /// What can be named as a model.
-const MODEL_FORMS: &str = "a model is a folder with config.json and safetensors, or a GGUF file";
+const MODEL_FORMS: &str =
+    "a model is a folder with config.json and safetensors, a GGUF file or a leanpack";
 
 /// Which model, for commands that use one.
 #[derive(Debug, Args)]
@@ -38,18 +44,21 @@ pub(crate) struct ModelArgs {
     /// --model, beside the model that it names
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pack: PackArgs,
 }
 
 impl ModelArgs {
     /// Opens the model, with the adapter if there is one.
-    pub(crate) fn open(&self, terminal: Terminal) -> anyhow::Result<ModelFolder> {
+    pub(crate) fn open(&self, context: &Context) -> anyhow::Result<ModelFolder> {
+        let terminal = context.terminal;
         let adapter = self.adapter.as_deref().map(|adapter| runs::model_folder(Some(adapter)));
         match (&self.model, adapter.transpose()?) {
             (None, Some(adapter)) => ModelFolder::open(&adapter, terminal),
-            (model, None) => ModelFolder::open(&runs::model_folder(model.as_deref())?, terminal),
+            (model, None) => self.pack.open(&runs::model_folder(model.as_deref())?, context),
             (Some(model), Some(adapter)) => {
                 let model = runs::model_folder(Some(model))?;
-                let model = ModelFolder::open(&model, terminal)?;
+                let model = self.pack.open(&model, context)?;
                 if let Some(own) = &model.adapter {
                     let message = format!("{} is an adapter itself", own.path.display());
                     return Err(UserError::new(message).hint("leave --adapter out").into());
@@ -72,7 +81,7 @@ pub(crate) struct FolderAdapter {
 /// A model's description and its mapped weights.
 #[derive(Debug)]
 pub(crate) struct ModelFolder {
-    /// The folder, or the GGUF file.
+    /// The folder, the GGUF file or the pack.
     pub(crate) path: PathBuf,
     /// What the model computes.
     pub(crate) spec: ModelSpec,
@@ -89,6 +98,8 @@ pub(crate) enum ModelWeights {
     Folder(WeightFolder),
     /// In a GGUF file, which also holds everything else.
     Gguf(Box<GgufFile>),
+    /// In a pack, which also holds everything else.
+    Pack(Box<PackSource>),
 }
 
 impl ModelWeights {
@@ -96,6 +107,7 @@ impl ModelWeights {
         match self {
             Self::Folder(folder) => folder,
             Self::Gguf(file) => &**file,
+            Self::Pack(pack) => &**pack,
         }
     }
 }
@@ -135,6 +147,16 @@ impl TensorSource for ModelWeights {
         self.source().release(name);
     }
 
+    fn read_stored(
+        &self,
+        name: &str,
+        form: (Encoding, Layout),
+        cpu: &Cpu,
+        out: &mut [u8],
+    ) -> Result<bool, String> {
+        self.source().read_stored(name, form, cpu, out)
+    }
+
     fn naming(&self) -> Naming {
         self.source().naming()
     }
@@ -146,11 +168,14 @@ pub(crate) fn is_adapter(folder: &Path) -> bool {
 }
 
 impl ModelFolder {
-    /// Opens a folder in the Hugging Face layout, a GGUF file, or an adapter with the model that it
-    /// names; says on `terminal` what of it had no influence.
+    /// Opens a folder in the Hugging Face layout, a GGUF file, a pack, or an adapter with the model that
+    /// it names; says on `terminal` what of it had no influence.
     pub(crate) fn open(path: &Path, terminal: Terminal) -> anyhow::Result<Self> {
         if is_adapter(path) {
             return Self::open_base(path, terminal)?.with_adapter(path);
+        }
+        if PackFile::is_pack(path) {
+            return Self::open_pack(path, PackCheck::default());
         }
         if path.is_file() {
             let file = open_gguf(path)?;
@@ -162,6 +187,35 @@ impl ModelFolder {
         verify(path)?;
         let weights = ModelWeights::Folder(WeightFolder::open(path)?);
         Ok(Self { path: path.to_owned(), spec, weights, adapter: None })
+    }
+
+    /// Opens a pack.
+    pub(crate) fn open_pack(path: &Path, check: PackCheck) -> anyhow::Result<Self> {
+        let pack = PackSource::new(PackFile::open(path)?, check)?;
+        let spec = pack.pack().header().spec.clone();
+        let weights = ModelWeights::Pack(Box::new(pack));
+        Ok(Self { path: path.to_owned(), spec, weights, adapter: None })
+    }
+
+    /// The pack, if the model is one.
+    pub(crate) fn pack(&self) -> Option<&PackSource> {
+        match &self.weights {
+            ModelWeights::Pack(pack) => Some(pack),
+            ModelWeights::Folder(_) | ModelWeights::Gguf(_) => None,
+        }
+    }
+
+    /// The layout in which nothing has to be moved when the weights are loaded.
+    pub(crate) fn layout(&self) -> Layout {
+        self.pack().map_or(Layout::RowMajor, |pack| pack.storage().1)
+    }
+
+    /// Where the small files are.
+    pub(crate) fn files(&self) -> ModelFiles<'_> {
+        match self.pack() {
+            Some(pack) => ModelFiles::Pack(pack.pack()),
+            None => ModelFiles::Folder(&self.path),
+        }
     }
 
     /// Opens the model that an adapter was made for.
@@ -241,13 +295,11 @@ impl ModelFolder {
         if let ModelWeights::Gguf(file) = &self.weights {
             return Ok(Tokenizer::from_gguf(file)?);
         }
-        let path = self.path.join(TOKENIZER_FILE);
-        if !path.exists() {
-            return Ok(None);
+        let tokenizer = Tokenizer::of(self.files())?;
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.check_model(self.spec.vocab_size)?;
         }
-        let tokenizer = Tokenizer::load(&path)?;
-        tokenizer.check_model(self.spec.vocab_size)?;
-        Ok(Some(tokenizer))
+        Ok(tokenizer)
     }
 
     /// The tokenizer, for a command that cannot do without.
@@ -270,7 +322,7 @@ impl ModelFolder {
         if let ModelWeights::Gguf(file) = &self.weights {
             return Ok(TokenizerConfig::from_gguf(file)?);
         }
-        let config = TokenizerConfig::read(&self.path)?;
+        let config = TokenizerConfig::of(self.files())?;
         config.check(tokenizer, &self.path)?;
         Ok(config)
     }
@@ -342,6 +394,9 @@ fn gguf_spec(file: &GgufFile) -> anyhow::Result<ModelSpec> {
 /// Reads the description of the model in `folder`, or in a GGUF file; names on `terminal` what of a
 /// `config.json` nothing here knows.
 pub(crate) fn read_spec(folder: &Path, terminal: Terminal) -> anyhow::Result<ModelSpec> {
+    if PackFile::is_pack(folder) {
+        return Ok(PackFile::open(folder)?.header().spec.clone());
+    }
     if folder.is_file() {
         return gguf_spec(&open_gguf(folder)?);
     }

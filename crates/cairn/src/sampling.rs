@@ -54,7 +54,7 @@ pub(crate) struct SamplingArgs {
 
 /// What the model's authors generate with; says what of it there is not here.
 pub(crate) fn stated(model: &ModelFolder, context: &Context) -> anyhow::Result<GenerationConfig> {
-    let stated = GenerationConfig::read(&model.path)?.unwrap_or_default();
+    let stated = GenerationConfig::of(model.files())?.unwrap_or_default();
     if !stated.ignored.is_empty() {
         context.terminal.warn(format_args!(
             "generation_config.json: there is no {} here; ignored",

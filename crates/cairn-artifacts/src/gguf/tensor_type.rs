@@ -80,6 +80,21 @@ impl TensorType {
         TYPES.iter().find(|known| known.id == id).map(Self)
     }
 
+    /// The type whose blocks mean what the format says.
+    ///
+    /// # Panics
+    ///
+    /// Never: every format is one of the types.
+    pub fn of(format: Format) -> Self {
+        let found = TYPES.iter().find(|known| known.format == Some(format));
+        Self(found.expect("every format is listed"))
+    }
+
+    /// The number of the type in files.
+    pub const fn id(self) -> u32 {
+        self.0.id
+    }
+
     /// Its name, as in ggml.
     pub const fn name(self) -> &'static str {
         self.0.name

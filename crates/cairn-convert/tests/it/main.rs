@@ -1,4 +1,8 @@
 //! The crate's integration tests, as one binary.
 
 #[cfg(test)]
+mod gguf;
+#[cfg(test)]
 mod packs;
+#[cfg(test)]
+mod sensitivity;

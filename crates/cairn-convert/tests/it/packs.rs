@@ -34,7 +34,7 @@ fn families() -> Vec<PathBuf> {
     found
 }
 
-fn spec(folder: &Path) -> ModelSpec {
+pub(crate) fn spec(folder: &Path) -> ModelSpec {
     ModelSpec::from_hf_json(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap()
 }
 
@@ -42,19 +42,19 @@ fn settings(encoding: Option<Encoding>) -> PackSettings {
     PackSettings { encoding, profile: ProfileChoice::Portable }
 }
 
-fn packed(folder: &Path, encoding: Option<Encoding>, path: &Path) -> WrittenPack {
+pub(crate) fn packed(folder: &Path, encoding: Option<Encoding>, path: &Path) -> WrittenPack {
     let (spec, weights) = (spec(folder), WeightFolder::open(folder).unwrap());
     let cpu = Cpu::detect(2);
     let job = PackJob { folder, spec: &spec, weights: &weights, cpu: &cpu };
     pack(job, &settings(encoding), path, &mut |_, _| ControlFlow::Continue(())).unwrap()
 }
 
-fn source(path: &Path, check: PackCheck) -> PackSource {
+pub(crate) fn source(path: &Path, check: PackCheck) -> PackSource {
     PackSource::new(PackFile::open(path).unwrap(), check).unwrap()
 }
 
 /// Bits of the logits of some tokens, or of the last hidden states of a model without a head.
-fn logits(
+pub(crate) fn logits(
     spec: &ModelSpec,
     (encoding, layout): (Encoding, Layout),
     source: &dyn TensorSource,
@@ -90,7 +90,7 @@ fn contents(folder: &Path) -> BTreeMap<String, (DType, Vec<usize>, Vec<u8>)> {
     weights.tensors().map(read).collect()
 }
 
-const PLAIN: (Encoding, Layout) = (Encoding::F32, Layout::RowMajor);
+pub(crate) const PLAIN: (Encoding, Layout) = (Encoding::F32, Layout::RowMajor);
 
 #[test]
 fn every_family_computes_from_its_pack_what_it_computes_from_its_folder() {

@@ -16,6 +16,12 @@ pub enum TokenizerError {
     /// The file is inside a pack that is not sound.
     #[error(transparent)]
     Pack(#[from] PackError),
+    /// Its kind has no form in a GGUF file.
+    #[error("the tokenizer cannot be written into a GGUF file: {reason}")]
+    GgufExport {
+        /// Why.
+        reason: String,
+    },
     /// The file is larger than any tokenizer.
     #[error("{path} has {bytes} bytes, more than the limit of {limit}", path = path.display())]
     FileTooLarge {
@@ -173,6 +179,7 @@ impl Hint for TokenizerError {
             Self::Config { .. }
             | Self::FileTooLarge { .. }
             | Self::Gguf { .. }
+            | Self::GgufExport { .. }
             | Self::Vocab { .. }
             | Self::Train { .. }
             | Self::Encode { .. }

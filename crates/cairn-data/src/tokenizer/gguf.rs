@@ -7,8 +7,9 @@
 //!   (`convert_slow_tokenizer.generate_merges`).
 //! - Model `bert`: `WordPiece` (`word_piece`).
 //!
-//! Other kinds are refused by name.
+//! Other kinds are refused by name. `export` writes the first two.
 
+mod export;
 mod word_piece;
 
 use std::collections::{HashMap, HashSet};
@@ -16,8 +17,13 @@ use std::collections::{HashMap, HashSet};
 use cairn_artifacts::gguf::{GgufError, GgufFile, Value};
 use serde_json::{Value as Json, json};
 
-use super::{NamedTemplate, Tokenizer, TokenizerConfig, TokenizerError, VOCAB_SIZE_MAX};
+use super::{
+    NamedTemplate, SpelledSpecials, Tokenizer, TokenizerConfig, TokenizerError, VOCAB_SIZE_MAX,
+};
+
 use word_piece::Normalizer;
+
+pub use export::no_tokenizer;
 
 /// The key of the chat template; others are called by this and their name.
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";

@@ -37,6 +37,13 @@ impl<'a> WeightReader<'a> {
         self.map.tensors().into_iter().map(|(name, _)| (self.spelled)(name)).collect()
     }
 
+    /// Rows and columns of a weight, a vector's being one column; `None` if the model has no such weight.
+    pub fn shape(&self, weight: &str) -> Option<(usize, usize)> {
+        let slices = self.map.slices_of(weight);
+        let columns = slices.first()?.columns;
+        Some((slices.iter().map(|slice| slice.rows).sum(), columns))
+    }
+
     /// Encodes one weight into `stored`, of which every byte is written; returns whether every value
     /// is known to be the source's, bit for bit. Of an encoding with shared scales nothing is known,
     /// unless the source is stored in it.

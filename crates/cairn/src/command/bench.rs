@@ -4,6 +4,7 @@ mod compare;
 mod contract;
 mod corpus;
 mod decode;
+mod encodings;
 mod gates;
 mod kernels;
 mod train;
@@ -54,6 +55,7 @@ enum BenchCommand {
     Gates(gates::GateArgs),
     Corpus(corpus::CorpusArgs),
     Decode(decode::DecodeArgs),
+    Encodings(encodings::EncodingsArgs),
     Train(train::TrainArgs),
     Tune(tune::TuneArgs),
     Contract(contract::ContractArgs),
@@ -87,6 +89,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
         BenchCommand::Gates(args) => gates::run(args, context),
         BenchCommand::Corpus(args) => corpus::run(args, context),
         BenchCommand::Decode(args) => decode::run(args, context),
+        BenchCommand::Encodings(args) => encodings::run(args, context),
         BenchCommand::Train(args) => train::run(args, context),
         BenchCommand::Tune(args) => tune::run(args, context),
         BenchCommand::Contract(args) => contract::run(args, context),

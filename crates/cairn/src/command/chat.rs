@@ -84,7 +84,7 @@ const MAX_CONTEXT: usize = 4096;
 
 /// Talks.
 pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
-    let model = args.model.open(context.terminal)?;
+    let model = args.model.open(context)?;
     refuse_encoder(&model)?;
     let tokenizer = model.text_tokenizer()?;
     let config = model.tokenizer_config(&tokenizer)?;

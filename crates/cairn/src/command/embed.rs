@@ -58,6 +58,8 @@ pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     let settings = match &model.weights {
         ModelWeights::Folder(_) => EmbedSettings::read(&model.path)?,
         ModelWeights::Gguf(file) => EmbedSettings::of_gguf(file)?,
+        // The files that say so are not packed.
+        ModelWeights::Pack(_) => EmbedSettings::default(),
     };
     for fields in &settings.ignored {
         context.terminal.warn(format_args!("fields that nothing here knows: {fields}"));

@@ -69,7 +69,7 @@ pub(crate) fn run(args: &EvalArgs, context: &Context) -> anyhow::Result<()> {
         return Err(UserError::new("--max-bytes is 0, so there is nothing to measure on").into());
     }
     let stop = StopFlag::listen()?;
-    let model = args.model.open(context.terminal)?;
+    let model = args.model.open(context)?;
     let run = run_of(model.used());
     let folder = match (&args.corpus, &run) {
         (Some(folder), _) => folder.clone(),

@@ -188,16 +188,27 @@ impl CachedType {
     }
 }
 
+/// Tokens that may stand around a text.
+const TOKENS_AROUND: usize = 2;
+/// Longest text, in tokens of a byte each, that the cache is reserved for before it is cut.
+const UNCUT_TOKENS_MAX: usize = 1024;
+
 /// Generates and prints.
 pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> {
-    let model = args.model.open(context.terminal)?;
-    let tokenizer = model.tokenizer()?;
-    args.ending.check(tokenizer.is_some())?;
-    let prompt = Prompt::read(&args.prompt, &model, tokenizer.as_ref())?;
+    let model = args.model.open(context)?;
     let stated = stated(&model, context)?;
+    let text = args.prompt.text()?;
+    let named = (&model, text.as_deref());
+    let Loaded { tokenizer, engine: loaded } = load(args, named, stated.max_new_tokens, context)?;
+    args.ending.check(tokenizer.is_some())?;
+    let prompt = Prompt::new((&args.prompt, text), &model, tokenizer.as_ref())?;
     let stops = stops(&args.ending, &model, (&stated.eos_token_ids, tokenizer.as_ref()));
     let max_new_tokens = args.room(&model, prompt.ids.len(), stated.max_new_tokens)?;
-    let mut engine = engine(args, &model, prompt.ids.len() + max_new_tokens, context)?;
+    let max_context = prompt.ids.len() + max_new_tokens;
+    let mut engine = match loaded {
+        Some((engine, room)) if room >= max_context => engine,
+        _ => engine(args, &model, max_context, context)?,
+    };
     if let Some(num_beams) = args.beams.beams {
         if stated.repetition_penalty.is_some() || stated.no_repeat_ngram_size.is_some() {
             context.terminal.warn(format_args!(
@@ -215,6 +226,36 @@ pub(crate) fn run(args: &GenerateArgs, context: &Context) -> anyhow::Result<()> 
     request.stop_tokens = stops;
     let form = Form { json: args.json, stops: &args.ending.stop };
     sample(form, &mut engine, request, (&prompt, tokenizer.as_ref()), context)
+}
+
+/// What a prompt needs.
+struct Loaded {
+    tokenizer: Option<Tokenizer>,
+    /// With the tokens that it has room for.
+    engine: Option<(Engine, usize)>,
+}
+
+/// The tokenizer, and the engine of a pack with the tokens that it has room for: neither waits for the
+/// other, so a text counts as one token a byte until it can be cut.
+fn load(
+    args: &GenerateArgs,
+    (model, text): (&ModelFolder, Option<&str>),
+    stated: Option<usize>,
+    context: &Context,
+) -> anyhow::Result<Loaded> {
+    let bound = text.map_or(args.prompt.prompt_ids.len(), |text| text.len() + TOKENS_AROUND);
+    let is_short = text.is_none() || bound <= UNCUT_TOKENS_MAX;
+    // A prompt without room is told as such once its tokens are counted.
+    let room = args.room(model, bound, stated).ok();
+    let Some(room) = room.filter(|_| is_short && model.pack().is_some()) else {
+        return Ok(Loaded { tokenizer: model.tokenizer()?, engine: None });
+    };
+    std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| model.tokenizer());
+        let engine = engine(args, model, bound + room, context);
+        let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok(Loaded { tokenizer: tokenizer?, engine: Some((engine?, bound + room)) })
+    })
 }
 
 /// Continues a text with a trained model and prints it as it comes: how `quickstart` shows off.
@@ -275,6 +316,21 @@ impl GenerateArgs {
     }
 }
 
+impl PromptArgs {
+    /// The text to continue; `None` where token ids are given.
+    fn text(&self) -> anyhow::Result<Option<String>> {
+        Ok(match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => Some(text.clone()),
+            (None, Some(path)) if path.as_os_str() == "-" => Some(
+                text_of(std::io::stdin().lock(), TEXT_BYTES_MAX)
+                    .context("cannot read a prompt from standard input")?,
+            ),
+            (None, Some(path)) => Some(read_text(path, TEXT_BYTES_MAX)?),
+            (None, None) => None,
+        })
+    }
+}
+
 /// The prompt as ids, and as the text it was given as.
 struct Prompt {
     ids: Vec<u32>,
@@ -282,19 +338,13 @@ struct Prompt {
 }
 
 impl Prompt {
-    fn read(
-        args: &PromptArgs,
+    fn new(
+        (args, text): (&PromptArgs, Option<String>),
         model: &ModelFolder,
         tokenizer: Option<&Tokenizer>,
     ) -> anyhow::Result<Self> {
-        let text = match (&args.prompt, &args.prompt_file) {
-            (Some(text), _) => text.clone(),
-            (None, Some(path)) if path.as_os_str() == "-" => {
-                text_of(std::io::stdin().lock(), TEXT_BYTES_MAX)
-                    .context("cannot read a prompt from standard input")?
-            }
-            (None, Some(path)) => read_text(path, TEXT_BYTES_MAX)?,
-            (None, None) => return Ok(Self { ids: args.prompt_ids.clone(), text: None }),
+        let Some(text) = text else {
+            return Ok(Self { ids: args.prompt_ids.clone(), text: None });
         };
         let tokenizer = tokenizer.ok_or_else(|| model.no_tokenizer())?;
         let mut ids = tokenizer.encode_for_model(&text, SpelledSpecials::Text)?;

@@ -2,12 +2,14 @@
 
 mod bare;
 mod gguf;
+mod leanpack;
 mod tokenizer;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use cairn_artifacts::atomic::write_bytes;
+use cairn_artifacts::leanpack::PackFile;
 use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder, WeightsError};
 use cairn_model::{BuildOptions, Head, TensorSource, WeightReader, build_program};
@@ -35,7 +37,8 @@ Examples:
   cairn inspect model/ --picture model.svg
   cairn inspect model.safetensors
   cairn inspect model.safetensors --set num_attention_heads=12 --set layer_norm_eps=1e-5
-  cairn inspect model.gguf";
+  cairn inspect model.gguf
+  cairn inspect model.leanpack --tensors";
 
 /// Tokens of the run that is accounted, where the model allows as many.
 const TOKENS: usize = 1024;
@@ -44,7 +47,7 @@ const TOKENS: usize = 1024;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InspectArgs {
-    /// Folder of a model or a run, or a safetensors or GGUF file [default: the last run]
+    /// Folder of a model or a run, or a leanpack, safetensors or GGUF file [default: the last run]
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
     /// The same as PATH, as other commands take it
@@ -89,6 +92,7 @@ pub(crate) fn run(args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
     if let Some(path) = path.filter(|path| path.is_file()) {
         return match path.parent() {
             Some(folder) if path.ends_with(CONFIG_FILE) => inspect_model(folder, args, context),
+            _ if PackFile::is_pack(path) => leanpack::inspect(path, args, context),
             _ if path.extension().is_some_and(|extension| extension == "gguf") => {
                 gguf::inspect(path, args, context)
             }
@@ -130,7 +134,7 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
     if path.extension().is_none_or(|extension| extension != "safetensors") {
         return Err(UserError::new(format!("{} is not a tensor file", path.display()))
             .hint(format!(
-                "inspect reads runs, model folders, {CONFIG_FILE} and .safetensors files"
+                "inspect reads runs, model folders, {CONFIG_FILE}, leanpacks and .safetensors files"
             ))
             .into());
     }

@@ -48,7 +48,7 @@ pub(crate) struct LogitsArgs {
 
 /// Computes and writes them.
 pub(crate) fn run(args: &LogitsArgs, context: &Context) -> anyhow::Result<()> {
-    let model = args.model.open(context.terminal)?;
+    let model = args.model.open(context)?;
     let input = Input::read(args)?;
     if input.row_tokens > model.spec.max_position_embeddings {
         context.terminal.warn(format_args!(
@@ -111,6 +111,7 @@ fn compute(
     let options = BuildOptions {
         encoding,
         compute,
+        layout: model.layout(),
         keep_hidden: true,
         text_len: Some(input.row_tokens),
         ..BuildOptions::new(Head::Logits)

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use cairn_artifacts::safetensors::{Header, INDEX_FILE, SafetensorsFile, WeightFolder};
-use cairn_artifacts::{checkpoint, gguf};
+use cairn_artifacts::{checkpoint, gguf, leanpack};
 use cairn_data::chat::{ChatError, ChatInput, ChatTemplate};
 use cairn_data::corpus;
 use cairn_data::tokenizer::{BpeSettings, Tokenizer, TokenizerConfig, VOCAB_SIZE_MAX, train_bpe};
@@ -20,7 +20,7 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::allocations::peak_of;
-use crate::golden;
+use crate::{cairn, golden, succeed};
 
 /// A parser, something it accepts, and how much memory it may take: so many bytes for each byte of
 /// the input, and so many besides.
@@ -107,6 +107,18 @@ fn shard_index() -> Parser {
             Err(error) if error.starts_with("cannot open") => Ok(()),
             other => other.map(|_| ()),
         }
+    })
+}
+
+fn leanpack_header() -> Parser {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.leanpack");
+    let mut command = cairn(["pack", "--quiet", "-o"]);
+    succeed(command.arg(&path).arg(golden("llama")));
+    let pack = leanpack::PackFile::open(&path).unwrap();
+    let data_bytes = pack.preamble().file_bytes - pack.preamble().data_start;
+    Parser::new("leanpack", pack.header().to_json(), (32, 1 << 16), move |bytes| {
+        leanpack::Header::parse(bytes, data_bytes).map(|_| ())
     })
 }
 
@@ -279,6 +291,7 @@ fn parsers() -> Vec<Parser> {
     vec![
         safetensors(),
         shard_index(),
+        leanpack_header(),
         gguf_header(),
         gguf_spec(),
         gguf_tensors(),

@@ -47,7 +47,7 @@ fn a_folder_without_a_model_is_named() {
     --- stdout
     --- stderr
     error: there is nothing at /nowhere/model
-    hint: a model is a folder with config.json and safetensors, or a GGUF file
+    hint: a model is a folder with config.json and safetensors, a GGUF file or a leanpack
     "#);
 }
 
@@ -73,7 +73,7 @@ fn what_is_named_as_a_model_and_is_none_is_said_to_be_what_it_is() {
     exit 1
     --- stdout
     --- stderr
-    error: DIR/notes.txt is not a model: a model is a folder with config.json and safetensors, or a GGUF file
+    error: DIR/notes.txt is not a model: a model is a folder with config.json and safetensors, a GGUF file or a leanpack
       because: DIR/notes.txt is not a sound GGUF file
       because: it begins with [73, 74, 6f, 6e] instead of 'GGUF'
     "#);
@@ -180,7 +180,7 @@ fn a_file_that_holds_no_tensors_is_named() {
     --- stdout
     --- stderr
     error: DIR/tiny.toml is not a tensor file
-    hint: inspect reads runs, model folders, config.json and .safetensors files
+    hint: inspect reads runs, model folders, config.json, leanpacks and .safetensors files
     "#);
 }
 

@@ -36,6 +36,10 @@ fn help_lists_every_command() {
       embed        Turn texts into vectors, one each
       fill-mask    Guess the masked tokens of texts
       inspect      Show what is in a model, a run or a tensor file
+      pack         Pack a model into one file that is loaded as it is
+      unpack       Turn a leanpack back into a folder with config.json and safetensors
+      verify       Check every byte of a leanpack, or of a model that Cairn saved
+      export       Write a model for another engine
       adapter      Add a low-rank adapter to a model's weights, or take it out
       logits       Write the logits and hidden states of token ids
       bench        Measure this machine, the kernels and whole models

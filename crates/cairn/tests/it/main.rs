@@ -35,6 +35,8 @@ mod inspect;
 #[cfg(test)]
 mod interrupted;
 #[cfg(test)]
+mod leanpack;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod pipeline;

@@ -1,0 +1,126 @@
+//! How carefully a leanpack is loaded, as flags; and what `--strict` refuses.
+
+use std::path::Path;
+
+use cairn_artifacts::leanpack::{PackFile, Profile};
+use cairn_artifacts::machine::Machine;
+use cairn_kernels::{Isa, registry};
+use cairn_model::{BuildOptions, Head, PackCheck, PackSource, build_program};
+use cairn_program::{Class, Program};
+use cairn_spec::ModelSpec;
+use clap::Args;
+
+use crate::context::Context;
+use crate::failure::UserError;
+use crate::model_folder::ModelFolder;
+
+/// A cache line, in bytes, of every processor that these kernels are made for.
+const CACHE_LINE_BYTES: u64 = 64;
+
+/// How a leanpack is loaded.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Leanpack")]
+pub(crate) struct PackArgs {
+    /// Compare every chunk of a leanpack with its hash while it is loaded
+    #[arg(long)]
+    verify: bool,
+    /// Refuse a leanpack that was altered or is made for another machine, and every fallback
+    #[arg(long)]
+    strict: bool,
+}
+
+impl PackArgs {
+    /// Opens a model; a pack is checked as the flags say.
+    pub(crate) fn open(self, path: &Path, context: &Context) -> anyhow::Result<ModelFolder> {
+        if !PackFile::is_pack(path) {
+            let flag = if self.strict { "--strict" } else { "--verify" };
+            if self.strict || self.verify {
+                let message = format!("{flag} asks for a leanpack; {} is none", path.display());
+                return Err(UserError::new(message)
+                    .hint("make one: cairn pack MODEL -o FILE.leanpack")
+                    .into());
+            }
+            return ModelFolder::open(path, context.terminal);
+        }
+        let check = PackCheck { verify: self.verify || self.strict, strict: self.strict };
+        let model = ModelFolder::open_pack(path, check)?;
+        let pack = model.pack().expect("it was opened as one");
+        let foreign = foreign_machine(&pack.pack().header().profile, context.isa);
+        if self.strict {
+            return match foreign {
+                Some(what) => {
+                    let message = format!("{} is packed for {what}", path.display());
+                    Err(UserError::new(message)
+                        .hint("pack the model on this machine, or with --profile portable")
+                        .into())
+                }
+                None => check_strictly(pack, context.isa).map(|()| model),
+            };
+        }
+        if let Some(what) = foreign {
+            context.terminal.warn(format_args!("{} is packed for {what}", path.display()));
+        }
+        Ok(model)
+    }
+}
+
+/// This machine, as packs state it.
+pub(crate) fn host_profile(isa: Isa) -> Profile {
+    Profile::host(isa.name(), CACHE_LINE_BYTES, Machine::read().cpu_model)
+}
+
+/// What of a profile is not this machine's.
+fn foreign_machine(profile: &Profile, isa: Isa) -> Option<String> {
+    if profile.kind != "host" {
+        return None;
+    }
+    let here = host_profile(isa);
+    let unknown = || "an unknown processor".to_owned();
+    if profile.isa != here.isa {
+        let found = profile.isa.clone().unwrap_or_else(unknown);
+        return Some(format!("{found}, and {isa} is computed with"));
+    }
+    if profile.cache_line_bytes != here.cache_line_bytes {
+        return Some("another cache line".to_owned());
+    }
+    let (theirs, ours) = (profile.cpu_model.clone(), here.cpu_model);
+    let [found, own] = [&theirs, &ours].map(|model| model.clone().unwrap_or_else(unknown));
+    (theirs != ours).then(|| format!("{found}, and this is {own}"))
+}
+
+/// Checks what loading does not look at: padding, files that are not needed, and the kernels.
+fn check_strictly(pack: &PackSource, isa: Isa) -> anyhow::Result<()> {
+    let file = pack.pack();
+    file.verify_padding()?;
+    for entry in &file.header().files {
+        file.read_file(&entry.name)?;
+    }
+    let program = program_of(&file.header().spec, pack)?;
+    let Some(kernel) = fallback(&program, isa) else { return Ok(()) };
+    Err(UserError::new(format!("{kernel} would be run by its plain fallback"))
+        .hint("leave out --strict to run it so, or choose another --isa")
+        .into())
+}
+
+/// The program that generates with the pack, or reads whole texts with it.
+fn program_of(spec: &ModelSpec, pack: &PackSource) -> anyhow::Result<Program> {
+    let (encoding, layout) = pack.storage();
+    let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
+    Ok(build_program(spec, &BuildOptions { encoding, layout, ..BuildOptions::new(head) })?)
+}
+
+/// The first operator without a kernel of its own for this instruction set, by the kernel's name.
+fn fallback(program: &Program, isa: Isa) -> Option<String> {
+    let kernels: std::collections::BTreeSet<String> =
+        registry::kernels().iter().map(registry::KernelEntry::name).collect();
+    program.instrs.iter().find_map(|instr| {
+        let operands = instr.inputs.iter().flatten().map(|&id| program.value(id));
+        let weights = operands.filter(|value| value.class == Class::Weight);
+        let encoding = weights
+            .filter(|value| value.shape.0.len() > 1)
+            .find_map(|value| value.value_type.encoding());
+        let encoding = encoding.unwrap_or(cairn_kernels::Encoding::F32);
+        let name = format!("{}.{encoding}.{isa}", instr.op.name());
+        (isa == Isa::Scalar || !kernels.contains(&name)).then_some(name)
+    })
+}

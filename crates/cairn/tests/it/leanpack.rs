@@ -1,0 +1,165 @@
+//! Models in one file: packed, looked at, run, checked and unpacked by the command.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use cairn_artifacts::leanpack::PackFile;
+use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
+use serde_json::{Value, json};
+
+use crate::{cairn, golden, shown, succeed};
+
+/// Packs a golden folder and returns what the command says of it.
+fn pack(model: &str, path: &Path, more: &[&str]) -> Value {
+    let mut command = cairn(["pack", "--quiet", "--json"]);
+    command.arg(golden(model)).arg("-o").arg(path).args(more);
+    serde_json::from_str(&succeed(&mut command)).unwrap()
+}
+
+/// A refused command's output.
+fn refused(arguments: &[&str], path: &Path) -> String {
+    let output = cairn(arguments).arg("--model").arg(path).output().unwrap();
+    let text = shown(&output, path.parent());
+    assert!(text.starts_with("exit 1\n"), "{text}");
+    text
+}
+
+fn generated(model: &Path, more: &[&str]) -> Value {
+    let mut command = cairn(["generate", "--json", "--temperature", "0", "--prompt-ids", "5,6,7"]);
+    command.args(["--max-new-tokens", "12"]).args(more).arg("--model").arg(model);
+    serde_json::from_str::<Value>(&succeed(&mut command)).unwrap()["token_ids"].clone()
+}
+
+/// Turns a byte of a file over.
+fn flip(path: &Path, at: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[test]
+fn a_pack_generates_and_computes_what_its_folder_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.leanpack");
+    let input = folder.path().join("ids.safetensors");
+    let ids: Vec<u8> = (3_i64..19).flat_map(i64::to_le_bytes).collect();
+    let tensor = OutTensor::bytes("input_ids", cairn_spec::DType::I64, &[2, 8], &ids);
+    let mut file = fs::File::create(&input).unwrap();
+    safetensors::write(&mut file, vec![tensor], &Default::default()).unwrap();
+    for family in ["llama", "gpt2", "deepseek_v3"] {
+        pack(family, &path, &["--profile", "host"]);
+        assert_eq!(generated(&path, &["--strict"]), generated(&golden(family), &[]), "{family}");
+        let logits = |model: &Path| {
+            let output = folder.path().join("logits.safetensors");
+            let mut command = cairn(["logits", "--input"]);
+            command.arg(&input).arg("--output").arg(&output).arg("--model").arg(model);
+            succeed(&mut command);
+            let file = SafetensorsFile::open(&output).unwrap();
+            ["hidden_1", "logits"].map(|name| file.tensor(name).unwrap().bytes.to_vec())
+        };
+        assert!(logits(&path) == logits(&golden(family)), "{family}");
+    }
+    // In another form than it is stored in, a weight is what the folder's would be.
+    pack("llama", &path, &[]);
+    let q8 = ["--weights", "q8"];
+    assert_eq!(generated(&path, &q8), generated(&golden("llama"), &q8));
+    pack("llama", &path, &["--encoding", "q8"]);
+    assert_eq!(generated(&path, &["--verify"]), generated(&golden("llama"), &q8));
+}
+
+#[test]
+fn a_pack_holds_tokenizer_and_template() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(golden("llama").join(name), model.join(name)).unwrap();
+    }
+    let trained = cairn_data::tokenizer::train_bpe(
+        &cairn_data::tokenizer::BpeSettings { vocab_size: 260, ..Default::default() },
+        ["a cairn is a stack of stones"; 8].map(|text| Ok(text.to_owned())),
+    )
+    .unwrap();
+    fs::write(model.join("tokenizer.json"), trained.json()).unwrap();
+    let path = folder.path().join("model.leanpack");
+    succeed(cairn(["pack", "--quiet"]).arg(&model).arg("-o").arg(&path));
+    let said = |model: &Path| {
+        let mut command = cairn(["generate", "--quiet", "--prompt", "a cairn", "--seed", "3"]);
+        command.args(["--max-new-tokens", "8", "--model"]).arg(model).output().unwrap()
+    };
+    let (packed, plain) = (said(&path), said(&model));
+    assert_eq!(shown(&packed, None), shown(&plain, None));
+    assert!(packed.stdout.starts_with(b"a cairn"), "the prompt was tokenized");
+    flip_file(&path, "tokenizer.json");
+    let text = refused(&["generate", "--prompt", "a"], &path);
+    assert!(text.contains("because: tokenizer.json (MiB 0) was altered"), "{text}");
+}
+
+/// Alters a small file of a pack.
+fn flip_file(path: &Path, name: &str) {
+    let pack = PackFile::open(path).unwrap();
+    flip(path, pack.preamble().data_start + pack.file(name).unwrap().offset);
+}
+
+#[test]
+fn altered_bytes_are_named_and_strict_refuses_what_is_not_as_it_was_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.leanpack");
+    pack("llama", &path, &[]);
+    let start = PackFile::open(&path).unwrap().preamble().data_start;
+    let text = succeed(cairn(["verify"]).arg(&path));
+    assert!(text.contains(": every hash is right\nblake3 "), "{text}");
+    flip(&path, start + 77);
+    let output = cairn(["verify"]).arg(&path).output().unwrap();
+    let text = shown(&output, Some(folder.path()));
+    let altered = "model.embed_tokens.weight (MiB 0) was altered";
+    assert!(text.contains("error: DIR/model.leanpack cannot be used"), "{text}");
+    assert!(text.contains(altered), "{text}");
+    for flag in ["--verify", "--strict"] {
+        let text = refused(&["generate", "--prompt-ids", "1", flag], &path);
+        assert!(text.contains(altered), "{text}");
+    }
+    let mut command = cairn(["unpack", "-o"]);
+    let output = command.arg(folder.path().join("back")).arg(&path).output().unwrap();
+    assert!(!output.status.success() && !folder.path().join("back").exists());
+    flip(&path, start + 77);
+    let text = refused(&["generate", "--prompt-ids", "1", "--strict", "--weights", "q8"], &path);
+    assert!(text.contains("would be converted, which a strict source refuses"), "{text}");
+    let text = refused(&["generate", "--prompt-ids", "1", "--strict", "--isa", "scalar"], &path);
+    assert!(text.contains("error: embed.f32.scalar would be run by its plain fallback"), "{text}");
+    pack("llama", &path, &["--profile", "host"]);
+    let text = refused(&["generate", "--prompt-ids", "1", "--strict", "--isa", "scalar"], &path);
+    assert!(text.contains("error: DIR/model.leanpack is packed for "), "{text}");
+    flip(&path, 9);
+    let text = refused(&["generate", "--prompt-ids", "1"], &path);
+    assert!(text.contains("because: it is of version 257; this reader knows version 1"), "{text}");
+    let text = refused(&["generate", "--prompt-ids", "1", "--strict"], &golden("llama"));
+    assert!(text.contains("error: --strict asks for a leanpack"), "{text}");
+}
+
+#[test]
+fn a_pack_unpacks_to_the_folder_it_was_made_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, back) = (folder.path().join("model.leanpack"), folder.path().join("back"));
+    let said = pack("gpt2", &path, &[]);
+    assert_eq!((&said["rounded"], &said["license"]), (&json!(0), &Value::Null));
+    succeed(cairn(["unpack", "--quiet", "-o"]).arg(&back).arg(&path));
+    assert_eq!(generated(&back, &[]), generated(&golden("gpt2"), &[]));
+    let output = cairn(["unpack", "-o"]).arg(&back).arg(&path).output().unwrap();
+    let text = shown(&output, Some(folder.path()));
+    assert!(text.contains("error: DIR/back is there already"), "{text}");
+    let text = succeed(cairn(["inspect", "--tensors"]).arg(&path));
+    for part in
+        ["pages", "leanpack/1", "every one as the source has it", "model.embed_tokens.weight"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let header: Value =
+        serde_json::from_str(&succeed(cairn(["inspect", "--json"]).arg(&path))).unwrap();
+    assert_eq!(header["license"]["id"], Value::Null);
+    assert_eq!(header["source"]["files"][0]["name"], "config.json");
+    let output = cairn(["pack", "-o", "x.leanpack", "--encoding", "q3"]).output().unwrap();
+    assert!(shown(&output, None).contains("known encodings: auto, f32"));
+}
