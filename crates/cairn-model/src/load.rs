@@ -5,9 +5,11 @@
 //! page cache, so that no more of the file than one tensor counts as this process's memory.
 //!
 //! - `fill`: one weight after the other, kept as it is stored where that is the encoding wanted.
+//! - `copies`: tensors that repeat another are compared with it.
 //! - `reader`: the same for one weight, into memory of the caller's.
 //! - `stored`: which encoding keeps all that a source holds.
 
+mod copies;
 mod fill;
 mod reader;
 mod stored;
@@ -147,6 +149,15 @@ impl Naming {
         }
     }
 
+    /// Tensors that files may hold besides the weights and that repeat one of them: the copy, and
+    /// what it repeats.
+    fn copies(self, spec: &ModelSpec) -> Vec<(String, String)> {
+        match self {
+            Self::HuggingFace => TensorMap::copies(spec),
+            Self::Gguf | Self::Peft | Self::Program => Vec::new(),
+        }
+    }
+
     /// What is added to a vector of the source: GGUF files hold Gemma's norms counted from zero, its
     /// own files and programs count from one. Where the sum is at least 1/2, subtracting 1 is exact,
     /// and what the norm multiplies by is the file's number; below, it is within 2⁻²⁵ of it.
@@ -252,10 +263,26 @@ pub(crate) fn copy_bits(bytes: &[u8], out: &mut [u16]) -> Result<(), String> {
 #[non_exhaustive]
 pub enum LoadError {
     /// The tensors are not those of the spec.
-    #[error("the tensors do not fit the configuration: {}", .problems.join("; "))]
+    #[error("the tensors do not fit the configuration:{}", listed(.problems))]
     Mismatch {
         /// Every missing, extra and misshaped tensor.
         problems: Vec<String>,
+    },
+    /// A tensor that must repeat another is a different one.
+    #[error(
+        "{copy} must be the same as {original}, but its element {element} is {copied} instead of {expected}"
+    )]
+    Copy {
+        /// The copy, which is not used.
+        copy: String,
+        /// The tensor that is used.
+        original: String,
+        /// The first element that differs.
+        element: usize,
+        /// What it is in the copy.
+        copied: String,
+        /// What it is in the tensor that is used.
+        expected: String,
     },
     /// A tensor cannot be read.
     #[error("tensor {name}: {problem}")]
@@ -274,7 +301,7 @@ pub enum LoadError {
         naming: &'static str,
     },
     /// Values are beyond what the encoding that was asked for can hold.
-    #[error("as {encoding} these would be infinite: {}", .tensors.join("; "))]
+    #[error("as {encoding} these would be infinite:{}", listed(.tensors))]
     Overflow {
         /// The encoding.
         encoding: Encoding,
@@ -299,9 +326,34 @@ pub enum LoadError {
     },
 }
 
+/// Problems that a message shows; the rest is counted.
+const PROBLEMS_SHOWN_MAX: usize = 10;
+
+/// One problem on the line, several on a line each.
+fn listed(problems: &[String]) -> String {
+    if let [only] = problems {
+        return format!(" {only}");
+    }
+    let shown = problems.iter().take(PROBLEMS_SHOWN_MAX);
+    let mut text: String = shown.flat_map(|problem| ["\n  ", problem]).collect();
+    if problems.len() > PROBLEMS_SHOWN_MAX {
+        text.push_str(&format!("\n  and {} more", problems.len() - PROBLEMS_SHOWN_MAX));
+    }
+    text
+}
+
 impl Hint for LoadError {
     fn hints(&self) -> Vec<String> {
         match self {
+            Self::Copy { copy, original, .. } => {
+                let mut hints = Vec::new();
+                if copy.ends_with(".weight") {
+                    let say = "set tie_word_embeddings to false in config.json";
+                    hints.push(format!("if {copy} is a head of its own, {say}"));
+                }
+                hints.push(format!("if {original} is meant, remove {copy} from the file"));
+                hints
+            }
             Self::Overflow { encoding: Encoding::F16, .. } => {
                 vec!["bf16 has the range of f32 and takes as many bytes as f16".to_owned()]
             }
@@ -323,8 +375,8 @@ impl Hint for LoadError {
 ///
 /// # Errors
 ///
-/// [`LoadError::Mismatch`] lists every missing, extra and misshaped tensor; nothing is loaded then.
-/// [`LoadError::Overflow`] lists the weights with finite values that the encoding makes infinite.
+/// [`LoadError::Mismatch`] lists every missing, extra and misshaped tensor, [`LoadError::Copy`] names a
+/// second head that a tied model would not use; nothing is loaded then. [`LoadError::Overflow`] lists the weights with finite values that the encoding makes infinite.
 pub fn load_weights(
     session: &mut Session,
     spec: &ModelSpec,
@@ -332,6 +384,7 @@ pub fn load_weights(
 ) -> Result<(), LoadError> {
     let map = source.naming().map(spec, |tensor| source.shape(tensor).is_some())?;
     let spelled = check_tensors(spec, &map, (source, source.naming()))?;
+    copies::check(spec, source)?;
     let offset = |weight: &str| source.naming().offset(spec, weight);
     let select = |name: &str| !is_adapter_weight(name);
     fill::fill(session, &map, select, (source, &spelled), &offset)
@@ -376,7 +429,19 @@ pub(crate) fn check_tensors(
             }
         }
     }
-    let known: std::collections::BTreeSet<&String> = spellings.values().collect();
+    // A copy of what is not there is no copy: it is one of the extra tensors.
+    let copies: std::collections::BTreeMap<String, String> =
+        naming.copies(spec).into_iter().filter(|(_, of)| spellings.contains_key(of)).collect();
+    for (copy, original) in &copies {
+        let (shape, expected) = (source.shape(copy), source.shape(&spellings[original]));
+        if let (Some(shape), Some(expected)) = (shape, expected)
+            && shape != expected
+        {
+            problems.push(format!("{copy} is {shape:?}, expected {expected:?} as {original}"));
+        }
+    }
+    let known: std::collections::BTreeSet<&String> =
+        spellings.values().chain(copies.keys()).collect();
     let mut extra: Vec<String> = source.names();
     extra.retain(|name| !known.contains(name) && !naming.is_ignorable(spec, name));
     if problems.is_empty() {

@@ -15,7 +15,7 @@ mod llama;
 mod modernbert;
 mod phi3;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use cairn_spec::ModelSpec;
@@ -33,6 +33,8 @@ pub(crate) struct Names {
     wrapper: Option<&'static str>,
     /// Endings of tensors that files may hold besides the weights.
     ignorable: &'static [&'static str],
+    /// A tensor that repeats the bias of the head.
+    head_bias_copy: Option<&'static str>,
     /// Endings of our tensors and how older files spell them.
     older: &'static [(&'static str, &'static str)],
 }
@@ -223,6 +225,12 @@ impl TensorMap {
         &rest[..count]
     }
 
+    /// The entries of every weight.
+    pub(crate) fn by_weight(&self) -> HashMap<&str, &[TensorSlice]> {
+        let of_one = self.slices.chunk_by(|slice, next| slice.weight == next.weight);
+        of_one.map(|slices| (slices[0].weight.as_str(), slices)).collect()
+    }
+
     /// The entries of every tensor, in the order of names.
     pub fn by_tensor(&self) -> BTreeMap<&str, Vec<&TensorSlice>> {
         let mut tensors: BTreeMap<&str, Vec<&TensorSlice>> = BTreeMap::new();
@@ -258,16 +266,31 @@ impl TensorMap {
     }
 
     /// Tensors that files of this family may hold besides the weights: masks that older versions
-    /// saved with the model, and copies of tied weights.
+    /// saved with the model.
     pub fn is_ignorable(spec: &ModelSpec, tensor: &str) -> bool {
         let names = names(spec.family);
-        let copy_of_embedding = || {
-            let head = WeightShape { module: "lm_head", part: "weight", ..WeightShape::EMPTY };
-            tensor == format!("{}.weight", names.place(&head).module())
-        };
         names.ignorable.iter().any(|suffix| tensor.ends_with(suffix))
-            || (spec.tie_word_embeddings && copy_of_embedding())
             || (spec.family == Family::DeepseekV3 && is_beyond_the_last_layer(spec, tensor))
+    }
+
+    /// Tensors that files of this family may hold besides the weights and that repeat one of them:
+    /// the copy, and what it repeats.
+    pub(crate) fn copies(spec: &ModelSpec) -> Vec<(String, String)> {
+        let names = names(spec.family);
+        let tensor = |module, part| {
+            let weight = WeightShape { module, part, ..WeightShape::EMPTY };
+            format!("{}.{part}", names.place(&weight).module())
+        };
+        let head = tensor("lm_head", "weight");
+        let mut copies = Vec::new();
+        // BERT's files name the bias of the head twice.
+        if let Some(stem) = names.head_bias_copy {
+            copies.push((stem.to_owned(), tensor("lm_head", "bias")));
+        }
+        if spec.tie_word_embeddings {
+            copies.push((head, tensor("model.embed_tokens", "weight")));
+        }
+        copies
     }
 
     /// Adds the weights of one block, or some outside the blocks.

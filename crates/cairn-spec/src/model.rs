@@ -45,6 +45,9 @@ pub const MAX_POSITION_EMBEDDINGS_MAX: usize = 1 << 24;
 pub const NUM_ATTENTION_HEADS_MAX: usize = 1 << 12;
 /// Largest accepted number of experts in a layer.
 pub const NUM_EXPERTS_MAX: usize = 1 << 14;
+/// Largest accepted number of experts in all layers together: five times as many as in any model
+/// seen, and their tensors are still listed within a second.
+pub const EXPERTS_OF_ALL_LAYERS_MAX: usize = 1 << 17;
 /// Largest accepted size of one attention head.
 pub const HEAD_DIM_MAX: usize = 1 << 12;
 

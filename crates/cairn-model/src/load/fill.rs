@@ -33,11 +33,13 @@ pub(super) fn fill(
         .filter(|(name, class, ..)| *class == Class::Weight && select(name))
         .map(|(name, _, value_type, _)| (name.to_owned(), value_type))
         .collect();
+    let entries = map.by_weight();
     let mut too_large = Vec::new();
     let mut narrowest = Encoding::F32;
     for (name, value_type) in weights {
-        let slices = map.slices_of(&name).iter();
+        let slices = entries.get(name.as_str()).copied().unwrap_or_default();
         let slices: Vec<TensorSlice> = slices
+            .iter()
             .map(|slice| TensorSlice { tensor: spelled(&slice.tensor), ..slice.clone() })
             .collect();
         if slices.is_empty() {

@@ -6,7 +6,7 @@ use cairn_program::ValueType;
 use cairn_spec::ModelSpec;
 
 use super::fill::Filling;
-use super::{LoadError, Naming, TensorSource, check_tensors};
+use super::{LoadError, Naming, TensorSource, check_tensors, copies};
 use crate::names::{TensorMap, TensorSlice};
 
 /// The weights of a model's program, read out of its files one at a time.
@@ -24,11 +24,13 @@ impl<'a> WeightReader<'a> {
     ///
     /// # Errors
     ///
-    /// [`LoadError::Mismatch`] lists every missing, extra and misshaped tensor.
+    /// [`LoadError::Mismatch`] lists every missing, extra and misshaped tensor; [`LoadError::Copy`]
+    /// names a second head that a tied model would not use.
     pub fn new(spec: &ModelSpec, source: &'a dyn TensorSource) -> Result<Self, LoadError> {
         let naming = source.naming();
         let map = naming.map(spec, |tensor| source.shape(tensor).is_some())?;
         let spelled = Box::new(check_tensors(spec, &map, (source, naming))?);
+        copies::check(spec, source)?;
         Ok(Self { map, spec: spec.clone(), naming, source, spelled })
     }
 

@@ -55,12 +55,13 @@ pub fn stored_encodings(
     let program =
         build_program(spec, &BuildOptions { encoding: asked, ..BuildOptions::new(head) })?;
     let map = source.naming().map(spec, |tensor| source.shape(tensor).is_some())?;
+    let entries = map.by_weight();
     let mut found = Vec::new();
     for (_, weight) in program.of_class(Class::Weight) {
         if weight.value_type.encoding() != Some(asked) {
             continue;
         }
-        for slice in map.slices_of(&weight.name) {
+        for slice in entries.get(weight.name.as_str()).copied().unwrap_or_default() {
             let spellings = source.naming().spellings(spec.family, &slice.tensor);
             let Some(tensor) = spellings.into_iter().find(|name| source.shape(name).is_some())
             else {

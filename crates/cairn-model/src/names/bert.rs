@@ -24,15 +24,15 @@ pub(super) const NAMES: Names = Names {
     ],
     // The body's own files.
     wrapper: Some("bert."),
-    // A list of numbers that older versions saved; the tied copy of the bias; the layer over the
+    // A list of numbers that older versions saved; the layer over the
     // first token and the head over pairs of sentences, which the masked-LM model does not have.
     ignorable: &[
         "embeddings.position_ids",
-        "cls.predictions.decoder.bias",
         "pooler.dense.weight",
         "pooler.dense.bias",
         "cls.seq_relationship.weight",
         "cls.seq_relationship.bias",
     ],
+    head_bias_copy: Some("cls.predictions.decoder.bias"),
     older: &[("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")],
 };

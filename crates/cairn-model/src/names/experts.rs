@@ -21,6 +21,7 @@ pub(super) const MIXTRAL: Names = Names {
     // The body's own files.
     wrapper: Some("model."),
     ignorable: ROTARY,
+    head_bias_copy: None,
     older: &[],
 };
 
@@ -37,6 +38,7 @@ pub(super) const SEPARATE: Names = Names {
     // The body's own files.
     wrapper: Some("model."),
     ignorable: ROTARY,
+    head_bias_copy: None,
     older: &[],
 };
 
@@ -53,6 +55,7 @@ pub(super) const STACKED: Names = Names {
     // The body's own files.
     wrapper: Some("model."),
     ignorable: ROTARY,
+    head_bias_copy: None,
     older: &[],
 };
 

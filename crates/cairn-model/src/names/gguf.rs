@@ -36,8 +36,14 @@ const PLACES: &[(&str, Place)] = &[
     ("mlp.experts.down_proj", DOWN_EXPERTS),
 ];
 
-const DECODER: Names =
-    Names { block: "blk.{}.", places: PLACES, wrapper: None, ignorable: &[], older: &[] };
+const DECODER: Names = Names {
+    block: "blk.{}.",
+    places: PLACES,
+    wrapper: None,
+    ignorable: &[],
+    head_bias_copy: None,
+    older: &[],
+};
 
 const GPT2: Names = Names {
     block: "blk.{}.",
@@ -57,6 +63,7 @@ const GPT2: Names = Names {
     ],
     wrapper: None,
     ignorable: &[],
+    head_bias_copy: None,
     older: &[],
 };
 
@@ -82,6 +89,7 @@ const GEMMA: Names = Names {
     ],
     wrapper: None,
     ignorable: &[],
+    head_bias_copy: None,
     older: &[],
 };
 
@@ -103,6 +111,7 @@ const BERT: Names = Names {
     ],
     wrapper: None,
     ignorable: &[],
+    head_bias_copy: None,
     older: &[],
 };
 
@@ -140,6 +149,7 @@ macro_rules! deepseek {
             ],
             wrapper: None,
             ignorable: &[],
+            head_bias_copy: None,
             older: &[],
         }
     };
@@ -176,6 +186,7 @@ const PHI3: Names = Names {
     ],
     wrapper: None,
     ignorable: &[],
+    head_bias_copy: None,
     older: &[],
 };
 

@@ -26,5 +26,6 @@ pub(super) const NAMES: Names = Names {
     wrapper: Some("transformer."),
     // Masks that older versions saved with the model.
     ignorable: &[".attn.bias", ".attn.masked_bias"],
+    head_bias_copy: None,
     older: &[],
 };

@@ -21,5 +21,6 @@ pub(super) const NAMES: Names = Names {
     wrapper: Some("gpt_neox."),
     // Masks and frequencies that older versions saved with the model.
     ignorable: &[".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"],
+    head_bias_copy: None,
     older: &[],
 };

@@ -26,5 +26,6 @@ pub(super) const NAMES: Names = Names {
     // The body's own files.
     wrapper: Some("model."),
     ignorable: &[],
+    head_bias_copy: None,
     older: &[],
 };

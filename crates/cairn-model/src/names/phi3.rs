@@ -20,5 +20,6 @@ pub(super) const NAMES: Names = Names {
     // The body's own files.
     wrapper: Some("model."),
     ignorable: &[".rotary_emb.inv_freq"],
+    head_bias_copy: None,
     older: &[],
 };

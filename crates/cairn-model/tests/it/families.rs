@@ -7,14 +7,14 @@ use std::path::Path;
 
 use cairn_artifacts::safetensors::{self, SafetensorsFile, WeightFolder};
 use cairn_kernels::{Cpu, Encoding, Isa};
-use cairn_model::{BuildOptions, Head, LoadError, build_program, load_weights};
+use cairn_model::{BuildOptions, Head, LoadError, WeightReader, build_program, load_weights};
 use cairn_model::{TensorMap, out_tensors};
 use cairn_program::{
     Class, Feed, KvPlacement, Loss, MemoryPlan, Program, ProgramId, Run, Session, SessionProgram,
     Sizes, differentiate,
 };
-use cairn_spec::ModelSpec;
 use cairn_spec::model::Mlp;
+use cairn_spec::{Hint, ModelSpec};
 
 use crate::goldens::{Tensors, folder, folders, positions, slots, spec, tokens};
 
@@ -217,6 +217,72 @@ fn missing_extra_and_misshaped_tensors_are_listed_by_name() {
         panic!("the tensors do not fit")
     };
     assert_eq!(problems, ["bert.encoder.layer.9.output.dense.bias has no place in the model"]);
+}
+
+#[test]
+fn a_long_list_of_tensors_is_cut() {
+    let empty = Tensors(BTreeMap::new());
+    let Err(error) = load("llama", &empty) else { panic!("there is no tensor") };
+    let text = error.to_string();
+    assert_eq!(text.lines().count(), 12, "{text}");
+    assert!(text.starts_with("the tensors do not fit the configuration:\n  model.embed_tokens"));
+    assert!(text.ends_with("\n  and 20 more"), "{text}");
+    let Err(LoadError::Mismatch { problems }) = load("llama", &empty) else { panic!("{text}") };
+    assert_eq!(problems.len(), 30);
+}
+
+#[test]
+fn a_second_head_of_a_tied_model_must_be_the_embedding() {
+    for (name, embedding, head) in [
+        ("gpt2", "transformer.wte.weight", "lm_head.weight"),
+        ("gpt_neox_serial", "gpt_neox.embed_in.weight", "embed_out.weight"),
+        ("gemma2", "model.embed_tokens.weight", "lm_head.weight"),
+        ("bert", "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+    ] {
+        assert!(spec(name).tie_word_embeddings, "{name}");
+        let mut source = source_of(name);
+        let (shape, values) = source.0[embedding].clone();
+        source.0.insert(head.to_owned(), (shape.clone(), values.clone()));
+        load(name, &source).unwrap();
+
+        let mut other = values.clone();
+        other[37] = 0.25;
+        source.0.insert(head.to_owned(), (shape, other));
+        let Err(error) = load(name, &source) else { panic!("{name}: two heads") };
+        let was = values[37];
+        let expected = format!(
+            "{head} must be the same as {embedding}, but its element 37 is 0.25 instead of {was}"
+        );
+        assert_eq!(error.to_string(), expected);
+        let hints = error.hints();
+        assert!(hints[0].ends_with("set tie_word_embeddings to false in config.json"));
+        assert_eq!(hints[1], format!("if {embedding} is meant, remove {head} from the file"));
+        assert_eq!(WeightReader::new(&spec(name), &source).err(), Some(error));
+
+        source.0.insert(head.to_owned(), (vec![2, 2], vec![0.0; 4]));
+        let Err(LoadError::Mismatch { problems }) = load(name, &source) else { panic!("{name}") };
+        assert!(problems[0].starts_with(&format!("{head} is [2, 2], expected [")), "{problems:?}");
+
+        // A head alone is not taken for the embedding.
+        source.0.insert(head.to_owned(), source_of(name).0.remove(embedding).unwrap());
+        source.0.remove(embedding);
+        let Err(LoadError::Mismatch { problems }) = load(name, &source) else { panic!("{name}") };
+        assert!(problems[0].starts_with(embedding) && problems[0].ends_with(" is missing"));
+        assert_eq!(problems[1], format!("{head} is there instead"));
+    }
+}
+
+#[test]
+fn a_second_bias_of_a_head_must_be_the_first() {
+    let mut source = source_of("bert");
+    let (shape, mut values) = source.0["cls.predictions.bias"].clone();
+    let copy = "cls.predictions.decoder.bias";
+    source.0.insert(copy.to_owned(), (shape.clone(), values.clone()));
+    load("bert", &source).unwrap();
+    *values.last_mut().unwrap() += 1.0;
+    source.0.insert(copy.to_owned(), (shape, values));
+    let Err(error) = load("bert", &source) else { panic!("two biases") };
+    assert!(matches!(&error, LoadError::Copy { copy: named, .. } if named == copy), "{error}");
 }
 
 #[test]

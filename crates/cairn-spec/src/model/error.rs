@@ -84,6 +84,18 @@ pub enum SpecError {
         /// Layers of the model.
         num_hidden_layers: usize,
     },
+    /// All layers together have too many experts.
+    #[error(
+        "'num_experts' = {num_experts} in 'num_hidden_layers' = {num_hidden_layers} layers are more than {max} experts in all"
+    )]
+    TooManyExperts {
+        /// Experts of a layer.
+        num_experts: usize,
+        /// Layers of the model.
+        num_hidden_layers: usize,
+        /// The limit.
+        max: usize,
+    },
     /// A token's experts cannot all come from the groups it may choose from.
     #[error(
         "{num_experts_per_tok} of {num_experts} experts cannot come from {topk_group} of {n_group} even groups"

@@ -226,6 +226,12 @@ fn unsupported_settings_are_refused_by_name() {
         ("qwen2", "layer_types", json!(vec!["sliding_attention"; 3])),
         ("modernbert", "layer_types", json!(vec!["chunked_attention"; 3])),
         ("qwen3", "num_experts", json!(4)),
+        ("gemma3_text", "attn_logit_softcapping", json!(5)),
+        (
+            "mistral",
+            "layer_types",
+            json!(["full_attention", "chunked_attention", "full_attention"]),
+        ),
     ] {
         let error = read_changed(name, json!({ field: value })).unwrap_err();
         assert!(
@@ -304,6 +310,52 @@ fn older_styles_of_every_family_are_the_same_spec() {
         let newer = ModelSpec::from_hf_config(&golden(name)).unwrap();
         assert_eq!(read_changed(name, changes).unwrap(), newer, "{name}");
     }
+}
+
+#[test]
+fn mistral_has_the_windows_that_layer_types_lists() {
+    let windows = |changes| -> Result<Vec<Option<usize>>, SpecError> {
+        let spec = read_changed("mistral", changes)?;
+        let again = ModelSpec::from_hf_config(&spec.to_hf_config()?)?;
+        assert_eq!(again, spec);
+        Ok((0..spec.num_hidden_layers).map(|layer| spec.attention.window(layer)).collect())
+    };
+    let (full, sliding) = ("full_attention", "sliding_attention");
+    for (layer_types, expected) in [
+        (Value::Null, vec![Some(8); 3]),
+        (json!([sliding, sliding, sliding]), vec![Some(8); 3]),
+        (json!([full, full, full]), vec![None; 3]),
+        (json!([full, sliding, full]), vec![None, Some(8), None]),
+    ] {
+        let changes =
+            json!({"sliding_window": 8, "num_hidden_layers": 3, "layer_types": layer_types});
+        assert_eq!(windows(changes), Ok(expected));
+    }
+    let changes = json!({"num_hidden_layers": 3, "layer_types": [full]});
+    let error = windows(changes).unwrap_err();
+    assert_eq!(error.to_string(), "'layer_types' has 1 entries for 3 layers");
+    let mut config = golden("mistral");
+    config["num_hidden_layers"] = json!(2);
+    config["sliding_window"] = Value::Null;
+    config["layer_types"] = json!([full, sliding]);
+    let error = ModelSpec::from_hf_config(&config).unwrap_err();
+    assert!(
+        matches!(&error, SpecError::Unsupported { field, .. } if field == "layer_types"),
+        "{error}"
+    );
+}
+
+#[test]
+fn experts_of_all_layers_together_are_limited() {
+    check_refused(
+        "mixtral",
+        json!({"num_local_experts": 16384, "num_hidden_layers": 4096}),
+        "'num_experts' = 16384 in 'num_hidden_layers' = 4096 layers are more than 131072 experts in all",
+    );
+    let most = json!({"num_local_experts": 32, "num_hidden_layers": 4096});
+    assert!(read_changed("mixtral", most).is_ok());
+    let one_more = json!({"num_local_experts": 33, "num_hidden_layers": 4096});
+    assert!(read_changed("mixtral", one_more).is_err());
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use super::rope::LongropeScaling;
 use super::{
-    Attention, AttentionForm, Gqa, HEAD_DIM_MAX, HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX,
-    MAX_POSITION_EMBEDDINGS_MAX, Mla, Mlp, ModelFields, NUM_ATTENTION_HEADS_MAX, NUM_EXPERTS_MAX,
-    NUM_HIDDEN_LAYERS_MAX, Position, Rope, RopeScaling, SpecError, VOCAB_SIZE_MAX, WindowedLayers,
+    Attention, AttentionForm, EXPERTS_OF_ALL_LAYERS_MAX, Gqa, HEAD_DIM_MAX, HIDDEN_SIZE_MAX,
+    INTERMEDIATE_SIZE_MAX, MAX_POSITION_EMBEDDINGS_MAX, Mla, Mlp, ModelFields,
+    NUM_ATTENTION_HEADS_MAX, NUM_EXPERTS_MAX, NUM_HIDDEN_LAYERS_MAX, Position, Rope, RopeScaling,
+    SpecError, VOCAB_SIZE_MAX, WindowedLayers,
     moe::{DenseLayers, GroupScore, Moe},
 };
 
@@ -96,6 +97,10 @@ fn latent(mla: &Mla) -> Result<(), SpecError> {
 fn experts(moe: &Moe, num_hidden_layers: usize) -> Result<(), SpecError> {
     size("moe_intermediate_size", moe.moe_intermediate_size, INTERMEDIATE_SIZE_MAX)?;
     size("num_experts", moe.num_experts, NUM_EXPERTS_MAX)?;
+    if moe.num_experts * num_hidden_layers > EXPERTS_OF_ALL_LAYERS_MAX {
+        let (num_experts, max) = (moe.num_experts, EXPERTS_OF_ALL_LAYERS_MAX);
+        return Err(SpecError::TooManyExperts { num_experts, num_hidden_layers, max });
+    }
     size("num_experts_per_tok", moe.num_experts_per_tok, moe.num_experts)?;
     if let Some(width) = moe.shared_intermediate_size {
         size("shared experts' intermediate_size", width, INTERMEDIATE_SIZE_MAX)?;

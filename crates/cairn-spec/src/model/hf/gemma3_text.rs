@@ -18,7 +18,6 @@ pub(super) const MAPPING: Mapping = Mapping {
         "sliding_window",
         "layer_types",
         "final_logit_softcapping",
-        "attn_logit_softcapping",
         "query_pre_attn_scalar",
         "rope_local_base_freq",
         "sliding_window_pattern",
@@ -41,6 +40,7 @@ const LOCAL: Keys = Keys {
 fn read(config: &Fields<'_>) -> Result<ModelFields, SpecError> {
     let family = Family::Gemma3Text;
     let mut fields = decoder::read(config, &DEFAULTS)?;
+    // `attn_logit_softcapping` is refused: transformers reads it in Gemma 2 only.
     gemma2::read_gemma(config, &mut fields, [None, None])?;
     decoder::with_gqa(&mut fields, |gqa| gqa.qk_norm = Some(QkNorm::PerHead));
     let pattern = config.size("sliding_window_pattern")?.unwrap_or(6).max(1);
