@@ -280,9 +280,9 @@ pub enum LoadError {
         /// The first element that differs.
         element: usize,
         /// What it is in the copy.
-        copied: String,
+        copied: Box<str>,
         /// What it is in the tensor that is used.
-        expected: String,
+        expected: Box<str>,
     },
     /// A tensor cannot be read.
     #[error("tensor {name}: {problem}")]

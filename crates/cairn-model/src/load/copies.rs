@@ -48,8 +48,8 @@ fn compare(
                 copy: copy.to_owned(),
                 original: original.to_owned(),
                 element: start + at,
-                copied: copied[at].to_string(),
-                expected: expected[at].to_string(),
+                copied: copied[at].to_string().into(),
+                expected: expected[at].to_string().into(),
             });
         }
     }
