@@ -1,9 +1,9 @@
 //! Models from one form into another: a folder into a leanpack, a leanpack back into a folder, either
 //! into a GGUF file.
 //!
-//! - [`pack`]: a model folder → one file that kernels read as it is.
-//! - [`sensitivity`]: what rounding each class of weights costs.
-//! - [`unpack`]: a pack → a folder that transformers loads.
+//! - [`pack()`]: a model folder → one file that kernels read as it is.
+//! - [`sensitivity()`]: what rounding each class of weights costs.
+//! - [`unpack()`]: a pack → a folder that transformers loads.
 //! - [`gguf`]: a model → a file that llama.cpp runs.
 //! - [`license`]: what a model's folder says about the terms of its use.
 //! - [`error`]: why a conversion fails.

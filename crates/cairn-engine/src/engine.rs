@@ -189,7 +189,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`EngineError::NoDraftPlanned`] if the options do not say [`DraftMethod::Model`],
+    /// [`EngineError::NoDraftPlanned`] if the options do not say [`DraftMethod::Model`](crate::DraftMethod::Model),
     /// [`EngineError::DraftVocabulary`] if it has other tokens.
     pub fn attach_draft(&mut self, draft: Self) -> Result<(), EngineError> {
         let Some(Speculation { drafter: Drafter::Model(model), .. }) = &mut self.speculation else {
