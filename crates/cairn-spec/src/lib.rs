@@ -5,6 +5,7 @@
 //! - [`recipe`]: [`TrainRecipe`], what a training run does, with overrides, sweeps and migrations.
 //! - [`dtype`], [`activation`]: names of storage types and activation functions.
 //! - [`lora`]: [`LoraSpec`], which projections of a model have a low-rank adapter.
+//! - `unique_json`: JSON whose objects have each key once.
 //! - [`units`]: bytes, durations and counts as people write them.
 //! - [`hint`]: the trait by which an error says what to do about it.
 //!
@@ -19,6 +20,7 @@ pub mod hint;
 pub mod lora;
 pub mod model;
 pub mod recipe;
+mod unique_json;
 pub mod units;
 
 pub use activation::Activation;

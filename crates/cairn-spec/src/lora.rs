@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value, json};
 
 use crate::Hint;
+use crate::unique_json;
 
 /// Name of the file that describes an adapter.
 pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
@@ -145,7 +146,7 @@ impl LoraSpec {
     /// [`LoraError`] naming the first field that is wrong or cannot be honored.
     pub fn from_peft_json(text: &str) -> Result<Self, LoraError> {
         let not_json = |reason: String| LoraError::NotJson { reason };
-        let value: Value = serde_json::from_str(text).map_err(|e| not_json(e.to_string()))?;
+        let value = unique_json::parse(text).map_err(|error| not_json(error.to_string()))?;
         let Value::Object(fields) = value else {
             return Err(not_json("it holds something else".to_owned()));
         };

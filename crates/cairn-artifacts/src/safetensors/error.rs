@@ -123,6 +123,10 @@ impl Hint for ReadError {
         match self {
             Self::File(error) => error.hints(),
             Self::Header { source, .. } => match **source {
+                HeaderError::DataLength { expected, actual } if actual > expected => {
+                    let rest = actual - expected;
+                    vec![format!("{rest} bytes follow the last tensor; copy or download it again")]
+                }
                 HeaderError::HeaderPastEnd { .. }
                 | HeaderError::DataLength { .. }
                 | HeaderError::NoHeader { .. } => {

@@ -140,6 +140,9 @@ fn a_file_cut_by_one_byte_is_named_with_a_hint() {
     let error = WeightFolder::open(folder.path()).unwrap_err();
     assert!(error.to_string().ends_with("model.safetensors is not a sound safetensors file"));
     assert_eq!(error.hints(), ["the file was probably cut short; copy or download it again"]);
+    fs::write(folder.path().join("model.safetensors"), [&bytes[..], &[0; 3]].concat()).unwrap();
+    let error = WeightFolder::open(folder.path()).unwrap_err();
+    assert_eq!(error.hints(), ["3 bytes follow the last tensor; copy or download it again"]);
 }
 
 #[test]

@@ -14,6 +14,16 @@ pub enum SpecError {
         /// The parser's words, with line and column.
         reason: String,
     },
+    /// An object has a key twice; parsers disagree about which one counts.
+    #[error("'{field}' is there twice, as {first} and as {second}")]
+    Twice {
+        /// Its name in the file.
+        field: String,
+        /// What it is first.
+        first: String,
+        /// What it is then.
+        second: String,
+    },
     /// The document is not an object.
     #[error("config.json must hold an object, not {actual}")]
     NotAnObject {
@@ -182,6 +192,7 @@ impl Hint for SpecError {
             Self::Contradiction { first, second, .. } => {
                 format!("remove '{first}' or '{second}', whichever is wrong")
             }
+            Self::Twice { field, .. } => format!("remove the '{field}' that is wrong"),
             Self::RotaryDim { .. } => "choose an even head_dim".to_owned(),
             _ => return Vec::new(),
         };

@@ -1,7 +1,7 @@
 //! `config.json` of a Hugging Face folder: read into a [`ModelSpec`] and written back.
 //!
 //! Both styles are read: the newer (`rope_parameters`, `dtype`) and the older (`rope_theta`,
-//! `rope_scaling`, `torch_dtype`); where a file has both, they must agree. A field that
+//! `rope_scaling`, `torch_dtype`); where a file has both, they must agree; a key that is there twice is refused. A field that
 //! transformers has a default for may be absent, a size may not. A field that changes the numbers
 //! is honored or refused by name; a field that is known to change none (`harmless`) is passed over;
 //! any other is passed over too, and named in [`HfConfig::ignored`] so that it can be said.
@@ -35,7 +35,8 @@ mod windows;
 
 use super::{Dropout, Family, ModelFields, ModelSpec, SpecError, SpecialTokens};
 use crate::DType;
-use fields::Fields;
+use crate::unique_json::{self, UniqueError};
+use fields::{Fields, quote};
 use serde_json::{Map, Value};
 
 /// How the files of one family say what a model computes. Each family is one file of this folder
@@ -93,8 +94,14 @@ impl HfConfig {
     ///
     /// As from [`ModelSpec::from_hf_json`].
     pub fn from_json(text: &str) -> Result<Self, SpecError> {
-        let config: Value = serde_json::from_str(text)
-            .map_err(|error| SpecError::NotJson { reason: error.to_string() })?;
+        let config = unique_json::parse(text).map_err(|error| match error {
+            UniqueError::Json(reason) => SpecError::NotJson { reason },
+            UniqueError::Twice(twice) => SpecError::Twice {
+                field: twice.field,
+                first: quote(&twice.first),
+                second: quote(&twice.second),
+            },
+        })?;
         Self::from_value(&config)
     }
 

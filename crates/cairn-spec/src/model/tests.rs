@@ -346,6 +346,23 @@ fn mistral_has_the_windows_that_layer_types_lists() {
 }
 
 #[test]
+fn zero_where_a_number_divides_is_refused_in_few_words() {
+    check_refused(
+        "gemma2",
+        json!({"attn_logit_softcapping": 0}),
+        "'attn_logit_softcapping' must be between 0 (excluded) and 1000000000000000000, not 0",
+    );
+    check_refused(
+        "gemma2",
+        json!({"query_pre_attn_scalar": 0}),
+        "'query_pre_attn_scalar' must be between 0 (excluded) and 1e18, not 0",
+    );
+    let error = read_changed("phi3_partial", json!({"partial_rotary_factor": 0.5})).unwrap_err();
+    let hint = "remove 'rope_parameters.partial_rotary_factor' or 'partial_rotary_factor', whichever is wrong";
+    assert_eq!(error.hints(), [hint]);
+}
+
+#[test]
 fn experts_of_all_layers_together_are_limited() {
     check_refused(
         "mixtral",
@@ -368,7 +385,7 @@ fn neutral_values_of_foreign_settings_are_accepted() {
 
 #[test]
 fn what_nobody_reads_is_named_unless_it_is_known_to_say_nothing() {
-    for name in ["llama", "llama_sharded", "gpt2"] {
+    for name in &folders() {
         let read = hf::HfConfig::from_json(&golden(name).to_string()).unwrap();
         assert_eq!(read.ignored, [""; 0], "{name}");
         // What is written is read whole.
@@ -473,13 +490,42 @@ fn contradictions_show_both_readings() {
             "'dtype' says float32, but 'torch_dtype' says bfloat16",
         ),
         ("gpt2", json!({"hidden_size": 96}), "'n_embd' says 48, but 'hidden_size' says 96"),
+        (
+            "deepseek_v2",
+            json!({"head_dim": 8}),
+            "'head_dim' says 8, but 'qk_nope_head_dim + qk_rope_head_dim' says 8 + 4",
+        ),
+        (
+            "deepseek_v3",
+            json!({"qk_head_dim": 16}),
+            "'qk_head_dim' says 16, but 'qk_nope_head_dim + qk_rope_head_dim' says 8 + 4",
+        ),
     ] {
         check_refused(name, changes, message);
     }
+    let key = read_changed("deepseek_v2", json!({"head_dim": 12})).unwrap();
+    assert_eq!(Ok(key), read_changed("deepseek_v2", json!({})));
     let scaling = json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
     let error = read_changed("llama", scaling).unwrap_err();
-    assert!(matches!(error, SpecError::Contradiction { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.starts_with("'rope_parameters' says {\"rope_theta\":10000.0"), "{text}");
+    assert!(text.ends_with("'rope_scaling' says {\"type\":\"linear\",\"factor\":2.0}"), "{text}");
     assert_eq!(error.hints(), ["remove 'rope_parameters' or 'rope_scaling', whichever is wrong"]);
+}
+
+#[test]
+fn a_key_that_is_there_twice_is_refused_with_both_values() {
+    let text = golden("llama").to_string();
+    let error = |from: &str, to: &str| {
+        let twice = text.replacen(from, to, 1);
+        assert_ne!(twice, text);
+        ModelSpec::from_hf_json(&twice).unwrap_err()
+    };
+    let heads = error("{", "{\"num_attention_heads\": 8, ");
+    assert_eq!(heads.to_string(), "'num_attention_heads' is there twice, as 8 and as 4");
+    assert_eq!(heads.hints(), ["remove the 'num_attention_heads' that is wrong"]);
+    let theta = error("\"rope_theta\":", "\"rope_theta\": 5e5, \"rope_theta\":").to_string();
+    assert_eq!(theta, "'rope_parameters.rope_theta' is there twice, as 500000.0 and as 10000.0");
 }
 
 #[test]

@@ -222,7 +222,12 @@ fn real(field: &str, value: f64, min: f64, max: f64) -> Result<(), SpecError> {
     Err(SpecError::OutOfRange {
         field: field.to_owned(),
         actual: value.to_string(),
-        min: min.to_string(),
+        // The least positive number is a way to leave out zero.
+        min: if min.to_bits() == f64::MIN_POSITIVE.to_bits() {
+            "0 (excluded)".to_owned()
+        } else {
+            min.to_string()
+        },
         max: max.to_string(),
     })
 }

@@ -6,7 +6,7 @@ use super::objective::ObjectiveSection;
 use super::{RecipeError, overrides};
 use crate::model::Family;
 use crate::units::{ByteSize, Count};
-use crate::{Activation, DType, ModelSpec};
+use crate::{Activation, DType, ModelSpec, unique_json};
 use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -383,7 +383,7 @@ impl RecipeFile {
             Format::Yaml => {
                 serde_yaml_ng::from_str(text).map_err(|error| ("YAML", error.to_string()))
             }
-            Format::Json => serde_json::from_str(text).map_err(|error| ("JSON", error.to_string())),
+            Format::Json => unique_json::parse(text).map_err(|error| ("JSON", error.to_string())),
         };
         let tree = tree.map_err(|(format, reason)| RecipeError::Parse { format, reason })?;
         let Value::Object(sections) = tree else {

@@ -99,7 +99,9 @@ fn refuse_training_fields(text: &str, spec: &ModelSpec) -> Result<(), RecipeErro
     // one it is computed.
     let is_known = matches!(&spec.mlp, Mlp::Moe(moe) if moe.router.aux_loss_coef.is_some());
     let balances = config.get("output_router_logits") == Some(&Value::Bool(true)) && !is_known;
-    for (field, counts) in [("router_aux_loss_coef", balances), ("router_jitter_noise", true)] {
+    let fields =
+        [("router_aux_loss_coef", balances), ("router_jitter_noise", true), ("mlp_dropout", true)];
+    for (field, counts) in fields {
         if let Some(value) = number(field).filter(|value| counts && *value != 0.0) {
             return Err(RecipeError::TrainingField { field, value });
         }

@@ -87,15 +87,37 @@ fn latent(config: &Fields<'_>, family: Family) -> Result<Mla, SpecError> {
     if !config.has("q_lora_rank") {
         return Err(config.missing("q_lora_rank"));
     }
+    let qk_nope_head_dim = config.required_size("qk_nope_head_dim")?;
+    let qk_rope_head_dim = config.required_size("qk_rope_head_dim")?;
+    confirm_head_dims(config, [qk_nope_head_dim, qk_rope_head_dim])?;
     Ok(Mla {
         num_attention_heads,
         q_lora_rank: config.size("q_lora_rank")?,
         kv_lora_rank: config.required_size("kv_lora_rank")?,
-        qk_nope_head_dim: config.required_size("qk_nope_head_dim")?,
-        qk_rope_head_dim: config.required_size("qk_rope_head_dim")?,
+        qk_nope_head_dim,
+        qk_rope_head_dim,
         v_head_dim: config.required_size("v_head_dim")?,
         bias: config.flag("attention_bias", false)?,
     })
+}
+
+/// A key has two parts, and files may say how long it is in all. transformers writes and goes by the
+/// rotated part's length as `head_dim`, others by the whole key's; any other number is of another model.
+fn confirm_head_dims(config: &Fields<'_>, [nope, rope]: [usize; 2]) -> Result<(), SpecError> {
+    let key = nope.saturating_add(rope);
+    let contradiction = |field: &str, actual: usize| SpecError::Contradiction {
+        first: field.to_owned(),
+        first_value: actual.to_string(),
+        second: "qk_nope_head_dim + qk_rope_head_dim".to_owned(),
+        second_value: format!("{nope} + {rope}"),
+    };
+    match (config.size("qk_head_dim")?, config.size("head_dim")?) {
+        (Some(actual), _) if actual != key => Err(contradiction("qk_head_dim", actual)),
+        (_, Some(actual)) if actual != key && actual != rope => {
+            Err(contradiction("head_dim", actual))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The factor on the scores where YaRN changes it.

@@ -1,7 +1,7 @@
 //! The rotation in a `config.json`, in its newer (`rope_parameters`) and older (`rope_theta`,
 //! `rope_scaling`) style.
 
-use super::fields::Fields;
+use super::fields::{Fields, quote};
 use super::foreign::unsupported;
 use super::windows::{FULL, SLIDING};
 use crate::model::{
@@ -77,12 +77,13 @@ pub(super) fn read(config: &Fields<'_>, around: Around) -> Result<Rope, SpecErro
     let older = config.object("rope_scaling")?.filter(|_| around.keys.scaled);
     let newer = newer.map(|object| read_object(config, &object, around)).transpose()?;
     let older = older.map(|object| read_object(config, &object, around)).transpose()?;
+    let quoted = |field| config.value(field).map(quote).unwrap_or_default();
     match (newer, older) {
         (Some(newer), Some(older)) if newer != older => Err(SpecError::Contradiction {
             first: "rope_parameters".to_owned(),
-            first_value: format!("{newer:?}"),
+            first_value: quoted("rope_parameters"),
             second: "rope_scaling".to_owned(),
-            second_value: format!("{older:?}"),
+            second_value: quoted("rope_scaling"),
         }),
         (Some(rope), _) | (None, Some(rope)) => Ok(rope),
         (None, None) => {
@@ -135,14 +136,15 @@ fn rotary_dim(
 ) -> Result<usize, SpecError> {
     let Some((name, default)) = around.keys.partial else { return Ok(around.head_dim) };
     let inner = object.map_or(Ok(None), |object| object.real("partial_rotary_factor"))?;
-    let outer = match config.real(name)? {
-        None => config.real("partial_rotary_factor")?,
-        share => share,
+    let (name, outer) = match config.real(name)? {
+        None => ("partial_rotary_factor", config.real("partial_rotary_factor")?),
+        share => (name, share),
     };
     let share = match (inner, outer) {
         (Some(inner), Some(outer)) if inner.total_cmp(&outer).is_ne() => {
             return Err(SpecError::Contradiction {
-                first: "partial_rotary_factor".to_owned(),
+                first: object
+                    .map_or_else(String::new, |object| object.name("partial_rotary_factor")),
                 first_value: inner.to_string(),
                 second: name.to_owned(),
                 second_value: outer.to_string(),
