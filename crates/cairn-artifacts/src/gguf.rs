@@ -156,6 +156,31 @@ impl GgufFile {
         Ok(true)
     }
 
+    /// As [`read_q8_0`](Self::read_q8_0), of a `Q4_0` tensor: values from -8 to 7.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_f32`](Self::read_f32).
+    ///
+    /// # Panics
+    ///
+    /// As [`read_q8_0`](Self::read_q8_0).
+    pub fn read_q4_0(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        values: &mut [i8],
+        scales: &mut [f32],
+    ) -> Result<bool, GgufError> {
+        assert_eq!(elements.len(), values.len(), "room for the elements");
+        let (tensor, format) = self.decodable(name, &elements)?;
+        if format != Format::Q4_0 {
+            return Ok(false);
+        }
+        block::copy_q4_0(self.bytes(tensor), elements, values, scales);
+        Ok(true)
+    }
+
     /// The format of a tensor that Cairn reads, and its bytes; `None` for another, or none.
     pub fn stored(&self, name: &str) -> Option<(Format, &[u8])> {
         let tensor = self.header.tensor(name)?;

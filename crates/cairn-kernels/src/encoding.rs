@@ -430,6 +430,27 @@ fn write_elements<const B: usize, T: Copy>(
 /// # Panics
 /// If the lengths do not match the form.
 pub fn store_q8(
+    shape: (usize, usize),
+    (values_nk, scales): (&[i8], &[f32]),
+    bytes: &mut [u8],
+) -> bool {
+    store_values(Encoding::Q8, shape, (values_nk, scales), bytes)
+}
+
+/// As [`store_q8`], of a [`Encoding::Q4`] weight: values from -8 to 7.
+///
+/// # Panics
+/// As [`store_q8`].
+pub fn store_q4(
+    shape: (usize, usize),
+    (values_nk, scales): (&[i8], &[f32]),
+    bytes: &mut [u8],
+) -> bool {
+    store_values(Encoding::Q4, shape, (values_nk, scales), bytes)
+}
+
+fn store_values(
+    encoding: Encoding,
     (n, k): (usize, usize),
     (values_nk, scales): (&[i8], &[f32]),
     bytes: &mut [u8],
@@ -437,20 +458,22 @@ pub fn store_q8(
     let blocks = k.div_ceil(Q8_BLOCK);
     assert_eq!(values_nk.len(), n * k, "values of the weight");
     assert_eq!(scales.len(), n * blocks, "scales of the weight");
-    let expected = Weight::stored_bytes(Encoding::Q8, Layout::Panel, n, k);
+    let expected = Weight::stored_bytes(encoding, Layout::Panel, n, k);
     assert_eq!(bytes.len(), expected, "bytes of the weight");
     let is_f16 = |x: f32| x.is_finite() && f32_from_f16(f16_from_f32(x)).to_bits() == x.to_bits();
     if !scales.iter().copied().all(is_f16) {
         return false;
     }
     bytes.fill(0);
-    let format = Encoding::Q8.format();
+    let format = encoding.format();
+    assert_eq!(format.group, Q8_BLOCK, "values that share a scale");
+    let (zero, mask) = if format.is_nibble() { (8, 15) } else { (0x80, 0xff) };
     let mut codes = Vec::with_capacity(Q8_BLOCK);
     for (row, values) in values_nk.chunks_exact(k.max(1)).enumerate() {
         let panel = &mut bytes[row / LANES * format.panel_bytes(k)..];
         for (block, values) in values.chunks(Q8_BLOCK).enumerate() {
             codes.clear();
-            codes.extend(values.iter().map(|value| value.cast_unsigned() ^ 0x80));
+            codes.extend(values.iter().map(|v| v.cast_unsigned().wrapping_add(zero) & mask));
             let scale = scales[row * blocks + block];
             format.write_group(k, panel, (block, row % LANES), (&codes, scale));
         }

@@ -7,8 +7,8 @@
 //! Where a file leaves open what its architecture means, this follows llama.cpp: the activation of
 //! the feed-forward part, a head tied to the embedding when there is no tensor `output.weight`, how
 //! Gemma scales its scores, which of its layers have a window, that experts' weights add up to one.
-//! Tensors come decoded to `f32`; a `Q8_0` tensor that is wanted as `q8` keeps its bytes and
-//! scales (widened from f16 to f32, which changes no value), one of F16 or BF16 its bits.
+//! Tensors come decoded to `f32`; a `Q8_0` tensor that is wanted as `q8`, or a `Q4_0` one as
+//! `q4`, keeps its codes and scales, one of F16 or BF16 its bits.
 //!
 //! The `deepseek2` architecture is V2 and V3, with the keys' and values' part of `kv_b_proj` apart, as
 //! converters write them since 2025, or in one tensor, as before. A `bert` file is the body alone.
@@ -144,13 +144,24 @@ impl TensorSource for GgufFile {
         self.read_q8_0(name, elements, values, scales).map_err(|error| error.to_string())
     }
 
+    fn read_q4(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        values: &mut [i8],
+        scales: &mut [f32],
+    ) -> Result<bool, String> {
+        self.read_q4_0(name, elements, values, scales).map_err(|error| error.to_string())
+    }
+
     fn encoding(&self, name: &str) -> Option<Encoding> {
         match self.stored(name)?.0 {
             Format::F32 => Some(Encoding::F32),
             Format::F16 => Some(Encoding::F16),
             Format::Bf16 => Some(Encoding::Bf16),
             Format::Q8_0 => Some(Encoding::Q8),
-            _ => None,
+            Format::Q4_0 => Some(Encoding::Q4),
+            Format::Q4K | Format::Q5K | Format::Q6K => None,
         }
     }
 

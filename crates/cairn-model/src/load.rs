@@ -60,6 +60,22 @@ pub trait TensorSource: Sync {
         Ok(false)
     }
 
+    /// As [`read_q8`](Self::read_q8), of a tensor that is stored as [`Encoding::Q4`] has it: values from
+    /// -8 to 7.
+    ///
+    /// # Errors
+    ///
+    /// A text that says why the tensor cannot be read.
+    fn read_q4(
+        &self,
+        _name: &str,
+        _elements: Range<usize>,
+        _values: &mut [i8],
+        _scales: &mut [f32],
+    ) -> Result<bool, String> {
+        Ok(false)
+    }
+
     /// The encoding that has every element of a tensor exactly as it is stored; `None` if there is none
     /// such.
     fn encoding(&self, _name: &str) -> Option<Encoding> {

@@ -135,6 +135,16 @@ impl TensorSource for ModelWeights {
         self.source().read_q8(name, elements, values, scales)
     }
 
+    fn read_q4(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        values: &mut [i8],
+        scales: &mut [f32],
+    ) -> Result<bool, String> {
+        self.source().read_q4(name, elements, values, scales)
+    }
+
     fn encoding(&self, name: &str) -> Option<Encoding> {
         self.source().encoding(name)
     }

@@ -243,6 +243,37 @@ pub(super) fn copy_q8_0(
     scales: &mut [f32],
 ) {
     const BYTES: usize = Format::Q8_0.block_bytes();
+    copy_blocks::<BYTES>(tensor, elements, (values, scales), |block, values| {
+        for (value, &byte) in values.iter_mut().zip(&block[2..]) {
+            *value = byte.cast_signed();
+        }
+    });
+}
+
+/// Copies whole blocks of a `Q4_0` tensor as values from -8 to 7 and scales.
+pub(super) fn copy_q4_0(
+    tensor: &[u8],
+    elements: Range<usize>,
+    values: &mut [i8],
+    scales: &mut [f32],
+) {
+    const BYTES: usize = Format::Q4_0.block_bytes();
+    copy_blocks::<BYTES>(tensor, elements, (values, scales), |block, values| {
+        let value = |nibble: u8| nibble.cast_signed() - 8;
+        for (i, &byte) in block[2..].iter().enumerate() {
+            values[i] = value(byte & 15);
+            values[i + SMALL_BLOCK / 2] = value(byte >> 4);
+        }
+    });
+}
+
+/// Copies blocks of 32 elements that begin with their scale.
+fn copy_blocks<const BYTES: usize>(
+    tensor: &[u8],
+    elements: Range<usize>,
+    (values, scales): (&mut [i8], &mut [f32]),
+    copy: impl Fn(&[u8; BYTES], &mut [i8; SMALL_BLOCK]),
+) {
     let blocks = elements.start / SMALL_BLOCK..elements.end / SMALL_BLOCK;
     assert_eq!(blocks.start * SMALL_BLOCK, elements.start, "whole blocks");
     assert_eq!(blocks.end * SMALL_BLOCK, elements.end, "whole blocks");
@@ -251,8 +282,6 @@ pub(super) fn copy_q8_0(
     let (values, _) = values.as_chunks_mut::<SMALL_BLOCK>();
     for ((block, values), scale) in bytes.iter().zip(values).zip(scales) {
         *scale = half(block, 0);
-        for (value, &byte) in values.iter_mut().zip(&block[2..]) {
-            *value = byte.cast_signed();
-        }
+        copy(block, values);
     }
 }

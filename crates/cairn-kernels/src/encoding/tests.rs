@@ -166,6 +166,23 @@ fn q8_is_stored_as_given() {
     assert_eq!((found, found_scales), (values_nk, scales));
 }
 
+#[test]
+fn q4_is_stored_as_given() {
+    let (n, k) = (18, 96);
+    let values_nk: Vec<i8> = (-8..8).cycle().take(n * k).collect();
+    // Half of the scales are negative, as `Q4_0` has them.
+    let scales: Vec<f32> = (0..n * k / Q8_BLOCK).map(|i| 20.5 - i as f32).collect();
+    let bytes = Weight::stored_bytes(Encoding::Q4, Layout::Panel, n, k);
+    let mut storage = vec![1.0_f32; bytes.div_ceil(4)];
+    let all = crate::memory::bytes_of_mut(&mut storage);
+    assert!(store_q4((n, k), (&values_nk, &scales), &mut all[..bytes]));
+    let weight = weight((Encoding::Q4, Layout::Panel), (n, k), &storage);
+    for (index, (&value, block)) in values_nk.iter().zip((0..).map(|i| i / Q8_BLOCK)).enumerate() {
+        let expected = f32::from(value) * scales[block];
+        assert_eq!(weight.value(index / k, index % k).to_bits(), expected.to_bits());
+    }
+}
+
 /// What is encoded once is a fixed point but for `q4`, whose scale is searched for again.
 #[test]
 fn encoding_again_changes_nothing() {

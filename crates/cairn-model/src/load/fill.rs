@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use cairn_kernels::encoding::{Q8_BLOCK, store_bits, store_q8, try_encode};
+use cairn_kernels::encoding::{Q8_BLOCK, store_bits, store_q4, store_q8, try_encode};
 use cairn_kernels::memory::BytesMut;
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
 use cairn_program::{Class, Session, ValueType};
@@ -147,7 +147,8 @@ impl Filling<'_> {
         if self.read_stored(cpu, stored)? {
             return Ok(Filled::EXACT);
         }
-        if self.encoding == Encoding::Q8 && self.keep_q8(stored)? {
+        let is_kept = matches!(self.encoding, Encoding::Q8 | Encoding::Q4);
+        if is_kept && self.keep_codes(stored)? {
             return Ok(Filled::EXACT);
         }
         let at_a_time = self.rows_at_a_time();
@@ -267,9 +268,9 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// Keeps a weight as the source has it, if all of it lies there in blocks of [`Encoding::Q8`];
-    /// otherwise changes nothing and returns `false`.
-    fn keep_q8(&self, stored: &mut [u8]) -> Result<bool, LoadError> {
+    /// Keeps a weight as the source has it, if all of it lies there in blocks of its encoding, `q8` or
+    /// `q4`; otherwise changes nothing and returns `false`.
+    fn keep_codes(&self, stored: &mut [u8]) -> Result<bool, LoadError> {
         let (rows, columns) = (self.rows(), self.columns());
         let is_plain =
             |slice: &TensorSlice| !matches!(slice.placement, Placement::TransposedColumns { .. });
@@ -285,19 +286,21 @@ impl Filling<'_> {
             while done < slice.rows {
                 let (row, run) = slice.run_at(done);
                 let first = slice.first_row + done;
-                let read = self.source.read_q8(
-                    &slice.tensor,
-                    row * columns..(row + run) * columns,
-                    &mut values[first * columns..(first + run) * columns],
-                    &mut scales[first * blocks..(first + run) * blocks],
-                );
+                let elements = row * columns..(row + run) * columns;
+                let values = &mut values[first * columns..(first + run) * columns];
+                let scales = &mut scales[first * blocks..(first + run) * blocks];
+                let read = match self.encoding {
+                    Encoding::Q8 => self.source.read_q8(&slice.tensor, elements, values, scales),
+                    _ => self.source.read_q4(&slice.tensor, elements, values, scales),
+                };
                 if !read.map_err(unreadable)? {
                     return Ok(false);
                 }
                 done += run;
             }
         }
-        Ok(store_q8((rows, columns), (&values, &scales), stored))
+        let store = if self.encoding == Encoding::Q8 { store_q8 } else { store_q4 };
+        Ok(store((rows, columns), (&values, &scales), stored))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cairn_artifacts::gguf::GgufFile;
+use cairn_artifacts::gguf::{Format, GgufFile, OutTensor};
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_kernels::{Cpu, Encoding, Isa, Layout, Weight};
 use cairn_model::{BuildOptions, Head, TensorSource, build_program, gguf, load_weights};
@@ -57,11 +57,16 @@ fn session(spec: &ModelSpec, source: &dyn TensorSource, options: &BuildOptions) 
 
 /// The bits of the logits, or of the final hidden states of a body.
 fn logits(spec: &ModelSpec, source: &dyn TensorSource) -> Vec<u32> {
-    let (head, output) = match spec.head {
-        Some(_) => (Head::Logits, "logits".to_owned()),
-        None => (Head::Hidden, format!("hidden_{}", spec.num_hidden_layers)),
+    let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
+    logits_with(spec, source, &BuildOptions::new(head))
+}
+
+fn logits_with(spec: &ModelSpec, source: &dyn TensorSource, options: &BuildOptions) -> Vec<u32> {
+    let output = match spec.head {
+        Some(_) => "logits".to_owned(),
+        None => format!("hidden_{}", spec.num_hidden_layers),
     };
-    let mut session = session(spec, source, &BuildOptions::new(head));
+    let mut session = session(spec, source, options);
     let ids: Vec<u32> = (3..).take(TOKENS).collect();
     let positions = positions(1, TOKENS);
     let feeds = [Feed::u32("ids", &ids), Feed::u32("positions", &positions)];
@@ -137,6 +142,89 @@ fn q8_keeps_the_bytes_and_scales_of_the_file() {
             assert!(weights.iter().any(|(_, encoding)| *encoding == Some(Encoding::Q8)));
         }
     }
+}
+
+/// Writes a golden file again with its matrices in `Q4_0`, made up, where rows have whole blocks.
+fn with_nibbles(name: &str, path: &Path) {
+    let file = file(name);
+    let metadata = gguf::metadata(&gguf::spec(&file).unwrap()).unwrap();
+    let is_matrix = |shape: &[usize]| shape.len() > 1 && shape[shape.len() - 1].is_multiple_of(32);
+    let tensors: Vec<OutTensor> = file
+        .tensors()
+        .map(|tensor| {
+            let format = if is_matrix(&tensor.shape) { Format::Q4_0 } else { Format::F32 };
+            OutTensor { name: tensor.name.to_string(), shape: tensor.shape.clone(), format }
+        })
+        .collect();
+    let mut state = 7_u32;
+    let mut out = std::fs::File::create(path).unwrap();
+    cairn_artifacts::gguf::write(&mut out, &metadata, &tensors, &mut |index, out| {
+        let tensor = &tensors[index];
+        if tensor.format == Format::F32 {
+            let mut values = vec![0.0; tensor.shape.iter().product()];
+            file.read_f32(&tensor.name, 0..values.len(), &mut values).unwrap();
+            return values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()));
+        }
+        for block in (0..u16::MAX).take(tensor.bytes() / 18) {
+            // Scales of both signs; one in nine is zero, one subnormal.
+            let scale: u16 = match block % 9 {
+                0 => 0x8000,
+                1 => 0x0003,
+                _ => 0x1c00 | (block & 1) << 15 | block.wrapping_mul(37) & 0x3ff,
+            };
+            out.write_all(&scale.to_le_bytes())?;
+            for _ in 0..16 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                out.write_all(&[(state >> 24) as u8])?;
+            }
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn q4_keeps_the_nibbles_and_scales_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    // Plain, all three of attention in one tensor, and experts stacked in one.
+    for name in ["llama", "gpt2", "phi3", "mixtral"] {
+        let path = folder.path().join(format!("{name}.gguf"));
+        with_nibbles(name, &path);
+        let file = GgufFile::open(&path).unwrap();
+        let spec = gguf::spec(&file).unwrap();
+        let plain = BuildOptions::new(Head::Logits);
+        let layout = Layout::Panel;
+        let decoded = session(&spec, &file, &plain);
+        let kept = session(&spec, &file, &BuildOptions { encoding: Encoding::Q4, layout, ..plain });
+        let has = |tensor: &str| file.shape(tensor).is_some();
+        let map = cairn_model::TensorMap::gguf_of_tensors(&spec, has).unwrap();
+        let mut compared = 0;
+        for (weight, _, value_type, _) in kept.persistent() {
+            let slices = map.slices_of(weight);
+            let all_stored = slices.iter().all(|s| file.encoding(&s.tensor) == Some(Encoding::Q4));
+            if value_type.encoding() != Some(Encoding::Q4) || slices.is_empty() || !all_stored {
+                continue;
+            }
+            let (n, k) = (slices.iter().map(|s| s.rows).sum(), slices[0].columns);
+            let bytes = kept.stored(weight).unwrap();
+            let mut values = vec![0.0; n * k];
+            Weight { encoding: Encoding::Q4, layout, n, k, bytes }.decode(&mut values);
+            let (expected, _) = decoded.stored(weight).unwrap().as_chunks::<4>();
+            let same = values.iter().zip(expected).all(|(a, b)| a.to_le_bytes() == *b);
+            assert!(same && expected.len() == n * k, "{name} {weight}");
+            compared += 1;
+        }
+        assert!(compared >= 5, "{name}: {compared} weights compared");
+        let options = BuildOptions { encoding: Encoding::Q4, ..plain };
+        assert!(
+            logits_with(&spec, &file, &options) == logits_with(&spec, &file, &plain),
+            "{name}: the same numbers, the same sums"
+        );
+    }
+    // What says so of a whole file is what `auto` goes by.
+    let file = GgufFile::open(&folder.path().join("llama.gguf")).unwrap();
+    let spec = gguf::spec(&file).unwrap();
+    assert_eq!(cairn_model::stored_encoding(&spec, &file).unwrap(), Encoding::Q4);
 }
 
 #[test]
