@@ -16,6 +16,7 @@ mod error;
 mod files;
 mod generation;
 mod gguf;
+mod growth;
 mod stream;
 mod train;
 mod words;
@@ -40,7 +41,9 @@ pub use self::gguf::no_tokenizer as gguf_without_tokenizer;
 pub use self::stream::TokenStream;
 pub use self::train::{BpeSettings, train_bpe};
 
+use self::added::Stated;
 use self::bytes::ByteTable;
+use self::growth::{Excess, Growth};
 
 /// Largest `tokenizer.json` that is read, in bytes. The largest known ones are below 40 MiB.
 pub const TOKENIZER_BYTES_MAX: u64 = 128 << 20;
@@ -74,6 +77,8 @@ pub struct Tokenizer {
     literal: tokenizers::Tokenizer,
     /// Special tokens in the text are themselves; made when first needed.
     parsing: OnceLock<tokenizers::Tokenizer>,
+    /// What the normalizer may make of a text.
+    growth: Growth,
     bytes: Option<ByteTable>,
     /// Tokens that byte fallback reads as bytes.
     byte_tokens: BTreeSet<u32>,
@@ -115,11 +120,16 @@ impl Tokenizer {
     /// [`TokenizerError::Parse`] if it is not a tokenizer, [`TokenizerError::Vocab`] if its
     /// vocabulary is empty or too large, [`TokenizerError::EmptyToken`],
     /// [`TokenizerError::DuplicateId`] and [`TokenizerError::AddedTokenId`] if its tokens
-    /// contradict each other.
+    /// contradict each other, [`TokenizerError::Growth`] if it may make far more of a text than the
+    /// text is.
     pub fn parse(json: Vec<u8>, path: &Path) -> Result<Self, TokenizerError> {
         let parse = |reason: String| TokenizerError::Parse { path: path.to_owned(), reason };
         let stated = added::stated(&json).map_err(|error| parse(error.to_string()))?;
         added::refuse_empty(&stated.added_tokens, path)?;
+        let growth = growth_of(&stated).map_err(parse)?.map_err(|excess| {
+            let (path, Excess { what, growth, limit }) = (path.to_owned(), excess);
+            TokenizerError::Growth { path, what, growth, limit }
+        })?;
         let mut literal = deserialize(&json).map_err(parse)?;
         literal.with_truncation(None).map_err(|error| parse(error.to_string()))?;
         literal.with_padding(None);
@@ -157,6 +167,7 @@ impl Tokenizer {
             parsing: OnceLock::new(),
             hash: Hash::of_bytes(&json),
             literal,
+            growth,
             json,
             vocab_size,
             end_of_document,
@@ -206,6 +217,7 @@ impl Tokenizer {
     ///
     /// As [`encode`](Self::encode).
     pub fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.check_growth(text)?;
         encode(self.parsing(), text, false)
     }
 
@@ -220,10 +232,25 @@ impl Tokenizer {
         text: &str,
         spelled: SpelledSpecials,
     ) -> Result<Vec<u32>, TokenizerError> {
+        self.check_growth(text)?;
         match spelled {
             SpelledSpecials::Text => encode(&self.literal, text, true),
             SpelledSpecials::Tokens => encode(self.parsing(), text, true),
         }
+    }
+
+    /// Refuses a text of which the normalizer makes far too much.
+    fn check_growth(&self, text: &str) -> Result<(), TokenizerError> {
+        let normalizer = self.literal.get_normalizer();
+        // The encoding itself says what is wrong with a text that the normalizer gives up on.
+        let checked = catch_unwind(AssertUnwindSafe(|| self.growth.check(text, normalizer)));
+        checked.unwrap_or(Ok(())).map_err(|grown| TokenizerError::Encode {
+            reason: format!(
+                "the normalizer makes {grown} bytes or more of its {}; the limit is 16 for each \
+                 and 64 MiB",
+                text.len()
+            ),
+        })
     }
 
     fn parsing(&self) -> &tokenizers::Tokenizer {
@@ -396,6 +423,13 @@ fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, TokenizerError> {
 /// process, so its syntax was checked before and what is left is caught here.
 fn deserialize(json: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
+        .map_err(|_| "the `tokenizers` crate cannot read it".to_owned())?
+        .map_err(|error| error.to_string())
+}
+
+/// The bound on what a file makes of a text; the `tokenizers` crate panics on some parts that are broken.
+fn growth_of(stated: &Stated) -> Result<Result<Growth, Excess>, String> {
+    catch_unwind(AssertUnwindSafe(|| Growth::of(stated.chains())))
         .map_err(|_| "the `tokenizers` crate cannot read it".to_owned())?
         .map_err(|error| error.to_string())
 }

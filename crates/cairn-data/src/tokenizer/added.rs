@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::unigram::Unigram;
 
 use super::TokenizerError;
+use super::growth::{Chains, TOKEN_BYTES_MAX};
 
 /// An added token as a file states it.
 #[derive(Debug, Deserialize)]
@@ -26,12 +28,34 @@ pub(super) struct Stated {
     /// Its added tokens.
     #[serde(default)]
     pub(super) added_tokens: Vec<StatedToken>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
     model: Option<StatedModel>,
 }
 
 #[derive(Debug, Deserialize)]
 struct StatedModel {
     unk_id: Option<usize>,
+    unk_token: Option<String>,
+}
+
+impl Stated {
+    /// The parts that make text of text.
+    pub(super) fn chains(&self) -> Chains<'_> {
+        Chains {
+            normalizer: &self.normalizer,
+            pre_tokenizer: &self.pre_tokenizer,
+            post_processor: &self.post_processor,
+            decoder: &self.decoder,
+            unknown: self.model.as_ref().and_then(|model| model.unk_token.as_deref()),
+        }
+    }
 }
 
 /// Reads what is stated; also checks that all of the file is JSON.
@@ -101,6 +125,16 @@ pub(super) fn tokens_by_id(
     tokens.sort_unstable();
     if let Some((id, _)) = tokens.iter().find(|(_, token)| token.is_empty()) {
         return Err(TokenizerError::EmptyToken { path: path.to_owned(), id: *id });
+    }
+    let longest = tokens.iter().map(|(_, token)| token.len()).max().unwrap_or(0);
+    if longest > TOKEN_BYTES_MAX {
+        #[expect(clippy::cast_precision_loss, reason = "a file is below 2^52 bytes")]
+        return Err(TokenizerError::Growth {
+            path: path.to_owned(),
+            what: "bytes of its longest token",
+            growth: longest as f64,
+            limit: TOKEN_BYTES_MAX as f64,
+        });
     }
     for pair in tokens.windows(2) {
         if let [(id, first), (next, second)] = pair

@@ -41,6 +41,7 @@ impl<'a> Encoder<'a> {
     /// [`TokenizerError::Encode`] if the tokenizer's own model refuses the text.
     pub fn encode(&mut self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         if !self.tokenizer.has_gpt2_words {
+            self.tokenizer.check_growth(text)?;
             return super::encode(&self.tokenizer.literal, text, false);
         }
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);

@@ -66,6 +66,21 @@ pub enum TokenizerError {
         /// Its id.
         id: u32,
     },
+    /// It may make far more of a text than the text is.
+    #[error(
+        "tokenizer {path}: {what}: {growth}, more than the limit of {limit}",
+        path = path.display(), growth = shown(*growth)
+    )]
+    Growth {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there may be.
+        growth: f64,
+        /// The limit.
+        limit: f64,
+    },
     /// Two tokens share an id.
     #[error("tokenizer {path}: token id {id} is both {first:?} and {second:?}", path = path.display())]
     DuplicateId {
@@ -148,6 +163,11 @@ pub enum TokenizerError {
     },
 }
 
+/// A whole number, or its order of magnitude where nobody would count its digits.
+fn shown(growth: f64) -> String {
+    if growth < 1e12 { format!("{growth:.0}") } else { format!("{growth:.0e}") }
+}
+
 impl Hint for TokenizerError {
     fn hints(&self) -> Vec<String> {
         match self {
@@ -181,6 +201,7 @@ impl Hint for TokenizerError {
             | Self::Gguf { .. }
             | Self::GgufExport { .. }
             | Self::Vocab { .. }
+            | Self::Growth { .. }
             | Self::Train { .. }
             | Self::Encode { .. }
             | Self::Decode { .. } => Vec::new(),

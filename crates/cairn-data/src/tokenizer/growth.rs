@@ -1,0 +1,295 @@
+//! How much more text a `tokenizer.json` can make of a text, bounded before anything of it runs.
+//!
+//! A file is a program in small: its normalizer is a chain of replacements, and a chain of thirty that
+//! double makes a gigabyte of a character; a post-processor may repeat the text; a decoder replaces
+//! again. Every step has a bound on the bytes it makes of one byte, whatever the text, and the bounds
+//! of a chain multiply.
+//!
+//! **Limits:** a chain whose product is above [`NORMALIZER_MAX`], [`PRE_TOKENIZER_MAX`],
+//! [`REPEATS_MAX`] or [`DECODER_MAX`] is refused when the file is read. Below that, a text of `n` bytes
+//! is encoded only if the normalizer makes at most `16 · n + 64 MiB` of it: where the product leaves
+//! that open it is measured, piece by piece, before the text is encoded.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokenizers::{
+    DecoderWrapper, NormalizedString, Normalizer, NormalizerWrapper, PostProcessorWrapper,
+    PreTokenizerWrapper,
+};
+
+/// Bytes that a normalizer may make of one byte. ALBERT's, the longest chain known, may make 1,200.
+const NORMALIZER_MAX: f64 = 4096.0;
+
+/// Bytes that splitting into words may make of one byte.
+const PRE_TOKENIZER_MAX: f64 = 64.0;
+
+/// Times that a post-processor may repeat the text.
+const REPEATS_MAX: f64 = 4.0;
+
+/// Bytes, with one for each token, that a post-processor may put around a text.
+const AROUND_MAX: f64 = 65536.0;
+
+/// Bytes that a decoder may make of one byte.
+const DECODER_MAX: f64 = 64.0;
+
+/// Longest token, in bytes. The longest known ones are runs of a few hundred spaces.
+pub(super) const TOKEN_BYTES_MAX: usize = 1 << 14;
+
+/// Longest token that stands for what no token spells, which may be every character.
+const UNKNOWN_MAX: f64 = 64.0;
+
+/// Bytes of a normalized text for each byte of the text.
+const GROWN_MAX: usize = 16;
+
+/// Bytes of a normalized text besides.
+const GROWN_BESIDES: usize = 64 << 20;
+
+/// Bytes that are measured at a time, at most; with [`NORMALIZER_MAX`], a piece grows to 64 MiB.
+const PIECE_BYTES: usize = 1 << 14;
+
+/// A run of steps that only change how characters are written never grows by more: a compatibility
+/// decomposition makes 11 bytes of one (U+FDFA, 33 of 3), lower case at most 3 of 2.
+const UNICODE_RUN: f64 = 17.0;
+
+/// Why a file is refused.
+#[derive(Debug, PartialEq)]
+pub(super) struct Excess {
+    /// What there is too much of.
+    pub(super) what: &'static str,
+    /// How much there may be.
+    pub(super) growth: f64,
+    /// The limit.
+    pub(super) limit: f64,
+}
+
+/// The parts of a file that make text of text, as it states them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chains<'a> {
+    pub(super) normalizer: &'a Value,
+    pub(super) pre_tokenizer: &'a Value,
+    pub(super) post_processor: &'a Value,
+    pub(super) decoder: &'a Value,
+    /// The token for what no token spells.
+    pub(super) unknown: Option<&'a str>,
+}
+
+/// What the normalizer may make of one byte of a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Growth(f64);
+
+impl Growth {
+    /// Reads the bound from a file's parts.
+    ///
+    /// They are read as the `tokenizers` crate reads them and written again, so that every part is
+    /// named as in its newest files, whatever the file calls it.
+    pub(super) fn of(chains: Chains<'_>) -> Result<Result<Self, Excess>, serde_json::Error> {
+        let normalizer = as_read::<NormalizerWrapper>(chains.normalizer)?;
+        let pre_tokenizer = as_read::<PreTokenizerWrapper>(chains.pre_tokenizer)?;
+        let post_processor = as_read::<PostProcessorWrapper>(chains.post_processor)?;
+        let decoder = as_read::<DecoderWrapper>(chains.decoder)?;
+        let growth = normalizer_growth(&normalizer);
+        let (repeats, around) = post_processor_growth(&post_processor);
+        let words = pre_tokenizer_growth(&pre_tokenizer);
+        let limits = [
+            ("bytes that its normalizer may make of one", growth, NORMALIZER_MAX),
+            ("bytes that its pre_tokenizer may make of one", words, PRE_TOKENIZER_MAX),
+            ("copies of the text that its post_processor may make", repeats, REPEATS_MAX),
+            ("bytes that its post_processor may put around a text", around, AROUND_MAX),
+            ("bytes that its decoder may make of one", decoder_growth(&decoder), DECODER_MAX),
+            ("bytes of its unknown token", bytes(chains.unknown.unwrap_or("")), UNKNOWN_MAX),
+        ];
+        let excess = limits.into_iter().find(|(_, growth, limit)| growth > limit);
+        Ok(match excess {
+            Some((what, growth, limit)) => Err(Excess { what, growth, limit }),
+            None => Ok(Self(growth)),
+        })
+    }
+
+    /// Checks that a text does not grow beyond the limit; returns what it grows to at least if it does.
+    pub(super) fn check(
+        self,
+        text: &str,
+        normalizer: Option<&NormalizerWrapper>,
+    ) -> Result<(), usize> {
+        let Some(normalizer) = normalizer else { return Ok(()) };
+        let limit = text.len().saturating_mul(GROWN_MAX).saturating_add(GROWN_BESIDES);
+        #[expect(clippy::cast_precision_loss, reason = "texts are below 2^52 bytes")]
+        if self.0 * text.len() as f64 <= limit as f64 {
+            return Ok(());
+        }
+        let (mut grown, mut rest) = (0_usize, text);
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+            let mut normalized = NormalizedString::from(piece);
+            // What it refuses here it refuses again, with its reason.
+            if normalizer.normalize(&mut normalized).is_err() {
+                return Ok(());
+            }
+            grown = grown.saturating_add(normalized.get().len());
+            if grown > limit {
+                return Err(grown);
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
+/// A part as its newest form has it; null where there is none.
+fn as_read<T: DeserializeOwned + Serialize>(part: &Value) -> Result<Value, serde_json::Error> {
+    if part.is_null() {
+        return Ok(Value::Null);
+    }
+    serde_json::to_value(serde_json::from_value::<T>(part.clone())?)
+}
+
+fn kind(step: &Value) -> &str {
+    step.get("type").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn text<'a>(step: &'a Value, field: &str) -> &'a str {
+    step.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The steps of a chain, one after the other, however they are nested.
+fn steps<'a>(chain: &'a Value, field: &str) -> Vec<&'a Value> {
+    match chain.get(field).and_then(Value::as_array) {
+        Some(inner) => inner.iter().flat_map(|step| steps(step, field)).collect(),
+        None if chain.is_null() => Vec::new(),
+        None => vec![chain],
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "lengths are below 2^52")]
+fn bytes(text: &str) -> f64 {
+    text.len() as f64
+}
+
+fn normalizer_growth(normalizer: &Value) -> f64 {
+    let (mut growth, mut in_run) = (1.0, false);
+    for step in steps(normalizer, "normalizers") {
+        let factor = match kind(step) {
+            "Replace" => replace_growth(step),
+            // Before every piece of text between two added tokens.
+            "Prepend" => 1.0 + bytes(text(step, "prepend")),
+            "ByteLevel" => 2.0,
+            "Precompiled" => longest_run(text(step, "precompiled_charsmap")),
+            _ if in_run => continue,
+            _ => UNICODE_RUN,
+        };
+        in_run = !matches!(kind(step), "Replace" | "Prepend" | "ByteLevel" | "Precompiled");
+        growth *= factor;
+    }
+    growth
+}
+
+/// A replacement for every occurrence; a regular expression may match between any two bytes.
+fn replace_growth(step: &Value) -> f64 {
+    let content = bytes(text(step, "content"));
+    let pattern = step.get("pattern").and_then(|pattern| pattern.get("String"));
+    match pattern.and_then(Value::as_str) {
+        Some(pattern) if !pattern.is_empty() => (content / bytes(pattern)).max(1.0),
+        _ => 1.0 + content,
+    }
+}
+
+/// The longest text that a table of `SentencePiece` puts in the place of a character. The table is the
+/// length of an index in four bytes, the index, and the texts, each with a zero at its end.
+fn longest_run(base64: &str) -> f64 {
+    let table = decoded(base64);
+    let index = table.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    let begin = usize::try_from(index).map_or(usize::MAX, |index| index.saturating_add(4));
+    let texts = table.get(begin..).unwrap_or_default().split(|byte| *byte == 0);
+    #[expect(clippy::cast_precision_loss, reason = "a file is below 2^52 bytes")]
+    let longest = texts.map(<[u8]>::len).max().unwrap_or(0) as f64;
+    longest.max(1.0)
+}
+
+/// The bytes of a text in base 64, whatever is not of its alphabet left out.
+fn decoded(base64: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(base64.len() / 4 * 3);
+    let (mut bits, mut count) = (0_u32, 0_u32);
+    for letter in base64.bytes() {
+        let value = match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'a'..=b'z' => letter - b'a' + 26,
+            b'0'..=b'9' => letter - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => continue,
+        };
+        (bits, count) = (bits << 6 | u32::from(value), count + 6);
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count).to_le_bytes()[0]);
+        }
+    }
+    out
+}
+
+fn pre_tokenizer_growth(pre_tokenizer: &Value) -> f64 {
+    let factor = |step: &Value| match kind(step) {
+        // A byte becomes a character of two; a space may come before every piece.
+        "ByteLevel" if step.get("add_prefix_space") == Some(&Value::Bool(false)) => 2.0,
+        "ByteLevel" => 4.0,
+        // A space becomes a character, and one may come before every piece.
+        "Metaspace" => 8.0,
+        _ => 1.0,
+    };
+    steps(pre_tokenizer, "pretokenizers").into_iter().map(factor).product()
+}
+
+/// How often the text is there after, and what is around it, a token counting its bytes and one.
+fn post_processor_growth(post_processor: &Value) -> (f64, f64) {
+    let (mut repeats, mut around) = (1.0, 0.0);
+    for step in steps(post_processor, "processors") {
+        // The two that are not templates put one token before the text and one after.
+        let (times, more) =
+            if kind(step) == "TemplateProcessing" { template_growth(step) } else { (1.0, 32.0) };
+        (repeats, around) = (repeats * times, around * times + more);
+    }
+    (repeats, around)
+}
+
+fn template_growth(template: &Value) -> (f64, f64) {
+    let list = |value: &Value, field: &str| -> Vec<Value> {
+        value.get(field).and_then(Value::as_array).cloned().unwrap_or_default()
+    };
+    let weight = |id: &str| -> f64 {
+        let token = template.get("special_tokens").and_then(|tokens| tokens.get(id));
+        let Some(token) = token else { return 0.0 };
+        let tokens = list(token, "tokens");
+        let spelled: f64 = tokens.iter().map(|token| bytes(token.as_str().unwrap_or(""))).sum();
+        #[expect(clippy::cast_precision_loss, reason = "a list is below 2^52")]
+        let count = list(token, "ids").len() as f64;
+        count + spelled
+    };
+    let (mut repeats, mut around) = (0.0_f64, 0.0_f64);
+    for pieces in ["single", "pair"] {
+        let (mut times, mut more) = (0.0, 0.0);
+        for piece in list(template, pieces) {
+            match piece.get("SpecialToken") {
+                Some(token) => more += weight(text(token, "id")),
+                None => times += 1.0,
+            }
+        }
+        (repeats, around) = (repeats.max(times), around.max(more));
+    }
+    (repeats, around)
+}
+
+fn decoder_growth(decoder: &Value) -> f64 {
+    let factor = |step: &Value| match kind(step) {
+        "Replace" => replace_growth(step),
+        // An empty suffix, prefix or delimiter is between any two bytes.
+        "BPEDecoder" | "WordPiece" | "CTC" => 2.0,
+        // A byte that is no UTF-8 becomes U+FFFD.
+        "ByteLevel" | "ByteFallback" => 3.0,
+        _ => 1.0,
+    };
+    steps(decoder, "decoders").into_iter().map(factor).product()
+}
+
+#[cfg(test)]
+mod tests;
