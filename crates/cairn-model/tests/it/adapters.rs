@@ -10,9 +10,10 @@ use cairn_program::{
     Class, Feed, KvPlacement, Loss, MemoryPlan, ProgramId, Recompute, Run, Session, SessionProgram,
     Sizes, differentiate, recompute,
 };
+use cairn_spec::model::Family;
 use cairn_spec::{LoraSpec, ModelSpec, TargetModules};
 
-use crate::goldens::{assert_close, folder, positions, slots, spec, tokens};
+use crate::goldens::{Tensors, assert_close, folder, folders, positions, slots, spec, tokens};
 
 const CASES: [(&str, &str); 2] = [("lora_llama", "llama"), ("lora_gpt2", "gpt2")];
 
@@ -20,7 +21,7 @@ struct Case {
     spec: ModelSpec,
     adapters: AdapterMap,
     base: WeightFolder,
-    adapter: SafetensorsFile,
+    adapter: Box<dyn TensorSource>,
     shape: Vec<usize>,
     ids: Vec<u32>,
     logits: Vec<f32>,
@@ -37,8 +38,37 @@ impl Case {
             adapters: AdapterMap::new(&spec, &lora).unwrap(),
             spec,
             base: WeightFolder::open(&folder(base)).unwrap(),
-            adapter: SafetensorsFile::open(&folder(name).join("adapter_model.safetensors"))
-                .unwrap(),
+            adapter: Box::new(
+                SafetensorsFile::open(&folder(name).join("adapter_model.safetensors")).unwrap(),
+            ),
+            shape,
+            ids,
+            logits: golden.tensor("logits").unwrap().to_f32().unwrap(),
+        }
+    }
+
+    /// A golden folder with a made-up adapter on every projection of its model.
+    fn made_up(name: &str) -> Self {
+        let golden = SafetensorsFile::open(&folder(name).join("golden.safetensors")).unwrap();
+        let (shape, ids) = tokens(&golden, "input_ids");
+        let spec = spec(name);
+        let lora = LoraSpec::new(4, TargetModules::AllLinear);
+        let adapters = AdapterMap::new(&spec, &lora).unwrap();
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 * 0.1 - 0.05
+        };
+        let tensors = adapters.tensor_map();
+        let made = tensors.tensors().into_iter().map(|(name, shape)| {
+            let values = (0..shape.iter().product()).map(|_| next()).collect();
+            (name.to_owned(), (shape.to_vec(), values))
+        });
+        Self {
+            adapter: Box::new(Tensors(made.collect())),
+            adapters,
+            spec,
+            base: WeightFolder::open(&folder(name)).unwrap(),
             shape,
             ids,
             logits: golden.tensor("logits").unwrap().to_f32().unwrap(),
@@ -58,7 +88,7 @@ impl Case {
         let mut session = Session::new(plan, Cpu::detect(2)).unwrap();
         load_weights(&mut session, &self.spec, source).unwrap();
         if beside {
-            load_adapter(&mut session, &self.spec, adapters, &self.adapter).unwrap();
+            load_adapter(&mut session, &self.spec, adapters, &*self.adapter).unwrap();
         }
         let positions = positions(rows, length);
         let feeds = [Feed::u32("ids", &self.ids), Feed::u32("positions", &positions)];
@@ -68,7 +98,7 @@ impl Case {
     }
 
     fn merged<'a>(&'a self, base: &'a dyn TensorSource, merge: Merge) -> MergedSource<'a> {
-        MergedSource::new(&self.spec, &self.adapters, (base, &self.adapter), merge).unwrap()
+        MergedSource::new(&self.spec, &self.adapters, (base, &*self.adapter), merge).unwrap()
     }
 }
 
@@ -96,6 +126,24 @@ fn merged_equals_unmerged_and_comes_out_again() {
         let back = opened.merged(&merged, Merge::Unmerge);
         let off = worst(&opened.run(&back, false), &opened.run(&opened.base, false));
         assert!(off <= 1e-5, "{}: {off}", case.0);
+    }
+}
+
+#[test]
+fn merged_equals_unmerged_in_every_family() {
+    let folders = folders();
+    for family in Family::ALL {
+        assert!(folders.iter().any(|name| spec(name).family == family), "{family}");
+    }
+    for name in folders {
+        let case = Case::made_up(&name);
+        let (merged, beside) = (case.merged(&case.base, Merge::Merge), case.run(&case.base, true));
+        let off = worst(&case.run(&merged, false), &beside);
+        let largest = beside.iter().fold(1.0_f32, |largest, x| largest.max(x.abs()));
+        assert!(off <= 1e-5 * largest, "{name}: off by {off} of {largest}");
+        // The adapters matter.
+        let effect = worst(&beside, &case.logits);
+        assert!(effect > 1e-2, "{name}: {effect}");
     }
 }
 

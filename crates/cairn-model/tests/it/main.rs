@@ -10,4 +10,5 @@ mod experts;
 mod families;
 mod gguf;
 mod goldens;
+mod masks;
 mod training;
