@@ -107,7 +107,7 @@ macro_rules! hints_of_types {
 fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
     hints_of_types!(error;
         UserError,
-        crate::command::inspect::Undescribed,
+        crate::undescribed::Undescribed,
         cairn_kernels::CpuError,
         cairn_spec::SpecError,
         cairn_spec::LoraError,

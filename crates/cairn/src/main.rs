@@ -37,6 +37,7 @@ mod terminal;
 mod text_input;
 mod train_display;
 mod training;
+mod undescribed;
 mod weight_type;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,9 +8,9 @@ use cairn_artifacts::bounded::{CONFIG_BYTES_MAX, read_text};
 use cairn_artifacts::checkpoint::{
     ADAPTER_CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, TOKENIZER_FILE, verify_model,
 };
-use cairn_artifacts::gguf::GgufFile;
+use cairn_artifacts::gguf::{GgufError, GgufFile, GgufReadError};
 use cairn_artifacts::leanpack::PackFile;
-use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
+use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder, WeightsError};
 use cairn_data::tokenizer::{ModelFiles, Tokenizer, TokenizerConfig};
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use cairn_kernels::{Cpu, Encoding, Layout};
@@ -27,6 +27,7 @@ use crate::failure::UserError;
 use crate::pack_args::PackArgs;
 use crate::runs;
 use crate::terminal::Terminal;
+use crate::undescribed;
 
 pub(crate) use cairn_artifacts::checkpoint::CONFIG_FILE;
 
@@ -321,7 +322,6 @@ impl ModelFolder {
     pub(crate) fn no_tokenizer(&self) -> UserError {
         UserError::new(format!("{} has no {TOKENIZER_FILE}", self.path.display()))
             .hint(format!("copy the {TOKENIZER_FILE} that belongs to the model beside its weights"))
-            .hint("or continue token ids: cairn generate --prompt-ids 5,6,7")
     }
 
     /// What the model's files say beside its tokenizer.
@@ -375,8 +375,32 @@ fn open_gguf(path: &Path) -> anyhow::Result<GgufFile> {
             .hint(format!("name the folder, with its {CONFIG_FILE}: {folder}"))
             .into());
     }
-    let what = || format!("{} is not a model: {MODEL_FORMS}", path.display());
-    GgufFile::open(path).with_context(what)
+    GgufFile::open(path).map_err(|error| match &error {
+        // It is none of those files, rather than a damaged one.
+        GgufReadError::Header { source, .. } if matches!(**source, GgufError::NotGguf { .. }) => {
+            let what = format!("{} is not a model: {MODEL_FORMS}", path.display());
+            anyhow::Error::from(error).context(what)
+        }
+        _ => error.into(),
+    })
+}
+
+/// What is said of a folder without a description: which model its weights seem to be, and what has to
+/// be told of it; or that there are none.
+pub(crate) fn undescribed(folder: &Path) -> anyhow::Error {
+    let weights = match WeightFolder::open(folder) {
+        Ok(weights) => weights,
+        Err(WeightsError::NoWeights { .. }) => return no_model(folder).into(),
+        Err(error) if folder.is_dir() => return error.into(),
+        Err(_) => return no_model(folder).into(),
+    };
+    match undescribed::spec(folder, &weights, &[]) {
+        Err(error) => error,
+        // No family's shapes tell everything.
+        Ok(spec) => UserError::new(format!("{} has no {CONFIG_FILE}", folder.display()))
+            .hint(format!("its tensors are those of a {} model", spec.family))
+            .into(),
+    }
 }
 
 /// What is said of a folder without a model: what it is instead, where that can be seen.
@@ -412,7 +436,7 @@ pub(crate) fn read_spec(folder: &Path, terminal: Terminal) -> anyhow::Result<Mod
     }
     let config = folder.join(CONFIG_FILE);
     if !config.exists() {
-        return Err(no_model(folder).into());
+        return Err(undescribed(folder));
     }
     let text = read_config(&config)?;
     let HfConfig { spec, ignored } = HfConfig::from_json(&text)

@@ -14,7 +14,7 @@ use cairn_train::{Ending, Outcome, Pace, Plan, PlanRequest, Setup, Trainer, meas
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::machine_profile::{self, Measuring};
-use crate::model_folder::{CONFIG_FILE, adapter_config, read_config, warn_of_ignored};
+use crate::model_folder::{CONFIG_FILE, adapter_config, read_config, undescribed, warn_of_ignored};
 use crate::outside::{Outside, code_revision};
 use crate::train_display::TrainDisplay;
 
@@ -135,6 +135,9 @@ impl Job {
 fn with_described_model(file: RecipeFile, context: &Context) -> anyhow::Result<RecipeFile> {
     let Some(path) = file.unread_config().map(Path::new) else { return Ok(file) };
     let config = if path.is_dir() { path.join(CONFIG_FILE) } else { path.to_owned() };
+    if path.is_dir() && !config.exists() {
+        return Err(undescribed(path));
+    }
     let text = read_config(&config)?;
     let (described, ignored) = file
         .with_model_config(&text)

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_model::{DetectError, LoadError, TensorSource, detect_model_spec};
-use cairn_spec::model::Family;
+use cairn_spec::model::moe::DenseLayers;
+use cairn_spec::model::{AttentionForm, Dropout, Family, Mlp, QkNorm, SpecError, SpecialTokens};
+use cairn_spec::{ModelFields, ModelSpec};
 use serde_json::{Map, Value, json};
 
 use crate::goldens::{folder, folders, spec};
@@ -72,43 +74,172 @@ fn a_configuration_of_another_family_or_other_sizes_is_refused_with_both_reading
     assert_eq!(problems, ["model.embed_tokens.weight is [320, 64], expected [321, 64]"]);
 }
 
-#[test]
-fn without_a_configuration_the_family_is_named_and_the_rest_asked_for() {
-    for name in folders() {
-        let family = spec(&name).family;
-        let error = detect_model_spec(&Map::new(), &Shapes::of(&name)).unwrap_err();
-        match error {
-            DetectError::Incomplete { family: named, questions } => {
-                assert_eq!(named, family, "{name}");
-                assert!(questions.iter().any(|field| field.contains("head")), "{questions:?}");
+/// Fields that a rotation's one object in the newer style answers.
+const ROPE: [&str; 8] = [
+    "rope_theta",
+    "rope_scaling",
+    "rope_local_base_freq",
+    "partial_rotary_factor",
+    "rotary_pct",
+    "rotary_emb_base",
+    "global_rope_theta",
+    "local_rope_theta",
+];
+
+/// Answers, from a folder's own description, what is asked of its tensors, and nothing else; returns
+/// the spec and the fields that were asked for.
+fn answered(name: &str) -> (ModelSpec, Vec<&'static str>) {
+    let (config, shapes) = (config(name), Shapes::of(name));
+    let mut told = Map::new();
+    if name == "mistral_windows" {
+        // Not asked: hardly a file of the family says other than that all layers have the window.
+        told.insert("layer_types".to_owned(), config["layer_types"].clone());
+    }
+    let mut asked = Vec::new();
+    for _ in 0..4 {
+        match detect_model_spec(&told, &shapes) {
+            Ok(spec) => return (spec, asked),
+            Err(DetectError::Ambiguous { families }) => {
+                assert_eq!(families, [Family::Llama, Family::Mistral], "{name}");
+                told.insert("model_type".to_owned(), config["model_type"].clone());
             }
-            DetectError::Ambiguous { families } => {
-                assert!(families.contains(&family), "{name}: {families:?}");
-                assert_eq!(families, [Family::Llama, Family::Mistral]);
+            Err(DetectError::Incomplete { family, questions }) => {
+                assert_eq!(family, spec(name).family, "{name}");
+                for field in questions {
+                    let field_or_object =
+                        if ROPE.contains(&field) { "rope_parameters" } else { field };
+                    told.insert(field_or_object.to_owned(), config[field_or_object].clone());
+                    asked.push(field);
+                }
             }
-            DetectError::UnknownNames { .. } => {
-                // Mixtures of experts are told by their configuration only.
-                let experts = Shapes::of(&name).names().iter().any(|n| n.contains(".experts."));
-                assert!(experts, "{name}");
-            }
-            other => panic!("{name}: {other}"),
+            Err(other) => panic!("{name}: {other}"),
         }
     }
+    panic!("{name}: asked again and again: {asked:?}");
+}
+
+/// The fields that change a number of the model's outputs.
+fn numbers(spec: &ModelSpec) -> ModelFields {
+    let mut fields = ModelFields::clone(spec);
+    fields.tokens = SpecialTokens::default();
+    fields.dropout = Dropout::default();
+    fields.initializer_range = 0.0;
+    if let Mlp::Moe(moe) = &mut fields.mlp
+        && moe.dense_layers == DenseLayers::None
+    {
+        // The width of layers that there are none of.
+        moe.intermediate_size = 0;
+    }
+    fields
+}
+
+#[test]
+fn without_a_configuration_what_is_asked_is_what_shapes_do_not_tell() {
+    for name in folders() {
+        let (found, asked) = answered(&name);
+        assert_eq!(numbers(&found), numbers(&spec(&name)), "{name}: {asked:?}");
+        assert!(asked.iter().any(|field| field.contains("eps")), "{name}: {asked:?}");
+        let asks_for_heads = asked.iter().any(|field| field.contains("head"));
+        // A norm over each head has its width.
+        let has_told_heads = matches!(
+            &found.attention.form,
+            AttentionForm::Gqa(gqa) if gqa.qk_norm == Some(QkNorm::PerHead)
+        );
+        assert_ne!(asks_for_heads, has_told_heads, "{name}: {asked:?}");
+        let has_experts = matches!(found.mlp, Mlp::Moe(_));
+        assert_eq!(asked.contains(&"num_experts_per_tok"), has_experts, "{name}: {asked:?}");
+    }
+}
+
+fn refusal(told: &Value, shapes: &Shapes) -> String {
+    detect_model_spec(told.as_object().unwrap(), shapes).unwrap_err().to_string()
+}
+
+#[test]
+fn names_that_fit_two_families_are_refused_with_both() {
+    let llama = Shapes::of("llama");
+    assert_eq!(
+        refusal(&json!({}), &llama),
+        "the tensors may be those of a model of llama or mistral"
+    );
+    // The generations of DeepSeek differ in their experts.
+    let mut dense = Shapes::of("deepseek_v3");
+    dense.0.retain(|name, _| !name.contains(".layers.1."));
+    assert_eq!(
+        refusal(&json!({}), &dense),
+        "the tensors may be those of a model of deepseek_v2 or deepseek_v3"
+    );
+    let told = json!({"model_type": "gpt2"});
+    let text = "config.json says gpt2, but the tensors are named as in a model of llama or mistral";
+    assert_eq!(refusal(&told, &llama), text);
+    let told = json!({"model_type": "stones"});
+    assert_eq!(
+        detect_model_spec(told.as_object().unwrap(), &llama),
+        Err(DetectError::Spec(SpecError::UnsupportedFamily { model_type: "stones".to_owned() }))
+    );
+}
+
+#[test]
+fn biases_and_stacked_experts_are_seen_in_the_names() {
+    let mut biased = Shapes::of("llama");
+    for layer in 0..3 {
+        for (module, rows) in [("q", 64), ("k", 32), ("v", 32), ("o", 64)] {
+            let name = format!("model.layers.{layer}.self_attn.{module}_proj.bias");
+            biased.0.insert(name, vec![rows]);
+        }
+    }
+    let told = json!({"num_attention_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
+        "rope_scaling": null, "max_position_embeddings": 256});
+    let found = detect_model_spec(told.as_object().unwrap(), &biased).unwrap();
+    let AttentionForm::Gqa(gqa) = &found.attention.form else { panic!("grouped") };
+    assert_eq!((found.family, gqa.qkv_bias, gqa.o_bias), (Family::Llama, true, true));
+    // As transformers 5 holds Mixtral in memory.
+    let mut stacked = Shapes::of("mixtral");
+    stacked.0.retain(|name, _| !name.contains(".block_sparse_moe."));
+    for layer in 0..3 {
+        let mlp = format!("model.layers.{layer}.mlp");
+        stacked.0.insert(format!("{mlp}.gate.weight"), vec![4, 64]);
+        stacked.0.insert(format!("{mlp}.experts.gate_up_proj"), vec![4, 320, 64]);
+        stacked.0.insert(format!("{mlp}.experts.down_proj"), vec![4, 64, 160]);
+    }
+    let DetectError::Incomplete { family, .. } =
+        detect_model_spec(&Map::new(), &stacked).unwrap_err()
+    else {
+        panic!("something is open")
+    };
+    assert_eq!(family, Family::Mixtral);
+}
+
+#[test]
+fn a_norm_as_wide_as_all_queries_tells_no_head() {
+    // OLMoE names its tensors as Qwen 3 with experts does, and has its norm over all heads.
+    let mut shapes = Shapes::of("qwen3_moe");
+    for (name, shape) in &mut shapes.0 {
+        if name.ends_with("q_norm.weight") {
+            *shape = vec![64];
+        }
+    }
+    let DetectError::Incomplete { questions, .. } =
+        detect_model_spec(&Map::new(), &shapes).unwrap_err()
+    else {
+        panic!("something is open")
+    };
+    assert!(questions.contains(&"num_attention_heads"), "{questions:?}");
 }
 
 #[test]
 fn answers_complete_what_shapes_tell() {
-    let told = json!({"n_head": 6, "layer_norm_epsilon": 1e-5});
+    let told = json!({"n_head": 6, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"});
     let found = detect_model_spec(told.as_object().unwrap(), &Shapes::of("gpt2")).unwrap();
     assert_eq!(found, spec("gpt2"));
     // Shapes would fit 12 heads as well: what is told decides.
-    let told = json!({"n_head": 12, "layer_norm_epsilon": 1e-5});
+    let told = json!({"n_head": 12, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"});
     let other = detect_model_spec(told.as_object().unwrap(), &Shapes::of("gpt2")).unwrap();
     assert_eq!(other.attention.form.num_attention_heads(), 12);
 
     let told = json!({"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 16, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
-        "max_position_embeddings": 256});
+        "rope_scaling": null, "max_position_embeddings": 256});
     let found = detect_model_spec(told.as_object().unwrap(), &Shapes::of("llama")).unwrap();
     assert_eq!(found, spec("llama"));
 

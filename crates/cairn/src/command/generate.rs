@@ -11,6 +11,7 @@ use cairn_engine::{
     BeamParams, BeamRequest, Engine, EngineOptions, Finish, Request, SamplingFields, SamplingParams,
 };
 use cairn_kernels::CacheType;
+use cairn_spec::ModelSpec;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -298,7 +299,8 @@ impl GenerateArgs {
         let positions = model.spec.context_limit();
         let room = positions.saturating_sub(prompt_tokens);
         let too_long = |what: String| {
-            Err(UserError::new(format!("{what}, but the model has {positions} positions"))
+            let error = UserError::new(format!("{what}, but {}", limit(&model.spec)));
+            Err(error
                 .hint(match room {
                     0 => format!("shorten the prompt to fewer than {positions} tokens"),
                     room => format!("ask for at most {room} new tokens"),
@@ -314,6 +316,18 @@ impl GenerateArgs {
             None => Ok(stated.unwrap_or(MAX_NEW_TOKENS).min(room)),
         }
     }
+}
+
+/// How long a text may become, and why.
+fn limit(spec: &ModelSpec) -> String {
+    let (limit, positions) = (spec.context_limit(), spec.max_position_embeddings);
+    if limit == positions {
+        return format!("the model has {positions} positions");
+    }
+    format!(
+        "beyond {limit} of its {positions} positions the model rotates by other frequencies, and what \
+         was cached before would be wrong"
+    )
 }
 
 impl PromptArgs {
@@ -346,7 +360,9 @@ impl Prompt {
         let Some(text) = text else {
             return Ok(Self { ids: args.prompt_ids.clone(), text: None });
         };
-        let tokenizer = tokenizer.ok_or_else(|| model.no_tokenizer())?;
+        let tokenizer = tokenizer.ok_or_else(|| {
+            model.no_tokenizer().hint("or continue token ids: cairn generate --prompt-ids 5,6,7")
+        })?;
         let mut ids = tokenizer.encode_for_model(&text, SpelledSpecials::Text)?;
         if ids.is_empty() {
             // An empty prompt means a new document.

@@ -1,6 +1,5 @@
 //! `cairn inspect`: what is in a model folder or a tensor file.
 
-mod bare;
 mod gguf;
 mod leanpack;
 mod tokenizer;
@@ -26,9 +25,8 @@ use crate::figures::{Bytes, Count};
 use crate::model_folder::{CONFIG_FILE, ModelFolder, is_adapter, read_spec};
 use crate::runs;
 use crate::table::Table;
+use crate::undescribed;
 use crate::weight_type::{WeightTypeArgs, weight_bytes};
-
-pub(crate) use bare::Undescribed;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,7 +34,8 @@ Examples:
   cairn inspect model/ --program --training
   cairn inspect model/ --picture model.svg
   cairn inspect model.safetensors
-  cairn inspect model.safetensors --set num_attention_heads=12 --set layer_norm_eps=1e-5
+  cairn inspect model/ --set n_head=12 --set layer_norm_epsilon=1e-5 \
+      --set activation_function=gelu_new --write-config model/config.json
   cairn inspect model.gguf
   cairn inspect model.leanpack --tensors";
 
@@ -64,6 +63,9 @@ pub(crate) struct InspectArgs {
     /// What a `config.json` would say, for weights without one: field=JSON; may be repeated
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     told: Vec<String>,
+    /// With `--set`: write the `config.json` that says it all, for the other commands to read
+    #[arg(long, value_name = "FILE", requires = "told")]
+    write_config: Option<PathBuf>,
     /// Draw the program: write an SVG of the forward pass
     #[arg(long, value_name = "FILE.svg")]
     picture: Option<PathBuf>,
@@ -148,7 +150,7 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
             .hint(format!("inspect the folder: cairn inspect {folder}"))
             .into());
     }
-    let model = match (is_described, bare::spec(path, &file, &args.told)) {
+    let model = match (is_described, undescribed::spec(path, &file, &args.told)) {
         (true, _) => None,
         (false, Ok(spec)) => {
             let stored = Stored { files: 1, bytes: tensors.iter().map(|t| t.bytes.len()).sum() };
@@ -209,7 +211,7 @@ fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow
     };
     let is_described = folder.join(CONFIG_FILE).exists();
     let spec = match &weights {
-        Some(weights) if !is_described => bare::spec(folder, weights, &args.told)?,
+        Some(weights) if !is_described => undescribed::spec(folder, weights, &args.told)?,
         _ if is_described && !args.told.is_empty() => {
             let message = format!("{} has a {CONFIG_FILE}", folder.display());
             return Err(UserError::new(message)
@@ -275,8 +277,13 @@ fn inspect_spec(
     Ok(fits()?)
 }
 
-/// Draws and prints the program, where asked for.
+/// Writes, draws and prints what was asked for.
 fn draw(spec: &ModelSpec, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
+    if let Some(path) = &args.write_config {
+        let config = format!("{:#}\n", spec.to_hf_config()?);
+        write_bytes(path, config.as_bytes())?;
+        context.terminal.step("Described", path.display());
+    }
     if let Some(path) = &args.picture {
         let picture = program_of(spec, false)?.picture();
         write_bytes(path, picture.as_bytes())?;

@@ -77,6 +77,7 @@ fn what_is_named_as_a_model_and_is_none_is_said_to_be_what_it_is() {
       because: DIR/notes.txt is not a sound GGUF file
       because: it begins with [73, 74, 6f, 6e] instead of 'GGUF'
     "#);
+    fs::remove_file(&weights).unwrap();
     fs::write(folder.path().join("manifest.json"), "{}").unwrap();
     assert!(text(folder.path()).contains("hint: it is a corpus: cairn corpus stats DIR"));
 }

@@ -107,8 +107,8 @@ fn weights_without_a_description_are_described_as_far_as_they_tell() {
     let talk = text.split("--- stderr\n").last().unwrap();
     insta::assert_snapshot!(talk, @r#"
 
-    The model: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon.
-    hint: tell them: cairn inspect DIR/model.safetensors --set n_head=… --set layer_norm_epsilon=…
+    The model: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon, activation_function.
+    hint: tell them, and have it written: cairn inspect DIR/model.safetensors --set n_head=… --set layer_norm_epsilon=… --set activation_function=… --write-config DIR/config.json
     hint: put the model's own config.json beside the tensors, or set them
     "#);
     let output = cairn(["inspect"]).arg(folder.path()).output().unwrap();
@@ -117,12 +117,14 @@ fn weights_without_a_description_are_described_as_far_as_they_tell() {
     --- stdout
     --- stderr
     error: DIR has no config.json
-      because: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon
-    hint: tell them: cairn inspect DIR --set n_head=… --set layer_norm_epsilon=…
+      because: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon, activation_function
+    hint: tell them, and have it written: cairn inspect DIR --set n_head=… --set layer_norm_epsilon=… --set activation_function=… --write-config DIR/config.json
     hint: put the model's own config.json beside the tensors, or set them
     "#);
     // What is told and what the tensors tell is what the description would say.
-    let told = ["--set", "n_head=6", "--set", "layer_norm_epsilon=1e-5", "--json"];
+    let activation = "activation_function=gelu_new";
+    let told =
+        ["--set", "n_head=6", "--set", "layer_norm_epsilon=1e-5", "--set", activation, "--json"];
     let described = |path: &std::path::Path, told: &[&str]| -> Value {
         let text = succeed(cairn(["inspect"]).arg(path).args(told));
         serde_json::from_str::<Value>(&text).unwrap()["blocks"].clone()
@@ -131,12 +133,59 @@ fn weights_without_a_description_are_described_as_far_as_they_tell() {
     assert!(expected.as_array().is_some_and(|blocks| !blocks.is_empty()));
     assert_eq!(described(&file, &told), expected);
     assert_eq!(described(folder.path(), &told), expected);
-    let wrong = ["--set", "n_head=5", "--set", "layer_norm_epsilon=1e-5"];
+    let wrong = ["--set", "n_head=5", "--set", "layer_norm_epsilon=1e-5", "--set", activation];
     let output = cairn(["inspect"]).arg(&file).args(wrong).output().unwrap();
     let text = shown(&output, None);
     assert!(text.starts_with("exit 1\n") && text.contains("not a multiple of 5"), "{text}");
     let output = cairn(["inspect", "--set", "n_head=6"]).arg(golden("gpt2")).output().unwrap();
     assert!(shown(&output, None).contains("--set is for weights without one"));
+}
+
+#[test]
+fn every_command_asks_for_a_description_and_takes_the_one_that_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = golden("gpt2").join("model.safetensors");
+    std::fs::copy(weights, folder.path().join("model.safetensors")).unwrap();
+    let golden_ids = golden("gpt2").join("golden.safetensors");
+    let (out, golden_ids) = (folder.path().join("out"), golden_ids.to_str().unwrap());
+    let logits = ["logits", "--input", golden_ids, "--output", out.to_str().unwrap()];
+    let commands: [&[&str]; 6] = [
+        &["generate", "--prompt-ids", "1,2"],
+        &logits,
+        &["eval", "--corpus", "nowhere"],
+        &["embed", "stones"],
+        &["fill-mask", "stones"],
+        &["chat"],
+    ];
+    for command in commands {
+        let output = cairn(command).arg("--model").arg(folder.path()).output().unwrap();
+        let text = shown(&output, Some(folder.path()));
+        let asked = "error: DIR has no config.json\n  because: a gpt2 model; its tensors do not tell \
+            n_head, layer_norm_epsilon, activation_function\n";
+        assert!(text.starts_with("exit 1\n") && text.contains(asked), "{command:?}: {text}");
+        assert!(text.contains("--write-config DIR/config.json"), "{command:?}: {text}");
+    }
+    let told = ["--set", "n_head=6", "--set", "layer_norm_epsilon=1e-5", "--set"];
+    let mut describe = cairn(["inspect"]);
+    describe.arg(folder.path()).args(told).args(["activation_function=gelu_new", "--write-config"]);
+    succeed(describe.arg(folder.path().join("config.json")));
+    let generated = |model: &std::path::Path| {
+        let arguments = [
+            "generate",
+            "--prompt-ids",
+            "1,2,3",
+            "--max-new-tokens",
+            "8",
+            "--temperature",
+            "0",
+            "--json",
+        ];
+        succeed(cairn(arguments).arg("--model").arg(model))
+    };
+    let ids = |text: String| serde_json::from_str::<Value>(&text).unwrap()["token_ids"].clone();
+    let expected = ids(generated(&golden("gpt2")));
+    assert!(expected.is_array(), "{expected}");
+    assert_eq!(ids(generated(folder.path())), expected);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use cairn_model::{DetectError, TensorSource, detect_model_spec};
 use cairn_spec::{Hint, ModelSpec};
 
+use crate::model_folder::CONFIG_FILE;
 use crate::named_values::named_values;
 
 /// What to tell of a field, where one is missing.
@@ -26,14 +27,20 @@ impl Hint for Undescribed {
             DetectError::Incomplete { questions, .. } => {
                 let told: Vec<String> =
                     questions.iter().map(|name| format!("--set {name}=…")).collect();
-                vec![format!("tell them: cairn inspect {path} {}", told.join(" "))]
+                let folder = if self.path.is_file() { self.path.parent() } else { None };
+                let config = folder.unwrap_or(&self.path).join(CONFIG_FILE);
+                vec![format!(
+                    "tell them, and have it written: cairn inspect {path} {} --write-config {}",
+                    told.join(" "),
+                    config.display()
+                )]
             }
             DetectError::Ambiguous { families } => {
                 let told: Vec<String> = families
                     .iter()
                     .map(|family| format!("--set model_type={}", family.model_type()))
                     .collect();
-                vec![format!("tell which: {}", told.join(" or "))]
+                vec![format!("tell which: cairn inspect {path} {}", told.join(" or "))]
             }
             _ => Vec::new(),
         }
@@ -41,7 +48,7 @@ impl Hint for Undescribed {
 }
 
 /// The model that tensors belong to, by their names, their shapes and what is told.
-pub(super) fn spec(
+pub(crate) fn spec(
     path: &Path,
     tensors: &dyn TensorSource,
     told: &[String],
