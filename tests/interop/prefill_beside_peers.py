@@ -1,11 +1,11 @@
-"""Measures how fast prompts are read: Cairn beside transformers (bf16) and llama.cpp, in turns.
+"""Measures how fast prompts are read: Cairn beside transformers and llama.cpp, in turns.
 
 Each turn runs every side for a few prompts; the table gives the median and the extremes of all of them
-and the ratio of medians. Weights are the same bf16 numbers on all sides.
+and the ratio of medians. Weights are the same numbers on all sides, held in the type of `--dtype`.
 
     pip install torch transformers
     python tests/interop/prefill_beside_peers.py MODEL_DIR --cairn target/release/cairn \
-        [--llama-bench PATH --gguf FILE]
+        [--dtype bf16|f32] [--llama-bench PATH --gguf FILE]
 """
 
 import argparse
@@ -24,8 +24,10 @@ parser.add_argument("--tokens", type=int, default=512)
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--turns", type=int, default=5)
 parser.add_argument("--repetitions", type=int, default=2)
-parser.add_argument("--compute", nargs="*", default=["bf16", "f32"])
+parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16")
+parser.add_argument("--compute", nargs="*", help="Cairn's products [default: bf16 and f32 of bf16, f32 of f32]")
 args = parser.parse_args()
+args.compute = args.compute or {"bf16": ["bf16", "f32"], "f32": ["f32"]}[args.dtype]
 os.environ["OMP_NUM_THREADS"] = str(args.threads)
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -35,7 +37,7 @@ from transformers import AutoModelForCausalLM
 
 def cairn(compute):
     command = [
-        args.cairn, "bench", "decode", "--model", args.model, "--weights", "bf16",
+        args.cairn, "bench", "decode", "--model", args.model, "--weights", args.dtype,
         "--compute-dtype", compute, "--prompt-tokens", str(args.tokens), "--new-tokens", "2",
         "--repetitions", str(args.repetitions), "--json",
     ]
@@ -64,14 +66,14 @@ def llama():
 
 torch.set_num_threads(args.threads)
 torch.set_grad_enabled(False)
-model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
+model = AutoModelForCausalLM.from_pretrained(args.model, dtype={"bf16": torch.bfloat16, "f32": torch.float32}[args.dtype]).eval()
 ids = torch.randint(300, model.config.vocab_size, (1, args.tokens))
 model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
 sides = {f"cairn, {compute} products": (lambda c=compute: cairn(c)) for compute in args.compute}
-sides["transformers, bf16"] = lambda: transformers(model, ids)
+sides[f"transformers, {args.dtype}"] = lambda: transformers(model, ids)
 if args.llama_bench:
-    sides["llama.cpp, bf16"] = llama
+    sides[f"llama.cpp, {args.dtype}"] = llama
 speeds = {name: [] for name in sides}
 for _ in range(args.turns):
     for name, measure in sides.items():
