@@ -334,6 +334,10 @@ fn mistral_has_the_windows_that_layer_types_lists() {
     let changes = json!({"num_hidden_layers": 3, "layer_types": [full]});
     let error = windows(changes).unwrap_err();
     assert_eq!(error.to_string(), "'layer_types' has 1 entries for 3 layers");
+    // Also where no layer of the list has a window.
+    let message = "'layer_types' has 2 entries for 3 layers";
+    check_refused("gemma2", json!({"layer_types": [full, full]}), message);
+    check_refused("qwen2", json!({"layer_types": [full, full]}), message);
     let mut config = golden("mistral");
     config["num_hidden_layers"] = json!(2);
     config["sliding_window"] = Value::Null;

@@ -22,6 +22,11 @@ pub(super) fn windowed_layers(
         return Ok(WindowedLayers::Listed((0..layers).map(default).collect()));
     };
     let kinds = config.texts("layer_types")?;
+    let num_hidden_layers = config.required_size("num_hidden_layers")?;
+    if kinds.len() != num_hidden_layers {
+        let (field, actual) = ("layer_types", kinds.len());
+        return Err(SpecError::LayerCount { field, actual, num_hidden_layers });
+    }
     if kinds.iter().any(|kind| kind != FULL && kind != SLIDING) {
         return Err(unsupported(config, "layer_types", value, family));
     }
