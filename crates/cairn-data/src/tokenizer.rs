@@ -247,7 +247,7 @@ impl Tokenizer {
         checked.unwrap_or(Ok(())).map_err(|grown| TokenizerError::Encode {
             reason: format!(
                 "the normalizer makes {grown} bytes or more of its {}; the limit is 16 for each \
-                 and 64 MiB",
+                 and 16 MiB",
                 text.len()
             ),
         })

@@ -24,6 +24,7 @@ pub(super) struct StatedToken {
 
 /// What a `tokenizer.json` states that the `tokenizers` crate does not tell.
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct Stated {
     /// Its added tokens.
     #[serde(default)]

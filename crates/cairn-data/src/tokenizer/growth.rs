@@ -7,7 +7,7 @@
 //!
 //! **Limits:** a chain whose product is above [`NORMALIZER_MAX`], [`PRE_TOKENIZER_MAX`],
 //! [`REPEATS_MAX`] or [`DECODER_MAX`] is refused when the file is read. Below that, a text of `n` bytes
-//! is encoded only if the normalizer makes at most `16 · n + 64 MiB` of it: where the product leaves
+//! is encoded only if the normalizer makes at most `16 · n + 16 MiB` of it: where the product leaves
 //! that open it is measured, piece by piece, before the text is encoded.
 
 use serde::Serialize;
@@ -43,10 +43,10 @@ const UNKNOWN_MAX: f64 = 64.0;
 const GROWN_MAX: usize = 16;
 
 /// Bytes of a normalized text besides.
-const GROWN_BESIDES: usize = 64 << 20;
+const GROWN_BESIDES: usize = 16 << 20;
 
-/// Bytes that are measured at a time, at most; with [`NORMALIZER_MAX`], a piece grows to 64 MiB.
-const PIECE_BYTES: usize = 1 << 14;
+/// Bytes that are measured at a time, at most; with [`NORMALIZER_MAX`], a piece grows to 4 MiB.
+const PIECE_BYTES: usize = 1 << 10;
 
 /// A run of steps that only change how characters are written never grows by more: a compatibility
 /// decomposition makes 11 bytes of one (U+FDFA, 33 of 3), lower case at most 3 of 2.

@@ -114,7 +114,7 @@ fn what_is_possible_is_measured_before_it_happens() {
     let error = tokenizer.encode(&text).unwrap_err().to_string();
     assert!(
         error.starts_with("cannot encode the text: the normalizer makes ")
-            && error.contains("bytes or more of its 1048576; the limit is 16 for each and 64 MiB"),
+            && error.contains("bytes or more of its 1048576; the limit is 16 for each and 16 MiB"),
         "{error}"
     );
     // A long text that does not grow is encoded as ever.
