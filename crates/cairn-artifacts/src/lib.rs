@@ -3,6 +3,7 @@
 //! - [`atomic`]: a file or a folder appears under its name complete or not at all.
 //! - [`hash`]: blake3 of bytes, files and whatever is being written.
 //! - [`mmap`]: read-only mappings of files; the only unsafe code here.
+//! - [`lease`]: a mapping under which nobody changes the file.
 //! - [`safetensors`]: tensor files, single or sharded.
 //! - [`leanpack`]: one model in one file, in the order in which kernels read it.
 //! - [`gguf`]: model files of llama.cpp: metadata, tensors, quantized blocks.
@@ -24,6 +25,7 @@ pub mod file_error;
 pub mod gguf;
 pub mod hash;
 pub mod leanpack;
+pub mod lease;
 pub mod machine;
 pub mod mmap;
 pub mod run;
@@ -32,4 +34,5 @@ pub mod safetensors;
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointSeries};
 pub use file_error::FileError;
 pub use hash::Hash;
+pub use lease::{LeaseError, LeasedFile};
 pub use mmap::MappedFile;

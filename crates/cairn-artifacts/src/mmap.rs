@@ -1,4 +1,5 @@
-//! Read-only mappings of whole files; the only unsafe code of this crate.
+//! Read-only mappings of whole files, and the system's leases on them; the only unsafe code of this
+//! crate.
 //!
 //! A mapped file is read straight from the page cache, without a copy and without counting as the
 //! process's own memory. The price: the bytes are only as stable as the file.
@@ -10,11 +11,14 @@
 //!   whatever needs to be trusted is hashed first.
 //! - Another program may truncate the file. The kernel then answers a read past the new end with
 //!   `SIGBUS`, which ends the process at once. No data is lost by that, since writes are atomic.
+//!   Where that must not happen, [`crate::lease`] has the system hold such programs back.
 
-#![expect(unsafe_code, reason = "mapping a file has no safe interface")]
+#![expect(unsafe_code, reason = "neither mapping a file nor leasing it has a safe interface")]
 
 use crate::FileError;
 use crate::file_error::open_regular;
+use std::fs::File;
+use std::io;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,6 +82,69 @@ impl Deref for MappedFile {
         &self.map
     }
 }
+
+/// Maps a part of a file for reading; `start` is a multiple of the system's page.
+pub(crate) fn map_part(file: &File, start: u64, bytes: usize) -> io::Result<memmap2::Mmap> {
+    // SAFETY: the mapping is read-only. Its one user holds a lease on the file as long as it reads:
+    // the system lets nobody change or truncate the file meanwhile.
+    unsafe { memmap2::MmapOptions::new().offset(start).len(bytes).map(file) }
+}
+
+/// `F_SETSIG` of Linux, which the libc crate leaves out.
+#[cfg(target_os = "linux")]
+const F_SETSIG: libc::c_int = 10;
+
+/// Asks the system to hold back whoever wants to write to a file or truncate it, until
+/// [`end_lease`] or the file's end. The word of it is [`lease_holds`]; the signal that also comes is
+/// one that does nothing.
+#[cfg(target_os = "linux")]
+pub(crate) fn take_lease(file: &File) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: two numbers for a descriptor that is open.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) })
+}
+
+/// Whether a lease is there and nobody waits for its end.
+#[cfg(target_os = "linux")]
+pub(crate) fn lease_holds(file: &File) -> bool {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: a number for a descriptor that is open.
+    let held = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) };
+    held == libc::F_RDLCK
+}
+
+/// Gives a lease back.
+#[cfg(target_os = "linux")]
+pub(crate) fn end_lease(file: &File) {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: two numbers for a descriptor that is open.
+    let ended = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+    // It fails where there is none any more, which is what was asked for.
+    let _had_ended = ended != 0;
+}
+
+#[cfg(target_os = "linux")]
+fn check(returned: libc::c_int) -> io::Result<()> {
+    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Other systems have no leases.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn take_lease(_file: &File) -> io::Result<()> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
+}
+
+/// Other systems have no leases.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn lease_holds(_file: &File) -> bool {
+    false
+}
+
+/// Other systems have no leases.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn end_lease(_file: &File) {}
 
 #[cfg(test)]
 mod tests {

@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use cairn_kernels::{Cpu, log_sum_exp};
 use cairn_model::{TensorSource, init_weights, load_adapter, load_weights};
-use cairn_program::Session;
+use cairn_program::{LentWeights, Session};
 use cairn_spec::ModelSpec;
 
 use crate::block_pool::BlockPool;
@@ -138,7 +138,8 @@ impl Engine {
         (source, adapter): (&dyn TensorSource, Option<&dyn TensorSource>),
     ) -> Result<Self, EngineError> {
         let adapters = plan.adapters.clone();
-        Self::with_weights(plan, cpu, |session, spec| {
+        let lent = source.lend(&cpu)?;
+        Self::with_weights(plan, cpu, lent, |session, spec| {
             load_weights(session, spec, source)?;
             match adapter {
                 Some(adapter) => load_adapter(session, spec, &adapters, adapter),
@@ -153,7 +154,7 @@ impl Engine {
     ///
     /// [`EngineError::Session`] without the memory.
     pub fn with_fresh_weights(plan: EnginePlan, cpu: Cpu, seed: u64) -> Result<Self, EngineError> {
-        Self::with_weights(plan, cpu, |session, spec| {
+        Self::with_weights(plan, cpu, None, |session, spec| {
             init_weights(session, spec, seed);
             Ok(())
         })
@@ -162,10 +163,14 @@ impl Engine {
     fn with_weights(
         plan: EnginePlan,
         cpu: Cpu,
+        lent: Option<LentWeights>,
         fill: impl FnOnce(&mut Session, &ModelSpec) -> Result<(), cairn_model::LoadError>,
     ) -> Result<Self, EngineError> {
         let EnginePlan { memory, buckets, spec, options, .. } = plan;
-        let mut session = Session::to_be_loaded(memory, cpu)?;
+        let mut session = match lent {
+            Some(lent) => Session::over_lent(memory, cpu, lent)?,
+            None => Session::to_be_loaded(memory, cpu)?,
+        };
         fill(&mut session, &spec)?;
         Ok(Self {
             executor: Executor::new(session, buckets, spec.vocab_size),

@@ -68,7 +68,7 @@ pub use matmul::{
     Matmul, MatmulDw, MatmulDx, bias_grad, expert_matmul, expert_matmul_dw, expert_matmul_dx,
     expert_scratch_len, head_matmul, head_matmul_dw, head_matmul_dx, matmul, matmul_dw, matmul_dx,
 };
-pub use memory::{Bytes, BytesMut, Memory, MemoryError, Span};
+pub use memory::{Bytes, BytesMut, Lent, Memory, MemoryError, Span};
 pub use normal::{FillNormal, fill_normal};
 pub use optimizer::{AdamW, AdamWStep, Ema, SumSquares, adamw, ema, sum_squares};
 pub use pointwise::{

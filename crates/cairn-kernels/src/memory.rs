@@ -1,13 +1,13 @@
 //! Regions of memory and spans in them: what a plan's offsets point into.
 //!
 //! A plan never holds pointers; it holds [`Span`]s. [`Memory`] owns the regions (anonymous memory,
-//! touched when it is added, or a read-only mapped file) and hands out slices. **Invariant:** two
+//! touched when it is added, or what somebody else keeps and lends for reading) and hands out slices. **Invariant:** two
 //! slices handed out together never overlap if one of them can be written; [`Memory::split`] checks.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::Mutex;
 
-use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions};
 
 use crate::cpu::Cpu;
 
@@ -53,6 +53,9 @@ pub enum MemoryError {
         #[source]
         source: std::io::Error,
     },
+    /// What was lent has changed and cannot be read any more.
+    #[error("what was read in place is not there any more")]
+    Withdrawn(#[source] std::io::Error),
     /// More regions than a [`Span`] can name.
     #[error("a memory holds at most {limit} regions")]
     TooManyRegions {
@@ -118,10 +121,45 @@ fn touch(byte: &mut u8) {
     *byte = std::hint::black_box(0);
 }
 
+/// Memory for reading that somebody else keeps, such as a mapped file, and may ask back.
+pub trait Lent: std::fmt::Debug + Send + Sync {
+    /// The bytes; to be read only while they [`stay`](Self::stays).
+    fn bytes(&self) -> &[u8];
+
+    /// Whether the bytes stay what they are, for many seconds from now at least.
+    fn stays(&self) -> bool;
+
+    /// Copies bytes from `first` on, also where they do not stay.
+    ///
+    /// # Errors
+    /// What the system says where they are gone.
+    fn copy(&self, first: usize, out: &mut [u8]) -> std::io::Result<()>;
+
+    /// Checks that what has been copied is what was lent.
+    ///
+    /// # Errors
+    /// Says what became of it.
+    fn check_copied(&self) -> std::io::Result<()>;
+}
+
 #[derive(Debug)]
 enum Region {
     Owned(Anonymous),
-    Mapped(Arc<Mmap>),
+    Lent(Box<dyn Lent>),
+}
+
+/// A copy of memory that is asked back.
+fn copied(lent: &dyn Lent, cpu: &Cpu) -> Result<Anonymous, MemoryError> {
+    let mut copy = Anonymous::untouched(lent.bytes().len())?;
+    let failure = Mutex::new(None);
+    cpu.parallel_chunks(copy.as_mut(), TOUCH_BYTES, |first, out, _| {
+        if let (Err(error), Ok(mut failure)) = (lent.copy(first, out), failure.lock()) {
+            failure.get_or_insert(error);
+        }
+    });
+    let failure = failure.into_inner().ok().flatten();
+    failure.map_or_else(|| lent.check_copied(), Err).map_err(MemoryError::Withdrawn)?;
+    Ok(copy)
 }
 
 /// The regions that spans point into.
@@ -174,14 +212,41 @@ impl Memory {
         Ok(id)
     }
 
-    /// Adds a mapped file as a read-only region.
+    /// Adds what somebody lends as a read-only region.
     ///
-    /// # Panics
-    /// After 65535 regions.
-    pub fn add_mapped(&mut self, file: Arc<Mmap>) -> u16 {
-        let id = self.next_id().expect("fewer than 65535 regions");
-        self.regions.push(Region::Mapped(file));
-        id
+    /// # Errors
+    /// [`MemoryError::TooManyRegions`] after 65535 regions.
+    pub fn add_lent(&mut self, lent: Box<dyn Lent>) -> Result<u16, MemoryError> {
+        let id = self.next_id()?;
+        self.regions.push(Region::Lent(lent));
+        Ok(id)
+    }
+
+    /// Sees to it that what was lent can be read for the next seconds: what is asked back is copied,
+    /// by all threads, into memory of this one's own. Nearly always there is nothing to do, and
+    /// nothing is allocated.
+    ///
+    /// # Errors
+    /// [`MemoryError::Withdrawn`] if it is not what it was any more, [`MemoryError::Refused`] if there
+    /// is no memory for a copy.
+    pub fn keep_lent(&mut self, cpu: &Cpu) -> Result<(), MemoryError> {
+        for region in &mut self.regions {
+            if let Region::Lent(lent) = region
+                && !lent.stays()
+            {
+                *region = Region::Owned(copied(&**lent, cpu)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of regions that somebody else keeps.
+    pub fn lent_bytes(&self) -> usize {
+        let lent = |region: &Region| match region {
+            Region::Owned(_) => 0,
+            Region::Lent(lent) => lent.bytes().len(),
+        };
+        self.regions.iter().map(lent).sum()
     }
 
     fn next_id(&self) -> Result<u16, MemoryError> {
@@ -193,7 +258,7 @@ impl Memory {
     pub fn owned_bytes(&self) -> usize {
         let owned = |region: &Region| match region {
             Region::Owned(region) => region.bytes,
-            Region::Mapped(_) => 0,
+            Region::Lent(_) => 0,
         };
         self.regions.iter().map(owned).sum()
     }
@@ -206,7 +271,7 @@ impl Memory {
     fn region(&self, region: u16) -> &[u8] {
         match &self.regions[usize::from(region)] {
             Region::Owned(region) => region.as_ref(),
-            Region::Mapped(file) => file,
+            Region::Lent(lent) => lent.bytes(),
         }
     }
 
@@ -228,7 +293,7 @@ impl Memory {
     /// The bytes of several spans at once.
     ///
     /// # Panics
-    /// If a written span overlaps any other, lies in a mapped file, or a span leaves its region:
+    /// If a written span overlaps any other, lies in what was lent, or a span leaves its region:
     /// those are broken invariants of a plan, not input. Empty spans overlap nothing.
     pub fn split<const R: usize, const W: usize>(
         &mut self,
@@ -260,7 +325,7 @@ impl Memory {
         }
         let bytes = match &mut self.regions[usize::from(span.region)] {
             Region::Owned(region) => &mut region.as_mut()[span.offset..span.offset + span.bytes],
-            Region::Mapped(_) => panic!("span {span:?} of a mapped file is read-only"),
+            Region::Lent(_) => panic!("span {span:?} was lent for reading"),
         };
         // SAFETY: as in `raw`; `split` checked that no other handed-out span overlaps this one.
         BytesMut(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr(), bytes.len()) })
@@ -459,6 +524,58 @@ mod tests {
         assert!(!attempt([span(0, 0, 64)], [span(0, 64, 65), span(0, 128, 64)]), "two writes");
         assert!(!attempt([span(0, 32, 4)], [span(0, 64, 4), span(0, 128, 4)]), "unaligned");
         assert!(!attempt([span(0, 0, 4)], [span(0, 64, 4), span(0, 4032, 65)]), "past the end");
+    }
+
+    /// Twos, until they are asked back; then a copy can be had if `copies`.
+    #[derive(Debug)]
+    struct Twos {
+        bytes: Vec<u8>,
+        stays: std::sync::Arc<std::sync::atomic::AtomicBool>,
+        copies: bool,
+    }
+
+    impl Lent for Twos {
+        fn bytes(&self) -> &[u8] {
+            &self.bytes
+        }
+
+        fn stays(&self) -> bool {
+            self.stays.load(std::sync::atomic::Ordering::Relaxed)
+        }
+
+        fn copy(&self, first: usize, out: &mut [u8]) -> std::io::Result<()> {
+            out.copy_from_slice(&self.bytes[first..first + out.len()]);
+            Ok(())
+        }
+
+        fn check_copied(&self) -> std::io::Result<()> {
+            let gone = || Err(std::io::Error::from(std::io::ErrorKind::InvalidData));
+            if self.copies { Ok(()) } else { gone() }
+        }
+    }
+
+    #[test]
+    fn what_is_asked_back_is_copied_or_an_error() {
+        for copies in [true, false] {
+            let cpu = Cpu::detect(2);
+            let stays = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+            let bytes = vec![2; 2 * TOUCH_BYTES + 100];
+            let (count, lent) = (bytes.len(), Twos { bytes, stays: stays.clone(), copies });
+            let mut memory = Memory::new();
+            let region = memory.add_lent(Box::new(lent)).unwrap();
+            memory.keep_lent(&cpu).unwrap();
+            assert_eq!((memory.owned_bytes(), memory.lent_bytes()), (0, count));
+            let all = span(region, 0, count);
+            let before = memory.read(all).u8s().as_ptr();
+            stays.store(false, std::sync::atomic::Ordering::Relaxed);
+            let kept = memory.keep_lent(&cpu);
+            assert_eq!(kept.is_ok(), copies, "{kept:?}");
+            if copies {
+                assert!(memory.read(all).u8s().iter().all(|&byte| byte == 2));
+                assert_ne!(memory.read(all).u8s().as_ptr(), before);
+                assert_eq!((memory.owned_bytes(), memory.lent_bytes()), (count, 0));
+            }
+        }
     }
 
     #[test]

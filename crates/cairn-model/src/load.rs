@@ -19,7 +19,7 @@ use std::ops::Range;
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
 use cairn_kernels::encoding::{EncodeError, encode};
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
-use cairn_program::Session;
+use cairn_program::{LentWeights, Session};
 use cairn_spec::model::Family;
 use cairn_spec::{DType, Hint, ModelSpec};
 
@@ -114,6 +114,16 @@ pub trait TensorSource: Sync {
         _out: &mut [u8],
     ) -> Result<bool, String> {
         Ok(false)
+    }
+
+    /// Lends the weights where they lie, if they lie as programs want them and nobody can change them
+    /// meanwhile; `None` has them read by copies.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Unreadable`] naming a tensor that is not what it should be.
+    fn lend(&self, _cpu: &Cpu) -> Result<Option<LentWeights>, LoadError> {
+        Ok(None)
     }
 
     /// Whose names the tensors have.
@@ -386,7 +396,7 @@ impl Hint for LoadError {
     }
 }
 
-/// Fills the weights of a session from a family's tensors, encoding each as the session stores it:
+/// Fills the weights of a session from a family's tensors, but for those that it was lent, encoding each as the session stores it:
 /// kept bit for bit where the tensor is stored so, otherwise rounded to the nearest, ties to even.
 ///
 /// # Errors

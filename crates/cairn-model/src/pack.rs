@@ -1,18 +1,24 @@
 //! A leanpack as a source of tensors: the program's own weights, stored as kernels read them.
 //!
-//! A weight that a session wants in the pack's form is copied, by all threads, with no other work on
-//! it. In any other form it is decoded and encoded again, which a strict source refuses.
+//! A weight that a session wants in the pack's form is read where it lies, in the mapped file, if the
+//! system keeps others from changing it (`cairn_artifacts::lease`); otherwise it is copied, by all
+//! threads, with no other work on it. In any other form it is decoded and encoded again, which a
+//! strict source refuses.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::sync::Mutex;
 
+use cairn_artifacts::LeasedFile;
 use cairn_artifacts::leanpack::{CHUNK_BYTES, PackError, PackErrorKind, PackFile, TensorEntry};
 use cairn_kernels::encoding::{Q8_BLOCK, convert_layout, load_q8};
 use cairn_kernels::memory::{bytes_of, bytes_of_mut};
-use cairn_kernels::{Cpu, Encoding, Layout, Weight};
+use cairn_kernels::{Cpu, Encoding, Layout, Lent, Weight};
+use cairn_program::{LentWeights, ValueType};
 
-use crate::load::{Naming, TensorSource};
+use crate::load::{LoadError, Naming, TensorSource};
 
 /// Rows converted at a time; a multiple of [`PANEL_ROWS`].
 const ROWS_AT_A_TIME: usize = 256;
@@ -21,6 +27,9 @@ const PANEL_ROWS: usize = 16;
 /// Bytes that a thread reads at a time: what was read is still in its cache when it is hashed, and
 /// even a small matrix is work for several threads.
 const READ_BYTES: usize = CHUNK_BYTES;
+
+/// Bytes that a thread makes resident or checks at a time: many pages, and many for each thread.
+const POPULATE_BYTES: usize = 16 << 20;
 
 /// How carefully a pack is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +46,28 @@ pub struct PackCheck {
 pub struct PackSource {
     pack: PackFile,
     check: PackCheck,
+}
+
+/// The weights of a pack, mapped.
+#[derive(Debug)]
+struct LentPack(LeasedFile);
+
+impl Lent for LentPack {
+    fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+
+    fn stays(&self) -> bool {
+        self.0.holds()
+    }
+
+    fn copy(&self, first: usize, out: &mut [u8]) -> std::io::Result<()> {
+        self.0.copy(first, out)
+    }
+
+    fn check_copied(&self) -> std::io::Result<()> {
+        self.0.check_unchanged()
+    }
 }
 
 /// The form of a weight, in the kernels' terms.
@@ -77,6 +108,42 @@ impl PackSource {
         let matrix = self.pack.header().tensors.iter().find(|tensor| tensor.dims.len() == 2);
         let form = matrix.and_then(|tensor| form_of(tensor).ok());
         form.map_or((Encoding::F32, Layout::RowMajor), |form| (form.encoding, form.layout))
+    }
+
+    /// Makes mapped weights resident, all of them; `false` where that fails, so that copying tells why.
+    fn populate(mapped: &LeasedFile, cpu: &Cpu) -> bool {
+        let total = mapped.bytes().len();
+        let failed = std::sync::atomic::AtomicBool::new(false);
+        cpu.parallel(total.div_ceil(POPULATE_BYTES), |part, _| {
+            let first = part * POPULATE_BYTES;
+            if mapped.populate(first, POPULATE_BYTES.min(total - first)).is_err() {
+                failed.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        !failed.into_inner()
+    }
+
+    /// Compares every chunk of mapped weights with its hash.
+    fn check_mapped(&self, mapped: &LeasedFile, cpu: &Cpu) -> Result<(), LoadError> {
+        let tensors = &self.pack.header().tensors;
+        let chunks = |(index, tensor): (usize, &TensorEntry)| {
+            (0..tensor.chunks.len()).map(move |chunk| (index, chunk))
+        };
+        let chunks: Vec<(usize, usize)> = tensors.iter().enumerate().flat_map(chunks).collect();
+        // Of several that were altered the first is told, whichever was found first.
+        let failure: Mutex<Option<(usize, PackError)>> = Mutex::new(None);
+        cpu.parallel(chunks.len(), |task, _| {
+            let (tensor, chunk) = chunks[task];
+            let checked = self.pack.check_chunk(&tensors[tensor], chunk, mapped.bytes());
+            if let (Err(error), Ok(mut failure)) = (checked, failure.lock())
+                && failure.as_ref().is_none_or(|(before, _)| task < *before)
+            {
+                *failure = Some((task, error));
+            }
+        });
+        let Some((task, error)) = failure.into_inner().ok().flatten() else { return Ok(()) };
+        let name = tensors[chunks[task].0].name.clone();
+        Err(LoadError::Unreadable { name, problem: told(&error) })
     }
 
     fn tensor(&self, name: &str) -> Result<(&TensorEntry, Form), String> {
@@ -221,7 +288,7 @@ impl TensorSource for PackSource {
         if (form.encoding, form.layout) != (encoding, layout) || tensor.bytes != out.len() as u64 {
             return Ok(false);
         }
-        let failure = std::sync::Mutex::new(None);
+        let failure = Mutex::new(None);
         cpu.parallel_chunks(out, READ_BYTES, |first, bytes, _| {
             let read = match self.check.verify {
                 true => self.pack.read_checked_at(tensor, first as u64, bytes),
@@ -236,6 +303,26 @@ impl TensorSource for PackSource {
             Ok(Some(error)) => Err(told(&error)),
             Err(_) => Err("a thread that read it ended".to_owned()),
         }
+    }
+
+    fn lend(&self, cpu: &Cpu) -> Result<Option<LentWeights>, LoadError> {
+        let Ok(mapped) = self.pack.map_weights() else { return Ok(None) };
+        if !Self::populate(&mapped, cpu) {
+            return Ok(None);
+        }
+        if self.check.verify {
+            self.check_mapped(&mapped, cpu)?;
+        }
+        let mut places = BTreeMap::new();
+        for tensor in &self.pack.header().tensors {
+            let Ok(form) = form_of(tensor) else { continue };
+            let value_type = ValueType::weight(form.encoding, form.layout, form.columns);
+            let (offset, bytes) = (usize::try_from(tensor.offset), usize::try_from(tensor.bytes));
+            if let (Ok(offset), Ok(bytes)) = (offset, bytes) {
+                places.insert(tensor.name.clone(), (value_type, offset..offset + bytes));
+            }
+        }
+        Ok(Some(LentWeights { memory: Box::new(LentPack(mapped)), places }))
     }
 
     fn naming(&self) -> Naming {

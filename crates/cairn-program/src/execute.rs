@@ -16,7 +16,7 @@ use cairn_kernels::{AttentionSpec, Bytes, Cpu, Memory, RaggedBatch, Span, Weight
 use crate::dim::{DimName, Sizes};
 use crate::op::{AttentionAttrs, Op};
 use crate::program::Instr;
-use crate::session::{Feed, FeedData, Prepared, Run, RunError};
+use crate::session::{Feed, FeedData, Prepared, Run, RunError, keep_lent};
 use crate::value::{Class, Value, ValueType};
 
 /// The input that is zero for every token where a run does not feed it: to have several types of
@@ -142,6 +142,10 @@ fn check_indices(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Result<()
     Ok(())
 }
 
+/// Instructions between two looks at weights that are lent: far less than a second of work, and a look
+/// costs what a call of the system costs.
+const INSTRS_BETWEEN_LOOKS: usize = 64;
+
 /// Runs every instruction; the run has been checked. The clock is read only for an observer.
 pub(crate) fn execute(
     cpu: &Cpu,
@@ -149,7 +153,7 @@ pub(crate) fn execute(
     prepared: &Prepared,
     run: &Run<'_>,
     mut observe: Option<&mut dyn FnMut(usize, f64)>,
-) {
+) -> Result<(), RunError> {
     let sizes = run.sizes();
     for (id, input) in prepared.program.of_class(Class::Input) {
         let target = memory.write(prepared.span(id, &sizes));
@@ -165,6 +169,9 @@ pub(crate) fn execute(
         }
     }
     for (index, instr) in prepared.program.instrs.iter().enumerate() {
+        if index % INSTRS_BETWEEN_LOOKS == INSTRS_BETWEEN_LOOKS - 1 {
+            keep_lent(memory, cpu)?;
+        }
         let start = observe.is_some().then(Instant::now);
         let mut step = Step { cpu, memory, prepared, run, sizes: &sizes, index, instr };
         step.dispatch();
@@ -172,6 +179,7 @@ pub(crate) fn execute(
             observe(index, start.elapsed().as_secs_f64());
         }
     }
+    Ok(())
 }
 
 /// One instruction about to run.

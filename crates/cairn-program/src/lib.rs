@@ -49,8 +49,8 @@ pub use plan::{ALIGNMENT, ArenaPlan, KvPlacement, Slot};
 pub use program::{Builder, Instr, Program};
 pub use recompute::{Recompute, recompute};
 pub use session::{
-    CacheOptions, Feed, FeedData, MemoryPlan, PlannedBytes, ProgramId, Run, RunError, Session,
-    SessionError, SessionProgram,
+    CacheOptions, Feed, FeedData, LentWeights, MemoryPlan, PlannedBytes, ProgramId, Run, RunError,
+    Session, SessionError, SessionProgram,
 };
 pub use update::{GRAD_NORM_SQUARED, UpdateOptions, norm_program, update_program};
 pub use value::{Class, Value, ValueId, ValueType};

@@ -6,9 +6,11 @@
 //! allocated; [`Session`] allocates it once.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fmt;
+use std::ops::Range;
 
-use cairn_kernels::{BytesMut, CacheSpec, Cpu, Memory, MemoryError, SeqSlot, Span};
+use cairn_kernels::{BytesMut, CacheSpec, Cpu, Lent, Memory, MemoryError, SeqSlot, Span};
 use serde::{Deserialize, Serialize};
 
 use crate::dim::Sizes;
@@ -22,6 +24,8 @@ use crate::value::{Class, Value, ValueId, ValueType};
 const STORE: u16 = 0;
 /// Region of the arena.
 const ARENA: u16 = 1;
+/// Region of weights that somebody else keeps, where there are any.
+const LENT: u16 = 2;
 
 /// Index of a program in its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,7 +81,7 @@ pub enum SessionError {
     Memory(#[from] MemoryError),
 }
 
-/// Why a run is refused. Nothing has been computed when one is returned.
+/// Why a run is refused. But for [`Withdrawn`](Self::Withdrawn), nothing has been computed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -120,6 +124,13 @@ pub enum RunError {
         found: u32,
         /// Number of rows it indexes.
         bound: usize,
+    },
+    /// The file that weights are read from in place was changed by another program. What the run has
+    /// computed is lost.
+    #[error("the weights are not there any more: {problem}")]
+    Withdrawn {
+        /// What became of them.
+        problem: String,
     },
     /// Sequences do not tile the tokens, or a block id is out of range.
     #[error("sequence {sequence}: {problem}")]
@@ -296,6 +307,15 @@ impl fmt::Display for PlannedBytes {
     }
 }
 
+/// Weights that lie in memory which somebody else keeps, byte for byte as kernels read them.
+#[derive(Debug)]
+pub struct LentWeights {
+    /// The memory.
+    pub memory: Box<dyn Lent>,
+    /// The form of each weight, and where in the memory it lies.
+    pub places: BTreeMap<String, (ValueType, Range<usize>)>,
+}
+
 /// Where every byte of a session will lie.
 #[derive(Debug)]
 pub struct MemoryPlan {
@@ -361,6 +381,47 @@ impl MemoryPlan {
         let caches = self.programs.iter().flat_map(|prepared| prepared.caches.values());
         let pages = caches.map(|(_, pages)| pages.offset);
         others.chain(pages).min().unwrap_or(self.store_bytes)
+    }
+
+    /// Takes weights that are lent, in the form in which they are planned, out of what will be
+    /// allocated; everything else moves up.
+    fn lend(&mut self, places: &BTreeMap<String, (ValueType, Range<usize>)>) {
+        let mut moved = BTreeMap::new();
+        let mut kept = Vec::new();
+        for (name, value) in &self.store {
+            let fits = |(value_type, range): &&(ValueType, Range<usize>)| {
+                *value_type == value.value_type && range.len() == value.span.bytes
+            };
+            let place = places.get(name).filter(fits).filter(|_| value.class == Class::Weight);
+            match place {
+                Some((_, range)) => {
+                    let span = Span { region: LENT, offset: range.start, bytes: range.len() };
+                    moved.insert(value.span.offset, span);
+                }
+                None => kept.push(value.span),
+            }
+        }
+        let caches = self.programs.iter().flat_map(|prepared| prepared.caches.values());
+        kept.extend(caches.map(|(_, pages)| *pages));
+        kept.sort_by_key(|span| span.offset);
+        self.store_bytes = 0;
+        for span in kept {
+            // Programs share pages; spans without bytes share an offset with their neighbor.
+            if span.bytes > 0 && !moved.contains_key(&span.offset) {
+                let new = self.reserve(span.bytes);
+                moved.insert(span.offset, new);
+            }
+        }
+        let move_span = |span: &mut Span| {
+            if span.bytes > 0 && span.region == STORE {
+                *span = moved[&span.offset];
+            }
+        };
+        self.store.values_mut().for_each(|value| move_span(&mut value.span));
+        for prepared in &mut self.programs {
+            prepared.persistent.iter_mut().flatten().for_each(&move_span);
+            prepared.caches.values_mut().for_each(|(_, pages)| move_span(pages));
+        }
     }
 
     fn reserve(&mut self, bytes: usize) -> Span {
@@ -464,6 +525,14 @@ fn cache_spec(program: &Program, index: usize, options: CacheOptions) -> CacheSp
     }
 }
 
+/// Sees to it that lent weights can be read for the next seconds.
+pub(crate) fn keep_lent(memory: &mut Memory, cpu: &Cpu) -> Result<(), RunError> {
+    memory.keep_lent(cpu).map_err(|error| {
+        let problem = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        RunError::Withdrawn { problem }
+    })
+}
+
 /// Programs with their memory.
 #[derive(Debug)]
 pub struct Session {
@@ -503,6 +572,24 @@ impl Session {
         Ok(Self::over(memory, [store, arena], plan, cpu))
     }
 
+    /// As [`to_be_loaded`](Self::to_be_loaded), with weights that are read where they lie. They need not
+    /// be filled; those that are not planned as they are lent have to be.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn over_lent(
+        mut plan: MemoryPlan,
+        cpu: Cpu,
+        lent: LentWeights,
+    ) -> Result<Self, SessionError> {
+        plan.lend(&lent.places);
+        let mut session = Self::to_be_loaded(plan, cpu)?;
+        let region = session.memory.add_lent(lent.memory)?;
+        assert_eq!(region, LENT, "regions are numbered from 0");
+        Ok(session)
+    }
+
     /// As [`new`](Self::new), but memory becomes resident when it is written: the first training step
     /// writes all of it, and a run is at that step the sooner.
     ///
@@ -522,9 +609,28 @@ impl Session {
         Self { cpu, memory, programs, store, bytes, last: None }
     }
 
-    /// What was planned and allocated.
+    /// What was planned: allocated, or read where it lies.
     pub fn bytes(&self) -> PlannedBytes {
         self.bytes
+    }
+
+    /// Bytes that the session allocated.
+    pub fn allocated_bytes(&self) -> usize {
+        self.memory.owned_bytes()
+    }
+
+    /// Bytes of weights that are read where they lie.
+    pub fn lent_weight_bytes(&self) -> usize {
+        if self.memory.lent_bytes() == 0 {
+            return 0;
+        }
+        let lent = self.store.values().filter(|value| value.span.region == LENT);
+        lent.map(|value| aligned(value.span.bytes)).sum()
+    }
+
+    /// Whether a weight is read where it lies, so that nothing can be written to it.
+    pub fn is_lent(&self, name: &str) -> bool {
+        self.store.get(name).is_some_and(|value| value.span.region == LENT)
     }
 
     /// The processor it runs on.
@@ -583,9 +689,9 @@ impl Session {
         let prepared = &self.programs[program.0];
         let sizes = run.sizes();
         execute::check_run(prepared, run, &sizes)?;
+        keep_lent(&mut self.memory, &self.cpu)?;
         self.last = Some((program, sizes));
-        execute::execute(&self.cpu, &mut self.memory, prepared, run, observe);
-        Ok(())
+        execute::execute(&self.cpu, &mut self.memory, prepared, run, observe)
     }
 
     /// Where a persistent value or an output of the last run lies.

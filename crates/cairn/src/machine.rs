@@ -30,7 +30,7 @@ impl MachineReport {
     }
 }
 
-/// What of weights and cache lies on huge pages here, in a word.
+/// What of allocated memory lies on huge pages here, in a word.
 pub(crate) fn huge_page_text() -> String {
     match huge_pages().as_deref() {
         Some(word @ ("always" | "madvise")) => {

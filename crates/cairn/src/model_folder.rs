@@ -15,9 +15,9 @@ use cairn_data::tokenizer::{ModelFiles, Tokenizer, TokenizerConfig};
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use cairn_kernels::{Cpu, Encoding, Layout};
 use cairn_model::{
-    AdapterMap, Naming, PackCheck, PackSource, TensorSource, load_adapter, load_weights,
+    AdapterMap, LoadError, Naming, PackCheck, PackSource, TensorSource, load_adapter, load_weights,
 };
-use cairn_program::Session;
+use cairn_program::{LentWeights, Session};
 use cairn_spec::model::hf::HfConfig;
 use cairn_spec::{LoraSpec, ModelSpec};
 use clap::Args;
@@ -166,6 +166,10 @@ impl TensorSource for ModelWeights {
         out: &mut [u8],
     ) -> Result<bool, String> {
         self.source().read_stored(name, form, cpu, out)
+    }
+
+    fn lend(&self, cpu: &Cpu) -> Result<Option<LentWeights>, LoadError> {
+        self.source().lend(cpu)
     }
 
     fn naming(&self) -> Naming {

@@ -1,4 +1,4 @@
-//! Reading a pack: by copies, at offsets, from several threads at once.
+//! Reading a pack: by copies, at offsets, from several threads at once; or mapped.
 
 use super::header::Header;
 use super::{
@@ -7,6 +7,7 @@ use super::{
 use crate::FileError;
 use crate::file_error::open_regular;
 use crate::hash::Hash;
+use crate::lease::{LeaseError, LeasedFile};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -15,8 +16,9 @@ use std::path::{Path, PathBuf};
 
 /// An opened pack: its header is sound, its data is read when asked for.
 ///
-/// Nothing is mapped. Whatever happens to the file, a read gives the bytes that are there or an
-/// error; a file that is replaced under its name stays readable here as it was.
+/// Whatever happens to the file, a read gives the bytes that are there or an error; a file that is
+/// replaced under its name stays readable here as it was. Only [`map_weights`](PackFile::map_weights)
+/// maps, where nobody can change the file meanwhile.
 #[derive(Debug)]
 pub struct PackFile {
     path: PathBuf,
@@ -139,6 +141,41 @@ impl PackFile {
         self.read_checked_part(Part::of_tensor(tensor), first, out)
     }
 
+    /// Maps the weights, from where the data begins to the end of the last tensor, as long as the
+    /// system holds back whoever wants to change the file.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError`] says why they can be read by copies only.
+    pub fn map_weights(&self) -> Result<LeasedFile, LeaseError> {
+        let end = self.header.tensors.last().map_or(0, |tensor| tensor.offset + tensor.bytes);
+        let bytes = usize::try_from(end).map_err(|_| LeaseError::CutShort(end))?;
+        LeasedFile::map(&self.file, self.preamble.data_start, bytes)
+    }
+
+    /// Compares a chunk of a tensor with its hash; `data` is what [`map_weights`](Self::map_weights)
+    /// mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`PackErrorKind::Altered`] names tensor and chunk.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the tensor has no such chunk or `data` ends before it.
+    pub fn check_chunk(
+        &self,
+        tensor: &TensorEntry,
+        chunk: usize,
+        data: &[u8],
+    ) -> Result<(), PackError> {
+        let index = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let first = (chunk as u64) * CHUNK_BYTES as u64;
+        let end = tensor.bytes.min(first + CHUNK_BYTES as u64);
+        let bytes = &data[index(tensor.offset + first)..index(tensor.offset + end)];
+        self.check_hash(Part::of_tensor(tensor), chunk, bytes)
+    }
+
     /// Reads a small file and compares it with its hashes; `None` if there is none of this name.
     ///
     /// # Errors
@@ -213,14 +250,18 @@ impl PackFile {
         for (at, chunk) in (first..).step_by(CHUNK_BYTES).zip(chunks) {
             self.read_part(part, at, chunk)?;
             let index = usize::try_from(at / CHUNK_BYTES as u64).unwrap_or(usize::MAX);
-            let (expected, actual) = (part.chunks[index], Hash::of_bytes(chunk));
-            if expected != actual {
-                let part = format!("{} (MiB {index})", part.name);
-                let kind = PackErrorKind::Altered { part, expected, actual };
-                return Err(PackError::on(&self.path)(kind));
-            }
+            self.check_hash(part, index, chunk)?;
         }
         Ok(())
+    }
+
+    fn check_hash(&self, part: Part<'_>, index: usize, chunk: &[u8]) -> Result<(), PackError> {
+        let (expected, actual) = (part.chunks[index], Hash::of_bytes(chunk));
+        if expected == actual {
+            return Ok(());
+        }
+        let part = format!("{} (MiB {index})", part.name);
+        Err(PackError::on(&self.path)(PackErrorKind::Altered { part, expected, actual }))
     }
 
     fn check_zeros(&self, part: &str, range: std::ops::Range<u64>) -> Result<(), PackError> {

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod gguf;
+mod mapped;
 #[cfg(test)]
 mod packs;
 #[cfg(test)]

@@ -23,6 +23,11 @@ fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens")
 }
 
+/// One of the golden folders.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    goldens().join(name)
+}
+
 /// The golden folders that hold a model.
 fn families() -> Vec<PathBuf> {
     let entries = fs::read_dir(goldens()).unwrap().map(|entry| entry.unwrap().path());

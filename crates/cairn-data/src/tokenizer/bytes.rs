@@ -5,7 +5,7 @@
 //! the decoder, a text is the concatenation of its tokens' bytes, which makes decoding a copy and
 //! streaming exact.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use tokenizers::decoders::DecoderWrapper;
@@ -34,10 +34,11 @@ impl ByteTable {
         for (id, token) in tokens {
             let start = u32::try_from(table.bytes.len()).ok()?;
             // A token with a character outside the alphabet (an added token) stands for itself.
-            match token.chars().map(|c| byte_of_char.get(&c).copied()).collect::<Option<Vec<u8>>>()
-            {
-                Some(spelled) => table.bytes.extend(spelled),
-                None => table.bytes.extend(token.as_bytes()),
+            let byte = |c: char| byte_of_char.get(c as usize).copied().flatten();
+            if token.chars().all(|c| byte(c).is_some()) {
+                table.bytes.extend(token.chars().filter_map(byte));
+            } else {
+                table.bytes.extend(token.as_bytes());
             }
             let end = u32::try_from(table.bytes.len()).ok()?;
             table.spans[usize::try_from(*id).ok()?] = Some((start, end));
@@ -102,6 +103,12 @@ static ALPHABET: LazyLock<[char; 256]> = LazyLock::new(|| {
     alphabet
 });
 
-fn byte_of_char() -> HashMap<char, u8> {
-    (0..=u8::MAX).map(|byte| (char_of_byte(byte), byte)).collect()
+/// The byte that a character spells: 256 of the characters below U+0144 spell one. A table, because a
+/// model's hundred thousand tokens are looked up before it says its first word.
+fn byte_of_char() -> [Option<u8>; 0x144] {
+    let mut table = [None; 0x144];
+    for byte in 0..=u8::MAX {
+        table[char_of_byte(byte) as usize] = Some(byte);
+    }
+    table
 }

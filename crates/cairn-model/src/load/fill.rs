@@ -31,6 +31,7 @@ pub(super) fn fill(
     let weights: Vec<(String, ValueType)> = session
         .persistent()
         .filter(|(name, class, ..)| *class == Class::Weight && select(name))
+        .filter(|(name, ..)| !session.is_lent(name))
         .map(|(name, _, value_type, _)| (name.to_owned(), value_type))
         .collect();
     let entries = map.by_weight();

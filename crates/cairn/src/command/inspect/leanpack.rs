@@ -27,7 +27,8 @@ pub(super) fn inspect(path: &Path, args: &InspectArgs, context: &Context) -> any
     if args.json {
         return context.terminal.print(serde_json::to_string_pretty(header)?);
     }
-    let mut text = summary(&pack);
+    let residence = residence(&pack);
+    let mut text = summary(&pack, &residence);
     let _ = write!(text, "\n\n{}", file_table(header));
     if args.parts.tensors {
         let _ = write!(text, "\n\n{}", tensor_table(header));
@@ -35,7 +36,15 @@ pub(super) fn inspect(path: &Path, args: &InspectArgs, context: &Context) -> any
     context.terminal.print(text)
 }
 
-fn summary(pack: &PackFile) -> String {
+/// Whether the weights are read where they lie, or why not.
+fn residence(pack: &PackFile) -> String {
+    match pack.map_weights() {
+        Ok(_) => "weights stay in the file, mapped; whoever wants to change it waits".to_owned(),
+        Err(error) => format!("weights are copied ({error})"),
+    }
+}
+
+fn summary(pack: &PackFile, residence: &str) -> String {
     let header = pack.header();
     let unknown = || "unknown".to_owned();
     let parameters = header.spec.parameter_count().total();
@@ -48,17 +57,23 @@ fn summary(pack: &PackFile) -> String {
     table.row([&"machine", &machine(&header.profile)]);
     table.row([&"policy", &header.policy]);
     if let Some(plan) = &header.plan {
-        let bytes = plan.bytes.weights + plan.bytes.cache + plan.bytes.arena;
         table.row([
             &"plan",
             &format!(
-                "{} for {} tokens of context, runs of up to {:?} tokens",
-                Bytes(bytes as f64),
-                plan.max_context,
-                plan.token_buckets
+                "{} tokens of context, runs of up to {:?} tokens",
+                plan.max_context, plan.token_buckets
             ),
         ]);
+        let bytes = &plan.bytes;
+        let [weights, cache, arena] =
+            [bytes.weights, bytes.cache, bytes.arena].map(|bytes| Bytes(bytes as f64));
+        let all = Bytes((bytes.weights + bytes.cache + bytes.arena) as f64);
+        table.row([
+            &"resident",
+            &format!("{all}: weights {weights}, {} cache {cache}, arena {arena}", plan.cache_type),
+        ]);
     }
+    table.row([&"loading", &residence]);
     table.row([&"pages", &huge_page_text()]);
     let license = &header.license;
     let stated = license.id.clone().unwrap_or_else(unknown);
