@@ -179,6 +179,7 @@ mod tests {
     }
 
     /// `None` where the system has no leases, which these tests cannot change.
+    #[expect(clippy::print_stdout, reason = "a test that cannot run says so")]
     fn leased(path: &Path) -> Option<LeasedFile> {
         let leased = LeasedFile::map(&File::open(path).unwrap(), 4096, BYTES - 4096);
         leased.inspect_err(|error| println!("skipped: {error}")).ok()

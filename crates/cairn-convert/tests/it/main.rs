@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod gguf;
+#[cfg(test)]
 mod mapped;
 #[cfg(test)]
 mod packs;
