@@ -28,6 +28,11 @@ impl Table {
 
     /// Adds a row.
     pub(crate) fn row<const N: usize>(&mut self, cells: [&dyn fmt::Display; N]) {
+        self.add(&cells);
+    }
+
+    /// Adds a row of as many cells as there are.
+    pub(crate) fn add(&mut self, cells: &[&dyn fmt::Display]) {
         self.rows.push(cells.iter().map(ToString::to_string).collect());
     }
 }

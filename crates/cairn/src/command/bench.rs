@@ -7,6 +7,7 @@ mod decode;
 mod encodings;
 mod gates;
 mod kernels;
+mod ledger;
 mod train;
 mod tune;
 
@@ -59,6 +60,7 @@ enum BenchCommand {
     Train(train::TrainArgs),
     Tune(tune::TuneArgs),
     Contract(contract::ContractArgs),
+    Ledger(ledger::LedgerArgs),
     Compare(compare::CompareArgs),
 }
 
@@ -93,6 +95,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
         BenchCommand::Train(args) => train::run(args, context),
         BenchCommand::Tune(args) => tune::run(args, context),
         BenchCommand::Contract(args) => contract::run(args, context),
+        BenchCommand::Ledger(args) => ledger::run(args, context),
         BenchCommand::Compare(args) => compare::run(args, context),
     }
 }
@@ -150,4 +153,11 @@ fn peak(args: &PlainArgs, context: &Context) -> anyhow::Result<()> {
     );
     let what = ("peak", json!({ "threads": found.threads }), serde_json::to_value(found)?);
     print(&args.output, what, text, context)
+}
+
+/// Least, median and greatest.
+fn spread(values: &[f64]) -> [f64; 3] {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]
 }

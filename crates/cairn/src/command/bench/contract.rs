@@ -1,8 +1,8 @@
 //! `cairn bench contract`: what a contract fixes, run here and by a peer in turn.
 
-mod peer;
+pub(super) mod peer;
 mod report;
-mod side;
+pub(super) mod side;
 
 use std::path::{Path, PathBuf};
 
@@ -193,7 +193,8 @@ fn measure(
     found.own_start_s = sides[0].start_seconds(&bench.prompt, context)?;
     if let (Some(peer), Some(speeds)) = (peer, other) {
         found.evenness = Evenness::of(&ran, &peer.ran());
-        found.agreement = agreement(contract, (bench, &mut sides[0]), peer, speeds.tokens())?;
+        let tokens = (found.own[0].tokens(), speeds.tokens());
+        found.agreement = agreement(contract, (bench, &mut sides[0]), peer, tokens)?;
         found.peer_bytes = peer.resident_bytes();
         found.peer_start_s = peer.start_s;
         found.peer = Some(speeds);
@@ -206,12 +207,11 @@ fn agreement(
     contract: &Contract,
     (bench, side): (&TurnBench, &mut OwnSide),
     peer: &mut Peer,
-    theirs: &[u32],
+    (ours, theirs): (&[u32], &[u32]),
 ) -> anyhow::Result<Agreement> {
-    let ours = bench.run(&mut side.engine)?.tokens;
     let before = |at: usize| [&bench.prompt, &ours[..at]].concat();
     let mut found = Agreement::default();
-    if let Some(position) = first_divergence(&ours, theirs)
+    if let Some(position) = first_divergence(ours, theirs)
         && let (Some(&own), Some(&other)) = (ours.get(position), theirs.get(position))
     {
         let logprobs = side.engine.next_logprobs(&before(position))?;

@@ -14,7 +14,7 @@ use cairn_train::{StepPart, bench_steps};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::Output;
+use super::{Output, spread};
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Percent, Seconds};
@@ -157,8 +157,10 @@ fn against(args: &TrainArgs, peer: &str, context: &Context) -> anyhow::Result<()
         theirs.push(turn(command)?);
     }
     line.finish();
-    let speed = |turns: &[Turn]| spread(turns.iter().map(|turn| turn.tokens_per_s));
-    let memory = |turns: &[Turn]| spread(turns.iter().map(|turn| turn.peak_rss_mb));
+    let speed =
+        |turns: &[Turn]| spread(&turns.iter().map(|turn| turn.tokens_per_s).collect::<Vec<_>>());
+    let memory =
+        |turns: &[Turn]| spread(&turns.iter().map(|turn| turn.peak_rss_mb).collect::<Vec<_>>());
     let (own_speed, peer_speed) = (speed(&ours), speed(&theirs));
     let (own_memory, peer_memory) = (memory(&ours), memory(&theirs));
     let ratio = own_speed[1] / peer_speed[1];
@@ -189,13 +191,6 @@ fn against(args: &TrainArgs, peer: &str, context: &Context) -> anyhow::Result<()
         "peer": runs(&theirs),
     });
     super::print(&args.output, ("train", settings(args, context), figures), text, context)
-}
-
-/// Least, median and greatest.
-fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]
 }
 
 /// This side of a turn: the same benchmark, alone in a process.

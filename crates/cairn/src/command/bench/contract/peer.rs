@@ -25,11 +25,11 @@ const POLL: Duration = Duration::from_millis(10);
 const ANSWER_BYTES_MAX: u64 = 1 << 28;
 
 /// A server that generates.
-pub(super) struct Peer {
+pub(in crate::command::bench) struct Peer {
     /// What tables call it.
-    pub(super) name: String,
+    pub(in crate::command::bench) name: String,
     /// Seconds from the start of its process to its first token, where it was started here.
-    pub(super) start_s: Option<f64>,
+    pub(in crate::command::bench) start_s: Option<f64>,
     address: String,
     agent: ureq::Agent,
     process: Option<Process>,
@@ -55,7 +55,11 @@ impl Drop for Process {
 
 impl Peer {
     /// Starts the command, or asks the address.
-    pub(super) fn start(peer: &str, threads: Option<usize>, wanted: usize) -> anyhow::Result<Self> {
+    pub(in crate::command::bench) fn start(
+        peer: &str,
+        threads: Option<usize>,
+        wanted: usize,
+    ) -> anyhow::Result<Self> {
         let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let mut started = Self {
             name: "peer".to_owned(),
@@ -131,7 +135,7 @@ impl Peer {
     }
 
     /// Runs a turn.
-    pub(super) fn turn(&mut self, bench: &TurnBench) -> anyhow::Result<Turn> {
+    pub(in crate::command::bench) fn turn(&mut self, bench: &TurnBench) -> anyhow::Result<Turn> {
         let answer = self.complete(&json!({
             "prompt": bench.prompt,
             "n_predict": bench.new_tokens,
@@ -163,7 +167,7 @@ impl Peer {
     }
 
     /// The log-probability of every token after `tokens`.
-    pub(super) fn next_logprobs(
+    pub(in crate::command::bench) fn next_logprobs(
         &mut self,
         tokens: &[u32],
         vocab_size: usize,
@@ -201,14 +205,19 @@ impl Peer {
     }
 
     /// What its last turn ran.
-    pub(super) fn ran(&self) -> Ran {
+    pub(in crate::command::bench) fn ran(&self) -> Ran {
         let (prompt_tokens, output_tokens) = self.counts;
         let (threads, weight_bytes) = (self.threads, self.weight_bytes);
         Ran { prompt_tokens, output_tokens, threads, weight_bytes }
     }
 
+    /// Its process, where it was started here.
+    pub(in crate::command::bench) fn process_id(&self) -> Option<u32> {
+        Some(self.process.as_ref()?.child.id())
+    }
+
     /// The most memory it ever had, pages of its file included, where it was started here.
-    pub(super) fn resident_bytes(&self) -> Option<u64> {
+    pub(in crate::command::bench) fn resident_bytes(&self) -> Option<u64> {
         let process = self.process.as_ref()?;
         Some(ProcessMemory::of(process.child.id())?.peak_bytes)
     }

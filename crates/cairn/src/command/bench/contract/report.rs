@@ -7,6 +7,7 @@ use cairn_kernels::bandwidth::Bandwidth;
 use cairn_train::{Chart, Line, Report};
 use serde::Serialize;
 
+use super::super::spread;
 use super::side::Speeds;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Percent, Seconds};
@@ -205,11 +206,4 @@ impl Found {
         }
         .html()
     }
-}
-
-/// Least, median and greatest.
-fn spread(values: &[f64]) -> [f64; 3] {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]
 }

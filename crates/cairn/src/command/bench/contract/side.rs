@@ -17,20 +17,20 @@ use crate::weight_type::WeightType;
 
 /// A model of ours in memory.
 #[derive(Debug)]
-pub(super) struct OwnSide {
+pub(in crate::command::bench) struct OwnSide {
     /// What tables call it.
-    pub(super) name: String,
+    pub(in crate::command::bench) name: String,
     /// Where it came from.
-    pub(super) model: ModelFolder,
+    pub(in crate::command::bench) model: ModelFolder,
     /// What runs it.
-    pub(super) engine: Engine,
+    pub(in crate::command::bench) engine: Engine,
     path: PathBuf,
     dtype: WeightType,
 }
 
 impl OwnSide {
     /// Loads a model for sequences of up to `length` tokens.
-    pub(super) fn load(
+    pub(in crate::command::bench) fn load(
         path: &Path,
         dtype: WeightType,
         compute: Compute,
@@ -48,7 +48,7 @@ impl OwnSide {
     }
 
     /// What a turn of it ran.
-    pub(super) fn ran(&self, bench: &TurnBench, tokens: &[u32]) -> Ran {
+    pub(in crate::command::bench) fn ran(&self, bench: &TurnBench, tokens: &[u32]) -> Ran {
         Ran {
             prompt_tokens: bench.prompt.len(),
             output_tokens: tokens.len(),
@@ -58,7 +58,11 @@ impl OwnSide {
     }
 
     /// Seconds from the start of a process to its first token, after a short prompt.
-    pub(super) fn start_seconds(&self, prompt: &[u32], context: &Context) -> anyhow::Result<f64> {
+    pub(in crate::command::bench) fn start_seconds(
+        &self,
+        prompt: &[u32],
+        context: &Context,
+    ) -> anyhow::Result<f64> {
         let ids: Vec<String> = prompt.iter().take(3).map(u32::to_string).collect();
         let dtype = serde_json::to_value(self.dtype)?;
         let program = std::env::current_exe().context("cannot find this program")?;
@@ -78,22 +82,22 @@ impl OwnSide {
 
 /// Speeds of one side, turn by turn.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Speeds {
+pub(in crate::command::bench) struct Speeds {
     /// Whose.
-    pub(super) name: String,
+    pub(in crate::command::bench) name: String,
     /// Tokens of the prompt read a second.
-    pub(super) prefill_tokens_per_s: Vec<f64>,
+    pub(in crate::command::bench) prefill_tokens_per_s: Vec<f64>,
     /// Tokens made a second.
-    pub(super) decode_tokens_per_s: Vec<f64>,
+    pub(in crate::command::bench) decode_tokens_per_s: Vec<f64>,
     /// What was made; the same in every turn.
     token_ids: Vec<u32>,
     /// Whether a turn made other tokens than the one before.
-    pub(super) is_steady: bool,
+    pub(in crate::command::bench) is_steady: bool,
 }
 
 impl Speeds {
     /// A side without turns.
-    pub(super) fn of(name: &str) -> Self {
+    pub(in crate::command::bench) fn of(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             prefill_tokens_per_s: Vec::new(),
@@ -104,7 +108,12 @@ impl Speeds {
     }
 
     /// Takes a turn; its speeds only if it `counts`.
-    pub(super) fn push(&mut self, turn: Turn, prompt_tokens: usize, counts: bool) {
+    pub(in crate::command::bench) fn push(
+        &mut self,
+        turn: Turn,
+        prompt_tokens: usize,
+        counts: bool,
+    ) {
         if counts {
             let rates = turn.rates(prompt_tokens);
             self.prefill_tokens_per_s.push(rates.prefill_tokens_per_s);
@@ -115,7 +124,7 @@ impl Speeds {
     }
 
     /// The tokens of the last turn.
-    pub(super) fn tokens(&self) -> &[u32] {
+    pub(in crate::command::bench) fn tokens(&self) -> &[u32] {
         &self.token_ids
     }
 }
