@@ -6,9 +6,11 @@
 //!
 //! **Invariants.** The hash in the preamble decides every byte of the file: it covers the header,
 //! which holds the hashes of all chunks, and what lies between is zero. Nothing in a pack depends
-//! on the time, the path or the number of threads. What is read from a pack is copied, never
-//! mapped: a file that shrinks or changes under a reader is an error, not a signal.
+//! on the time, the path or the number of threads. What is read from a pack is copied, or mapped while
+//! nobody can change it ([`crate::lease`]): a file that shrinks or changes under a reader is an error,
+//! not a signal.
 
+mod assignment;
 mod error;
 mod header;
 mod preamble;
@@ -17,6 +19,7 @@ mod read;
 mod tests;
 mod write;
 
+pub use assignment::{AssignedClass, Assignment};
 pub use error::{PackError, PackErrorKind};
 pub use header::{
     FileEntry, Header, License, Lineage, Plan, PlannedBytes, Profile, Source, SourceFile,

@@ -73,6 +73,14 @@ pub enum ConvertError {
     /// A GGUF file that was just written describes no model.
     #[error("what was written describes no model")]
     GgufSpec(#[from] GgufSpecError),
+    /// The smallest encodings take more bytes than are allowed.
+    #[error("{limit} bytes are too few: the smallest encodings take about {least}")]
+    ByteLimit {
+        /// The limit.
+        limit: u64,
+        /// Bytes of the smallest pack there is.
+        least: u64,
+    },
     /// Whoever asked for the conversion ended it.
     #[error("stopped; nothing was written")]
     Stopped,
@@ -88,6 +96,9 @@ impl Hint for ConvertError {
             Self::NoAutomatic { .. } => {
                 let names: Vec<_> = Encoding::ALL.into_iter().map(Encoding::name).collect();
                 vec![format!("choose one with --encoding: {}", names.join(", "))]
+            }
+            Self::ByteLimit { least, .. } => {
+                vec![format!("allow more: --bytes {}MB", least.div_ceil(1_000_000))]
             }
             Self::Load(_)
             | Self::Build(_)

@@ -2,6 +2,7 @@
 //! into a GGUF file.
 //!
 //! - [`pack()`]: a model folder → one file that kernels read as it is.
+//! - [`choose_encodings()`]: encodings for single weights under a limit of bytes.
 //! - [`sensitivity()`]: what rounding each class of weights costs.
 //! - [`unpack()`]: a pack → a folder that transformers loads.
 //! - [`gguf`]: a model → a file that llama.cpp runs.
@@ -13,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assign;
 pub mod error;
 pub mod gguf;
 pub mod license;
@@ -20,8 +22,9 @@ pub mod pack;
 pub mod sensitivity;
 pub mod unpack;
 
+pub use assign::{ByteLimit, Chosen, choose_encodings};
 pub use error::ConvertError;
 pub use gguf::{GgufJob, GgufReport, export_gguf};
-pub use pack::{PackJob, PackSettings, ProfileChoice, pack};
+pub use pack::{PackJob, PackSettings, ProfileChoice, other_bytes, pack};
 pub use sensitivity::{ClassCost, Cost, Sensitivity, SensitivityJob, sensitivity};
 pub use unpack::{UnpackReport, unpack};

@@ -18,11 +18,14 @@ use cairn_artifacts::{FileError, atomic};
 use cairn_engine::{EngineOptions, EnginePlan};
 use cairn_kernels::memory::bytes_of_mut;
 use cairn_kernels::{Cpu, Encoding, Layout};
-use cairn_model::{BuildOptions, Head, TensorMap, WeightReader, build_program};
+use cairn_model::{
+    AdapterMap, BuildOptions, Head, LoadError, TensorMap, WeightReader, build_program,
+};
 use cairn_program::{Class, Program, Sizes, Value};
 use cairn_spec::model::MaskKind;
 use cairn_spec::{DType, ModelSpec};
 
+use crate::assign::Chosen;
 use crate::error::ConvertError;
 use crate::license;
 
@@ -57,10 +60,12 @@ pub enum ProfileChoice {
 }
 
 /// How a model is packed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PackSettings {
     /// Of weight matrices; the source's own where absent.
     pub encoding: Option<Encoding>,
+    /// What was chosen for single matrices, to fit a limit of bytes.
+    pub chosen: Option<Chosen>,
     /// What the layout is made for.
     pub profile: ProfileChoice,
 }
@@ -96,8 +101,20 @@ pub fn pack(
         Some(encoding) => encoding,
         None => automatic(&tensors)?,
     };
-    let (program, plan) = program(job.spec, encoding)?;
+    let mut encodings = BTreeMap::new();
+    if let Some(chosen) = &settings.chosen {
+        encodings.clone_from(&chosen.encodings);
+    }
+    let (program, plan) = stored_program((job, &reader), encoding, encodings)?;
     let weights: Vec<&Value> = program.of_class(Class::Weight).map(|(_, value)| value).collect();
+    if let Some(Chosen { assignment, .. }) = &settings.chosen {
+        let sizes = Sizes::dense(0, 0);
+        let least = other_bytes(job)? + matrix_bytes(&weights, &sizes);
+        if least > assignment.limit_bytes {
+            let limit = assignment.limit_bytes;
+            return Err(ConvertError::ByteLimit { limit, least });
+        }
+    }
     let names = file_names(job.folder)?;
     let mut files = Vec::new();
     for name in &names {
@@ -116,6 +133,7 @@ pub fn pack(
         source: source(job, tensors, &reader, &names)?,
         license: license::license(job.folder, &names)?,
         lineage: lineage(job.folder)?,
+        assignment: settings.chosen.as_ref().map(|chosen| chosen.assignment.clone()),
     };
     write(path, contents, &weights, (&reader, job.cpu), progress)
 }
@@ -161,8 +179,75 @@ fn write(
     }
 }
 
+/// Bytes of a pack that are not those of weight matrices, and a little more: vectors, small files, the
+/// header, and what aligns them.
+///
+/// # Errors
+///
+/// [`ConvertError`] naming the file that cannot be looked at, or saying why the model has no program.
+pub fn other_bytes(job: PackJob<'_>) -> Result<u64, ConvertError> {
+    /// What a header says of a tensor or a file, at most, and of the model.
+    const ENTRY_BYTES: u64 = 2048;
+    const MODEL_BYTES: u64 = 1 << 18;
+    let mut files = 0;
+    for name in file_names(job.folder)? {
+        let path = job.folder.join(name);
+        files += fs::metadata(&path).map_err(FileError::on("read the size of", &path))?.len();
+        files += ENTRY_BYTES;
+    }
+    let (program, _) = program(job.spec, Encoding::F32, &BTreeMap::new())?;
+    let sizes = Sizes::dense(0, 0);
+    let (mut vectors, mut header) = (0, MODEL_BYTES);
+    for (_, weight) in program.of_class(Class::Weight) {
+        let bytes = weight.bytes(&sizes) as u64;
+        vectors += if weight.shape.0.len() == 1 { bytes + leanpack::BLOB_ALIGNMENT } else { 0 };
+        // Of a weight in f32: at least as many chunks as in anything smaller.
+        header += ENTRY_BYTES + 67 * bytes.div_ceil(leanpack::CHUNK_BYTES as u64);
+    }
+    Ok(vectors + files + header.next_multiple_of(leanpack::DATA_ALIGNMENT))
+}
+
+fn matrix_bytes(weights: &[&Value], sizes: &Sizes) -> u64 {
+    let matrices = weights.iter().filter(|weight| weight.shape.0.len() > 1);
+    matrices.map(|weight| (weight.bytes(sizes) as u64).next_multiple_of(64)).sum()
+}
+
+/// The program with every matrix in an encoding that holds it: where exponents are too many for bf16z,
+/// the matrix is bf16.
+fn stored_program(
+    (job, reader): (PackJob<'_>, &WeightReader<'_>),
+    encoding: Encoding,
+    mut encodings: BTreeMap<String, Encoding>,
+) -> Result<(Program, Option<Plan>), ConvertError> {
+    let (asked, plan) = program(job.spec, encoding, &encodings)?;
+    let mut too_many = false;
+    let mut buffer: Vec<f32> = Vec::new();
+    for (_, weight) in asked.of_class(Class::Weight) {
+        if weight.value_type.encoding() != Some(Encoding::Bf16z) {
+            continue;
+        }
+        let bytes = weight.bytes(&Sizes::dense(0, 0));
+        buffer.resize(bytes.div_ceil(4), 0.0);
+        let stored = &mut bytes_of_mut(&mut buffer)[..bytes];
+        match reader.read(&weight.name, weight.value_type, job.cpu, stored) {
+            Err(LoadError::Unencodable { .. }) => {
+                encodings.insert(weight.name.clone(), Encoding::Bf16);
+                too_many = true;
+            }
+            read => {
+                read?;
+            }
+        }
+    }
+    if too_many { program(job.spec, encoding, &encodings) } else { Ok((asked, plan)) }
+}
+
 /// The program whose weights are packed, and how it is planned to be run.
-fn program(spec: &ModelSpec, encoding: Encoding) -> Result<(Program, Option<Plan>), ConvertError> {
+fn program(
+    spec: &ModelSpec,
+    encoding: Encoding,
+    encodings: &BTreeMap<String, Encoding>,
+) -> Result<(Program, Option<Plan>), ConvertError> {
     let generates = spec.attention.mask == MaskKind::Causal && spec.head.is_some();
     let head = match (generates, spec.head.is_some()) {
         (true, _) => Head::GatheredLogits,
@@ -170,14 +255,15 @@ fn program(spec: &ModelSpec, encoding: Encoding) -> Result<(Program, Option<Plan
         (false, false) => Head::Hidden,
     };
     let build = BuildOptions { encoding, layout: Layout::Panel, ..BuildOptions::new(head) };
-    let program = build_program(spec, &build)?;
+    let mut program = build_program(spec, &build)?;
+    program.store_as(encodings);
     if !generates {
         return Ok((program, None));
     }
     let context = spec.context_limit().min(PLAN_CONTEXT_MAX);
     let options =
         EngineOptions { encoding, layout: Layout::Panel, ..EngineOptions::new(1, context) };
-    let planned = EnginePlan::new(spec, options)?;
+    let planned = EnginePlan::with_storage(spec, options, &AdapterMap::default(), encodings)?;
     let bytes = planned.bytes();
     let plan = Plan {
         max_context: context as u64,

@@ -20,6 +20,8 @@ use serde::Serialize;
 use crate::error::ConvertError;
 
 const PROGRAM: ProgramId = ProgramId(0);
+/// The class of all matrices.
+const ALL: &str = "all";
 /// Colors of the plot's bars, one for each encoding.
 const COLORS: [&str; 8] =
     ["#3465a4", "#73a946", "#c4552d", "#75507b", "#c4a000", "#06989a", "#888a85", "#a40000"];
@@ -82,8 +84,8 @@ pub struct Cost {
 }
 
 /// A weight matrix of the program.
-struct Matrix {
-    name: String,
+pub(crate) struct Matrix {
+    pub(crate) name: String,
     columns: usize,
 }
 
@@ -102,39 +104,100 @@ pub fn sensitivity(
     cpu: Cpu,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Sensitivity, ConvertError> {
-    let length = job.rows.first().map_or(0, Vec::len);
-    assert!(length > 1 && job.rows.iter().all(|row| row.len() == length), "rows of one length");
-    let (names, groups) = classes(job.spec)?;
-    let program = build_program(job.spec, &BuildOptions::new(Head::Logits))?;
-    let sizes = Sizes::dense(length, 1);
-    let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
-    let mut session = Session::new(MemoryPlan::new(vec![program], None)?, cpu)?;
-    load_weights(&mut session, job.spec, job.source)?;
-    let mut base = Vec::new();
-    let loss = run(&mut session, job, &mut |_, logits| base.extend_from_slice(logits))?;
-    let mut classes = Vec::new();
-    let total = names.len() * job.encodings.len();
-    for class in names {
-        let matrices = &groups[&class];
-        let mut rounded = Vec::new();
-        for &encoding in job.encodings {
-            if !progress(classes.len() * job.encodings.len() + rounded.len(), total) {
-                return Err(ConvertError::Stopped);
-            }
-            rounded.push(cost((&mut session, job), matrices, encoding, (&base, loss))?);
-        }
-        let elements = |matrix: &Matrix| session.stored_f32(&matrix.name).map_or(0, <[f32]>::len);
-        let elements = matrices.iter().map(elements).sum();
-        classes.push(ClassCost { class, matrices: matrices.len(), elements, rounded });
-    }
+    let mut probe = Probe::new(job, cpu)?;
+    let classes = probe.class_costs(true, progress)?;
+    let (loss, length) = (probe.loss, job.rows[0].len());
     let targets = job.rows.len() * (length - 1);
     let tokens = job.rows.len() * length;
     Ok(Sensitivity { tokens, targets, loss, perplexity: loss.exp(), classes })
 }
 
+/// A model in f32 and what it says of the text as it is.
+pub(crate) struct Probe<'a> {
+    session: Session,
+    job: &'a SensitivityJob<'a>,
+    base: Vec<f32>,
+    loss: f64,
+}
+
+impl<'a> Probe<'a> {
+    pub(crate) fn new(job: &'a SensitivityJob<'a>, cpu: Cpu) -> Result<Self, ConvertError> {
+        let length = job.rows.first().map_or(0, Vec::len);
+        assert!(length > 1 && job.rows.iter().all(|row| row.len() == length), "rows of one length");
+        let program = build_program(job.spec, &BuildOptions::new(Head::Logits))?;
+        let sizes = Sizes::dense(length, 1);
+        let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
+        let mut session = Session::new(MemoryPlan::new(vec![program], None)?, cpu)?;
+        load_weights(&mut session, job.spec, job.source)?;
+        let mut base = Vec::new();
+        let loss = run(&mut session, job, &mut |_, logits| base.extend_from_slice(logits))?;
+        Ok(Self { session, job, base, loss })
+    }
+
+    /// What each encoding costs each class, and `all` of them together where that is asked.
+    pub(crate) fn class_costs(
+        &mut self,
+        all: bool,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Vec<ClassCost>, ConvertError> {
+        let (mut names, groups) = classes(self.job.spec)?;
+        names.retain(|name| all || name != ALL);
+        let encodings = self.job.encodings;
+        let (mut costs, total) = (Vec::new(), names.len() * encodings.len());
+        for class in names {
+            let matrices = &groups[&class];
+            let mut rounded = Vec::new();
+            for &encoding in encodings {
+                if !progress(costs.len() * encodings.len() + rounded.len(), total) {
+                    return Err(ConvertError::Stopped);
+                }
+                let matrices: Vec<_> = matrices.iter().map(|matrix| (matrix, encoding)).collect();
+                rounded.push(Cost { encoding: encoding.name(), ..self.cost(&matrices)? });
+            }
+            let values = |matrix: &Matrix| self.session.stored_f32(&matrix.name);
+            let elements = |matrix: &Matrix| values(matrix).map_or(0, <[f32]>::len);
+            let elements = matrices.iter().map(elements).sum();
+            costs.push(ClassCost { class, matrices: matrices.len(), elements, rounded });
+        }
+        Ok(costs)
+    }
+
+    /// Rounds some matrices, measures, and puts them back.
+    pub(crate) fn cost(&mut self, matrices: &[(&Matrix, Encoding)]) -> Result<Cost, ConvertError> {
+        let Self { session, job, base, loss: base_loss } = self;
+        let mut bytes = 0;
+        let mut kept = Vec::with_capacity(matrices.len());
+        for (Matrix { name, columns }, encoding) in matrices {
+            let values = session.stored_f32_mut(name).expect("the program has it in f32");
+            kept.push(values.to_vec());
+            let rows = values.len() / columns;
+            let encoding = encoding.for_shape(rows, *columns);
+            bytes += Weight::stored_bytes(encoding, Layout::Panel, rows, *columns);
+            round(encoding, (rows, *columns), values);
+        }
+        let vocab = job.spec.vocab_size;
+        let length = job.rows[0].len();
+        let mut divergence = 0.0;
+        let loss = run(session, job, &mut |number, logits| {
+            let before = &base[number * length * vocab..][..length * vocab];
+            let pairs = before.chunks_exact(vocab).zip(logits.chunks_exact(vocab));
+            divergence += pairs.map(|(p, q)| kl(p, q)).sum::<f64>();
+        })?;
+        for ((Matrix { name, .. }, _), kept) in matrices.iter().zip(kept) {
+            session.stored_f32_mut(name).expect("as above").copy_from_slice(&kept);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "counts of tokens")]
+        let kl = divergence / (job.rows.len() * length) as f64;
+        let perplexity_change = loss.exp() - base_loss.exp();
+        Ok(Cost { encoding: "", bytes, kl, perplexity_change })
+    }
+}
+
 /// The matrices that an encoding is chosen for, by module; the modules in the program's order.
 #[expect(clippy::type_complexity, reason = "an order and what it orders")]
-fn classes(spec: &ModelSpec) -> Result<(Vec<String>, BTreeMap<String, Vec<Matrix>>), ConvertError> {
+pub(crate) fn classes(
+    spec: &ModelSpec,
+) -> Result<(Vec<String>, BTreeMap<String, Vec<Matrix>>), ConvertError> {
     let asked = Encoding::Bf16;
     let options = BuildOptions { encoding: asked, ..BuildOptions::new(Head::Logits) };
     let program = build_program(spec, &options)?;
@@ -154,13 +217,13 @@ fn classes(spec: &ModelSpec) -> Result<(Vec<String>, BTreeMap<String, Vec<Matrix
         if !names.contains(&class) {
             names.push(class.clone());
         }
-        for class in [class, "all".to_owned()] {
+        for class in [class, ALL.to_owned()] {
             let matrix = Matrix { name: weight.name.clone(), columns };
             groups.entry(class).or_default().push(matrix);
         }
     }
-    names.push("all".to_owned());
-    groups.entry("all".to_owned()).or_default();
+    names.push(ALL.to_owned());
+    groups.entry(ALL.to_owned()).or_default();
     Ok((names, groups))
 }
 
@@ -188,42 +251,10 @@ fn run(
     Ok(sum / targets)
 }
 
-/// Rounds some matrices, measures, and puts them back.
-fn cost(
-    (session, job): (&mut Session, &SensitivityJob<'_>),
-    matrices: &[Matrix],
-    encoding: Encoding,
-    (base, base_loss): (&[f32], f64),
-) -> Result<Cost, ConvertError> {
-    let mut bytes = 0;
-    let mut kept = Vec::with_capacity(matrices.len());
-    for Matrix { name, columns } in matrices {
-        let values = session.stored_f32_mut(name).expect("the program has it in f32");
-        kept.push(values.to_vec());
-        let rows = values.len() / columns;
-        let encoding = encoding.for_shape(rows, *columns);
-        bytes += Weight::stored_bytes(encoding, Layout::Panel, rows, *columns);
-        round(encoding, (rows, *columns), values);
-    }
-    let vocab = job.spec.vocab_size;
-    let length = job.rows[0].len();
-    let mut divergence = 0.0;
-    let loss = run(session, job, &mut |number, logits| {
-        let before = &base[number * length * vocab..][..length * vocab];
-        let pairs = before.chunks_exact(vocab).zip(logits.chunks_exact(vocab));
-        divergence += pairs.map(|(p, q)| kl(p, q)).sum::<f64>();
-    })?;
-    for (Matrix { name, .. }, kept) in matrices.iter().zip(kept) {
-        session.stored_f32_mut(name).expect("as above").copy_from_slice(&kept);
-    }
-    #[expect(clippy::cast_precision_loss, reason = "counts of tokens")]
-    let kl = divergence / (job.rows.len() * length) as f64;
-    let perplexity_change = loss.exp() - base_loss.exp();
-    Ok(Cost { encoding: encoding.name(), bytes, kl, perplexity_change })
-}
-
 /// Replaces values by what an encoding makes of them.
 fn round(encoding: Encoding, (n, k): (usize, usize), values: &mut [f32]) {
+    // The same values, whatever room they take.
+    let encoding = if encoding == Encoding::Bf16z { Encoding::Bf16 } else { encoding };
     // The layout that every encoding has.
     let form = (encoding, Layout::Panel);
     let size = Weight::stored_bytes(encoding, form.1, n, k);

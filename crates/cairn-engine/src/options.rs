@@ -3,6 +3,8 @@
 //! **Invariant:** an [`EnginePlan`] that exists can be run: its limits are within the model's and its
 //! bytes are known, though nothing is allocated yet.
 
+use std::collections::BTreeMap;
+
 use cairn_kernels::{CacheType, Compute, Encoding, Layout};
 use cairn_model::{AdapterMap, BuildOptions, Head, build_adapted_program};
 use cairn_program::{CacheOptions, KvPlacement, MemoryPlan, SessionProgram, Sizes};
@@ -145,6 +147,20 @@ impl EnginePlan {
         options: EngineOptions,
         adapters: &AdapterMap,
     ) -> Result<Self, EngineError> {
+        Self::with_storage(spec, options, adapters, &BTreeMap::new())
+    }
+
+    /// As [`with_adapters`](Self::with_adapters), with encodings of their own for some weights, by name.
+    ///
+    /// # Errors
+    ///
+    /// As from [`new`](Self::new).
+    pub fn with_storage(
+        spec: &ModelSpec,
+        options: EngineOptions,
+        adapters: &AdapterMap,
+        encodings: &BTreeMap<String, Encoding>,
+    ) -> Result<Self, EngineError> {
         options.check(spec)?;
         let build = BuildOptions {
             encoding: options.encoding,
@@ -152,11 +168,16 @@ impl EnginePlan {
             compute: options.compute,
             ..BuildOptions::new(Head::GatheredLogits)
         };
-        let whole = build_adapted_program(spec, &build, adapters)?;
+        let build_stored = |build: &BuildOptions| {
+            let mut program = build_adapted_program(spec, build, adapters)?;
+            program.store_as(encodings);
+            Ok::<_, EngineError>(program)
+        };
+        let whole = build_stored(&build)?;
         let shallow = match options.speculative.map(|options| options.method) {
             Some(DraftMethod::Depth(blocks)) => {
                 let build = BuildOptions { num_blocks: Some(blocks), ..build };
-                Some(build_adapted_program(spec, &build, adapters)?)
+                Some(build_stored(&build)?)
             }
             _ => None,
         };

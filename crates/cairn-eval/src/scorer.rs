@@ -6,6 +6,8 @@
 //! tokens never exist. What a token scores depends on the tokens before it in its piece and on
 //! nothing else, so batches may be cut in any way.
 
+use std::collections::BTreeMap;
+
 use cairn_kernels::{Compute, Cpu, Encoding, Layout, SeqSlot};
 use cairn_model::{
     AdapterMap, BuildOptions, Head, TensorSource, build_adapted_program, load_adapter, load_weights,
@@ -155,6 +157,20 @@ impl ModelScorerPlan {
         options: ModelScorerOptions,
         adapters: &AdapterMap,
     ) -> Result<Self, EvalError> {
+        Self::with_storage(spec, options, adapters, &BTreeMap::new())
+    }
+
+    /// As [`with_adapters`](Self::with_adapters), with encodings of their own for some weights, by name.
+    ///
+    /// # Errors
+    ///
+    /// As from [`new`](Self::new).
+    pub fn with_storage(
+        spec: &ModelSpec,
+        options: ModelScorerOptions,
+        adapters: &AdapterMap,
+        encodings: &BTreeMap<String, Encoding>,
+    ) -> Result<Self, EvalError> {
         let ModelScorerOptions { encoding, compute, limits } = options;
         if spec.attention.mask != MaskKind::Causal {
             return Err(EvalError::NotCausal);
@@ -166,7 +182,8 @@ impl ModelScorerPlan {
             layout: Layout::Panel,
             ..BuildOptions::new(Head::TokenLogprob)
         };
-        let program = build_adapted_program(spec, &build, adapters)?;
+        let mut program = build_adapted_program(spec, &build, adapters)?;
+        program.store_as(encodings);
         let sizes = Sizes::dense(limits.tokens, limits.pieces);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let memory = MemoryPlan::new(vec![program], None)?;

@@ -103,11 +103,28 @@ impl PackSource {
         self.check
     }
 
-    /// Encoding and layout of the weight matrices: those of the first matrix, where they differ.
+    /// Encoding and layout of the weight matrices: where they differ, those that have most of the bytes.
     pub fn storage(&self) -> (Encoding, Layout) {
-        let matrix = self.pack.header().tensors.iter().find(|tensor| tensor.dims.len() == 2);
-        let form = matrix.and_then(|tensor| form_of(tensor).ok());
-        form.map_or((Encoding::F32, Layout::RowMajor), |form| (form.encoding, form.layout))
+        let mut bytes: Vec<((Encoding, Layout), u64)> = Vec::new();
+        for (tensor, form) in self.matrices() {
+            let form = (form.encoding, form.layout);
+            match bytes.iter_mut().find(|(known, _)| *known == form) {
+                Some((_, sum)) => *sum += tensor.bytes,
+                None => bytes.push((form, tensor.bytes)),
+            }
+        }
+        let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
+        most.map_or((Encoding::F32, Layout::RowMajor), |(form, _)| form)
+    }
+
+    /// The encoding of each weight matrix.
+    pub fn encodings(&self) -> BTreeMap<String, Encoding> {
+        self.matrices().map(|(tensor, form)| (tensor.name.clone(), form.encoding)).collect()
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = (&TensorEntry, Form)> {
+        let matrices = self.pack.header().tensors.iter().filter(|tensor| tensor.dims.len() == 2);
+        matrices.filter_map(|tensor| Some((tensor, form_of(tensor).ok()?)))
     }
 
     /// Makes mapped weights resident, all of them; `false` where that fails, so that copying tells why.

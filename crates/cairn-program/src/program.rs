@@ -7,7 +7,7 @@
 //!
 //! Operands sit in fixed slots (see [`Op`]); an optional operand that is absent is `None`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use cairn_kernels::{Compute, Encoding, Layout};
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,30 @@ impl Program {
     /// The first violation, naming the instruction, the value, what was expected and found.
     pub fn verify(&self) -> Result<(), VerifyError> {
         verify::verify(self)
+    }
+
+    /// Stores matrices among the weights in encodings of their own, by name; those that are not named,
+    /// and those of plain row-major `f32`, stay as they are. A product whose arithmetic does not
+    /// multiply what its weight has become is computed in f32.
+    pub fn store_as(&mut self, encodings: &BTreeMap<String, Encoding>) {
+        for value in self.values.iter_mut().filter(|value| value.class == Class::Weight) {
+            let ValueType::Encoded { layout, inputs, .. } = value.value_type else { continue };
+            let Some(encoding) = encodings.get(&value.name) else { continue };
+            let rows = value.shape.row_elements() / inputs.max(1);
+            let encoding = encoding.for_shape(rows, inputs);
+            value.value_type = ValueType::weight(encoding, encoding.layout_near(layout), inputs);
+        }
+        for instr in &mut self.instrs {
+            let operands = instr.inputs.iter().flatten().map(|id| &self.values[id.index()]);
+            let weights = operands.filter(|value| value.class == Class::Weight);
+            let multiplies = weights
+                .filter(|weight| matches!(weight.value_type, ValueType::Encoded { .. }))
+                .filter_map(|weight| weight.value_type.encoding())
+                .all(|encoding| instr.compute.multiplies(encoding));
+            if !multiplies {
+                instr.compute = Compute::F32;
+            }
+        }
     }
 
     /// Parameters in the weights: their elements, each tensor counted once.

@@ -82,7 +82,8 @@ impl Encoder {
         };
         let layout = model.layout();
         let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
-        let program = build_adapted_program(&model.spec, &options, &model.adapters())?;
+        let mut program = build_adapted_program(&model.spec, &options, &model.adapters())?;
+        program.store_as(&model.encodings(encoding));
         let sizes = sizes_of(texts, wanted);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let mut session = Session::new(MemoryPlan::new(vec![program], None)?, context.cpu()?)?;

@@ -64,7 +64,9 @@ pub(crate) fn measure(
     let mut options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
     options.encoding = how.dtype.encoding(model, context.terminal)?;
     options.compute = how.compute;
-    let plan = ModelScorerPlan::with_adapters(&model.spec, options, &model.adapters())?;
+    let encodings = model.encodings(options.encoding);
+    let adapters = model.adapters();
+    let plan = ModelScorerPlan::with_storage(&model.spec, options, &adapters, &encodings)?;
     let mut scorer = ModelScorer::load_adapted(plan, context.cpu()?, model.tensors())
         .with_context(|| format!("cannot load {}", model.path.display()))?;
     let documents = sample(corpus, how.split, &tokenizer, how.max_bytes)?;

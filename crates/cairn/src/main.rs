@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod calibration;
 mod chat;
 mod command;
 mod compute_dtype;
@@ -16,6 +17,7 @@ mod environment;
 mod evaluation;
 mod failure;
 mod figures;
+mod gate_file;
 mod machine;
 mod machine_profile;
 mod model_folder;

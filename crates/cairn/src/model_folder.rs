@@ -1,5 +1,6 @@
 //! A model on disk: a folder with `config.json` and safetensors, or a GGUF file.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -225,6 +226,20 @@ impl ModelFolder {
         self.pack().map_or(Layout::RowMajor, |pack| pack.storage().1)
     }
 
+    /// Encodings of single weights, where the model is to be held in `encoding`: those of a pack that has
+    /// most of its matrices in it.
+    pub(crate) fn encodings(&self, encoding: Encoding) -> BTreeMap<String, Encoding> {
+        let pack = self.pack().filter(|pack| pack.storage().0 == encoding);
+        pack.map(PackSource::encodings).unwrap_or_default()
+    }
+
+    /// The encodings that matrices have, where the model is held in `encoding`.
+    pub(crate) fn encodings_in_use(&self, encoding: Encoding) -> Vec<Encoding> {
+        let own = self.encodings(encoding);
+        let used = |known: &Encoding| *known == encoding || own.values().any(|own| own == known);
+        Encoding::ALL.into_iter().filter(used).collect()
+    }
+
     /// Where the small files are.
     pub(crate) fn files(&self) -> ModelFiles<'_> {
         match self.pack() {
@@ -300,7 +315,8 @@ impl ModelFolder {
 
     /// The model as an engine.
     pub(crate) fn engine(&self, options: EngineOptions, cpu: Cpu) -> anyhow::Result<Engine> {
-        let plan = EnginePlan::with_adapters(&self.spec, options, &self.adapters())?;
+        let encodings = self.encodings(options.encoding);
+        let plan = EnginePlan::with_storage(&self.spec, options, &self.adapters(), &encodings)?;
         Engine::load_adapted(plan, cpu, self.tensors())
             .with_context(|| format!("cannot load {}", self.path.display()))
     }

@@ -106,7 +106,10 @@ fn check_strictly(pack: &PackSource, isa: Isa) -> anyhow::Result<()> {
 fn program_of(spec: &ModelSpec, pack: &PackSource) -> anyhow::Result<Program> {
     let (encoding, layout) = pack.storage();
     let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
-    Ok(build_program(spec, &BuildOptions { encoding, layout, ..BuildOptions::new(head) })?)
+    let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
+    let mut program = build_program(spec, &options)?;
+    program.store_as(&pack.encodings());
+    Ok(program)
 }
 
 /// The first operator without a kernel of its own for this instruction set, by the kernel's name.

@@ -70,6 +70,10 @@ impl WeightType {
         model: &ModelFolder,
         terminal: Terminal,
     ) -> anyhow::Result<Encoding> {
+        if let (Self::Auto, Some(pack)) = (self, model.pack()) {
+            // Each matrix stays as it is stored: `ModelFolder::encodings`.
+            return Ok(pack.storage().0);
+        }
         let encoding = self.encoding_of(&model.spec, Some(&model.weights))?;
         if self == Self::Auto && encoding == Encoding::F32 {
             warn_of_widening(model, terminal)?;

@@ -4,8 +4,8 @@
 //! are equal bytes.
 
 use super::{
-    BLOB_ALIGNMENT, CHUNK_BYTES, ENCODINGS, FILE_BYTES_MAX, FILES_MAX, LAYOUTS, NAME_BYTES_MAX,
-    PANEL_WIDTH, POLICIES, PROFILES, PackErrorKind, SCHEMA, TENSORS_MAX,
+    Assignment, BLOB_ALIGNMENT, CHUNK_BYTES, ENCODINGS, FILE_BYTES_MAX, FILES_MAX, LAYOUTS,
+    NAME_BYTES_MAX, PANEL_WIDTH, POLICIES, PROFILES, PackErrorKind, SCHEMA, TENSORS_MAX,
 };
 use crate::hash::{Hash, Hasher};
 use cairn_spec::{DType, ModelSpec};
@@ -44,6 +44,8 @@ pub struct Header {
     pub license: License,
     /// How the model came about, where Cairn trained it.
     pub lineage: Option<Lineage>,
+    /// How the encodings were chosen, where the file's bytes were limited.
+    pub assignment: Option<Assignment>,
     /// BLAKE3 of the hashes of all tensors, then of all files.
     pub root: Hash,
 }
@@ -282,6 +284,7 @@ impl Header {
             return Err(PackErrorKind::UnknownPolicy { found: self.policy.clone() });
         }
         self.profile.check()?;
+        self.assignment.as_ref().map_or(Ok(()), Assignment::check)?;
         at_most("tensors", self.tensors.len(), TENSORS_MAX)?;
         at_most("files", self.files.len(), FILES_MAX)?;
         let mut names = BTreeSet::new();

@@ -47,6 +47,7 @@ fn contents() -> Contents {
         },
         license: License::default(),
         lineage: None,
+        assignment: None,
     }
 }
 

@@ -3,8 +3,8 @@
 use super::header::{FileEntry, Header, TensorEntry, align, hash_of_hashes, stored_bytes};
 use super::preamble::{Preamble, data_start};
 use super::{
-    CHUNK_BYTES, HEADER_BYTES_MAX, License, Lineage, PackError, PackErrorKind, Plan, Profile,
-    SCHEMA, Source, TENSORS_MAX,
+    Assignment, CHUNK_BYTES, HEADER_BYTES_MAX, License, Lineage, PackError, PackErrorKind, Plan,
+    Profile, SCHEMA, Source, TENSORS_MAX,
 };
 use crate::atomic;
 use crate::hash::{Hash, Hasher};
@@ -46,6 +46,8 @@ pub struct Contents {
     pub license: License,
     /// How the model came about.
     pub lineage: Option<Lineage>,
+    /// How the encodings were chosen, where the file's bytes were limited.
+    pub assignment: Option<Assignment>,
 }
 
 /// What came of writing a pack.
@@ -171,6 +173,7 @@ fn draft(contents: Contents) -> Result<(Header, Vec<Vec<u8>>), PackErrorKind> {
         source: contents.source,
         license: contents.license,
         lineage: contents.lineage,
+        assignment: contents.assignment,
         root: unknown,
     };
     header.check_form(end)?;

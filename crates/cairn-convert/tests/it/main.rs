@@ -5,6 +5,8 @@ mod gguf;
 #[cfg(test)]
 mod mapped;
 #[cfg(test)]
+mod mixed;
+#[cfg(test)]
 mod packs;
 #[cfg(test)]
 mod sensitivity;

@@ -44,7 +44,7 @@ pub(crate) fn spec(folder: &Path) -> ModelSpec {
 }
 
 fn settings(encoding: Option<Encoding>) -> PackSettings {
-    PackSettings { encoding, profile: ProfileChoice::Portable }
+    PackSettings { encoding, chosen: None, profile: ProfileChoice::Portable }
 }
 
 pub(crate) fn packed(folder: &Path, encoding: Option<Encoding>, path: &Path) -> WrittenPack {
@@ -61,15 +61,25 @@ pub(crate) fn source(path: &Path, check: PackCheck) -> PackSource {
 /// Bits of the logits of some tokens, or of the last hidden states of a model without a head.
 pub(crate) fn logits(
     spec: &ModelSpec,
-    (encoding, layout): (Encoding, Layout),
+    storage: (Encoding, Layout),
+    source: &dyn TensorSource,
+) -> Result<Vec<u32>, LoadError> {
+    mixed_logits(spec, (storage, &BTreeMap::new()), source)
+}
+
+/// As [`logits`], with encodings of their own for some weights.
+pub(crate) fn mixed_logits(
+    spec: &ModelSpec,
+    ((encoding, layout), encodings): ((Encoding, Layout), &BTreeMap<String, Encoding>),
     source: &dyn TensorSource,
 ) -> Result<Vec<u32>, LoadError> {
     let (head, output) = match spec.head {
         Some(_) => (Head::Logits, "logits".to_owned()),
         None => (Head::Hidden, format!("hidden_{}", spec.num_hidden_layers)),
     };
-    let program =
-        build_program(spec, &BuildOptions { encoding, layout, ..BuildOptions::new(head) }).unwrap();
+    let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
+    let mut program = build_program(spec, &options).unwrap();
+    program.store_as(encodings);
     let tokens = TOKENS as usize;
     let program =
         SessionProgram { program, sizes: Sizes::dense(tokens, 1), kv: KvPlacement::Arena };
@@ -300,7 +310,11 @@ fn a_stopped_pack_leaves_nothing_and_a_host_is_recorded() {
     assert!(matches!(stopped, Err(ConvertError::Stopped)));
     assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);
     let profile = Profile::host("avx2", 64, Some("a processor".to_owned()));
-    let host = PackSettings { encoding: None, profile: ProfileChoice::Host(profile.clone()) };
+    let host = PackSettings {
+        encoding: None,
+        chosen: None,
+        profile: ProfileChoice::Host(profile.clone()),
+    };
     pack(job, &host, &path, &mut |_, _| ControlFlow::Continue(())).unwrap();
     assert_eq!(PackFile::open(&path).unwrap().header().profile, profile);
 }

@@ -116,7 +116,8 @@ fn compute(
         text_len: Some(input.row_tokens),
         ..BuildOptions::new(Head::Logits)
     };
-    let program = build_adapted_program(&model.spec, &options, &model.adapters())?;
+    let mut program = build_adapted_program(&model.spec, &options, &model.adapters())?;
+    program.store_as(&model.encodings(encoding));
     let sizes = Sizes::dense(input.row_tokens, 1);
     let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
     let mut session = Session::new(MemoryPlan::new(vec![program], None)?, cpu)?;

@@ -3,24 +3,34 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use cairn_convert::{ConvertError, PackJob, PackSettings, ProfileChoice};
-use cairn_kernels::Encoding;
+use cairn_artifacts::leanpack::{Assignment, WrittenPack};
+use cairn_convert::{
+    ByteLimit, Chosen, ConvertError, PackJob, PackSettings, ProfileChoice, SensitivityJob,
+    choose_encodings, other_bytes,
+};
+use cairn_kernels::{Compute, Encoding};
+use cairn_spec::units::ByteSize;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
+use crate::calibration::{corpus_rows, file_rows};
 use crate::context::Context;
+use crate::evaluation::run_of;
 use crate::failure::UserError;
 use crate::figures::Bytes;
+use crate::gate_file::{self, Verdict};
 use crate::model_folder::{ModelFolder, ModelWeights};
 use crate::pack_args::host_profile;
 use crate::progress_line::ProgressLine;
 use crate::runs;
 use crate::signals::StopFlag;
+use crate::table::Table;
 
 const EXAMPLES: &str = "\
 Examples:
   cairn pack runs/quickstart -o model.leanpack
   cairn pack model/ -o model.leanpack --encoding bf16 --profile host
+  cairn pack model/ -o model.leanpack --bytes 400MB --calibration text.txt
   cairn generate --model model.leanpack --prompt 'fn main() {'";
 
 /// Pack a model into one file that is loaded as it is
@@ -37,6 +47,16 @@ pub(crate) struct PackArgs {
     /// `--dtype` has: `f32`, `bf16z`, `q8` …
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = encoding)]
     encoding: EncodingChoice,
+    /// Choose an encoding for each class of weights, so that the file has at most so many bytes and the
+    /// model's predictions change least on calibration text: `2.1GB`
+    #[arg(long, value_name = "BYTES", conflicts_with = "encoding")]
+    bytes: Option<ByteSize>,
+    /// Calibration text for --bytes [default: held-out text of the run's corpus]
+    #[arg(long, value_name = "FILE", requires = "bytes")]
+    calibration: Option<PathBuf>,
+    /// Tokens of calibration text
+    #[arg(long, value_name = "N", default_value_t = 1024, requires = "bytes")]
+    calibration_tokens: usize,
     /// Machines that it is made for
     #[arg(long, value_enum, default_value_t = ProfileKind::Portable)]
     profile: ProfileKind,
@@ -77,16 +97,21 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> anyhow::Result<()> {
             .into());
     };
     let stop = StopFlag::listen()?;
+    let cpu = context.cpu()?;
+    let job = PackJob { folder: &model.path, spec: &model.spec, weights, cpu: &cpu };
+    let chosen = match args.bytes {
+        Some(ByteSize(bytes)) => Some(choose(args, (&model, job), bytes, (context, &stop))?),
+        None => None,
+    };
     let settings = PackSettings {
         encoding: args.encoding.0,
+        chosen,
         profile: match args.profile {
             ProfileKind::Portable => ProfileChoice::Portable,
             ProfileKind::Host => ProfileChoice::Host(host_profile(context.isa)),
         },
     };
     let mut line = ProgressLine::new(context.terminal, "Packing");
-    let cpu = context.cpu()?;
-    let job = PackJob { folder: &model.path, spec: &model.spec, weights, cpu: &cpu };
     let written = cairn_convert::pack(job, &settings, &args.output, &mut |done, total| {
         line.update(done as f64 / total.max(1) as f64, || {
             format!("{} of {}", Bytes(done as f64), Bytes(total as f64))
@@ -94,10 +119,62 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> anyhow::Result<()> {
         if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     line.finish();
-    let written = written.map_err(|error| match error {
+    tell(args, &model, &written.map_err(interrupted)?, context)
+}
+
+fn interrupted(error: ConvertError) -> anyhow::Error {
+    match error {
         ConvertError::Stopped => UserError::interrupted("interrupted; nothing was written").into(),
-        other => anyhow::Error::from(other),
-    })?;
+        other => other.into(),
+    }
+}
+
+/// Measures every class of weights in every encoding that is smaller than the source's, and chooses.
+fn choose(
+    args: &PackArgs,
+    (model, job): (&ModelFolder, PackJob<'_>),
+    bytes: u64,
+    (context, stop): (&Context, &StopFlag),
+) -> anyhow::Result<Chosen> {
+    let tokens = args.calibration_tokens;
+    let rows = match &args.calibration {
+        Some(path) => file_rows(model, path, tokens)?,
+        None if run_of(model.used()).is_some() => corpus_rows(model, None, tokens)?,
+        None => {
+            let message = format!("{} is no run's, so there is no text", model.path.display());
+            return Err(UserError::new(message)
+                .hint("name text of the kind that the model is for: --calibration FILE")
+                .into());
+        }
+    };
+    let usable = |encoding: &Encoding| {
+        let verdict = gate_file::verdict((*encoding, Compute::F32), context);
+        matches!(verdict, None | Some(Verdict::Passed))
+    };
+    let encodings: Vec<Encoding> = Encoding::ALL.into_iter().filter(usable).collect();
+    let probe = SensitivityJob {
+        spec: &model.spec,
+        source: &model.weights,
+        rows: &rows,
+        encodings: &encodings,
+    };
+    let limit = ByteLimit { file: bytes, others: other_bytes(job)? };
+    let mut line = ProgressLine::new(context.terminal, "Measuring");
+    let chosen = choose_encodings(&probe, limit, context.cpu()?, &mut |done, total| {
+        line.update(done as f64 / total.max(1) as f64, || format!("{done} of {total}"));
+        !stop.is_set()
+    });
+    line.finish();
+    chosen.map_err(interrupted)
+}
+
+/// Says what was written.
+fn tell(
+    args: &PackArgs,
+    model: &ModelFolder,
+    written: &WrittenPack,
+    context: &Context,
+) -> anyhow::Result<()> {
     let header = &written.header;
     let rounded = header.tensors.iter().filter(|tensor| !tensor.exact).count();
     if args.json {
@@ -109,6 +186,7 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> anyhow::Result<()> {
             "tensors": header.tensors.len(),
             "rounded": rounded,
             "license": header.license.id,
+            "assignment": header.assignment,
         }));
     }
     let exact = match rounded {
@@ -127,5 +205,23 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> anyhow::Result<()> {
             model.path.display()
         ));
     }
-    Ok(())
+    match &header.assignment {
+        Some(assignment) => context.terminal.print(assignment_table(assignment)),
+        None => Ok(()),
+    }
+}
+
+/// What each class of weights became, and what it costs.
+pub(crate) fn assignment_table(assignment: &Assignment) -> String {
+    let mut table =
+        Table::new(&["weights", "encoding", "bytes", "KL alone, nats"]).with_text_columns(2);
+    for class in &assignment.classes {
+        let bytes = Bytes(class.bytes as f64);
+        table.row([&class.class, &class.encoding, &bytes, &format!("{:.2e}", class.kl)]);
+    }
+    let Assignment { limit_bytes, tokens, kl, perplexity_change, .. } = assignment;
+    format!(
+        "{table}\n\nall together: KL {kl:.2e} nats, perplexity {perplexity_change:+.4}, \
+         on {tokens} tokens; at most {limit_bytes} bytes"
+    )
 }

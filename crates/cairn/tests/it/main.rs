@@ -19,6 +19,8 @@ mod crashes;
 #[cfg(test)]
 mod encoders;
 #[cfg(test)]
+mod encodings;
+#[cfg(test)]
 mod errors;
 #[cfg(test)]
 mod full_disk;

@@ -4,13 +4,11 @@ use std::path::PathBuf;
 
 use cairn_artifacts::atomic::write_bytes;
 use cairn_convert::{ConvertError, Sensitivity, SensitivityJob, sensitivity};
-use cairn_data::corpus::{Corpus, Split};
-use cairn_eval::sample;
 use cairn_kernels::Encoding;
 use clap::Args;
 
+use crate::calibration::corpus_rows;
 use crate::context::Context;
-use crate::evaluation::{corpus_of, run_of};
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
 use crate::model_folder::ModelArgs;
@@ -22,11 +20,6 @@ const EXAMPLES: &str = "\
 Examples:
   cairn bench encodings --model runs/quickstart
   cairn bench encodings --model model/ --corpus data/tiny --json --plot encodings.svg";
-
-/// Longest piece of text, in tokens.
-const ROW_TOKENS_MAX: usize = 256;
-/// Bytes of text for each token that is measured on: more than any tokenizer needs.
-const BYTES_A_TOKEN: u64 = 16;
 
 /// Measure what each encoding costs each class of weights, on held-out text
 #[derive(Debug, Args)]
@@ -57,27 +50,7 @@ pub(crate) fn run(args: &EncodingsArgs, context: &Context) -> anyhow::Result<()>
         let hint = "merge it first: cairn adapter merge --help";
         return Err(UserError::new(message).hint(hint).into());
     }
-    let folder = match (&args.corpus, run_of(model.used())) {
-        (Some(folder), _) => folder.clone(),
-        (None, Some(run)) => PathBuf::from(corpus_of(&run)?),
-        (None, None) => {
-            let message = format!("{} is no run's, so it has no corpus", model.path.display());
-            return Err(UserError::new(message).hint("name one with --corpus DIR").into());
-        }
-    };
-    let corpus = Corpus::open(&folder)?;
-    let tokenizer = corpus.load_tokenizer()?;
-    tokenizer.check_model(model.spec.vocab_size)?;
-    let text = BYTES_A_TOKEN * args.tokens as u64;
-    let documents = sample(&corpus, Split::Validation, &tokenizer, text)?.documents;
-    let ids: Vec<u32> = documents.into_iter().flat_map(|document| document.tokens).collect();
-    let length = ROW_TOKENS_MAX.min(model.spec.context_limit());
-    let rows: Vec<Vec<u32>> =
-        ids.chunks_exact(length).take(args.tokens.div_ceil(length)).map(<[u32]>::to_vec).collect();
-    if rows.is_empty() {
-        let message = format!("{} has less than {length} held-out tokens", folder.display());
-        return Err(UserError::new(message).hint("name a larger one with --corpus DIR").into());
-    }
+    let rows = corpus_rows(&model, args.corpus.as_deref(), args.tokens)?;
     let encodings: Vec<Encoding> =
         Encoding::ALL.into_iter().filter(|encoding| *encoding != Encoding::F32).collect();
     let (source, _) = model.tensors();

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Output;
 use crate::context::Context;
 use crate::failure::UserError;
+use crate::gate_file;
 use crate::progress_line::ProgressLine;
 use crate::table::Table;
 
@@ -35,6 +36,9 @@ pub(super) fn run(args: &GateArgs, context: &Context) -> anyhow::Result<()> {
     line.finish();
     let settings = json!({ "threads": context.threads, "isa": context.isa });
     let figures = json!({ "gates": gates });
+    if let Some(path) = gate_file::keep(&gates, context)? {
+        context.terminal.step("Kept", format_args!("{}, for plans to go by", path.display()));
+    }
     super::print(&args.output, ("gates", settings, figures), text(&gates), context)?;
     let failed: Vec<String> = gates
         .iter()

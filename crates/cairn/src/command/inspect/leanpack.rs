@@ -6,6 +6,7 @@ use std::path::Path;
 use cairn_artifacts::leanpack::{Header, PackFile, Profile};
 
 use super::{InspectArgs, draw};
+use crate::command::pack::assignment_table;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
@@ -30,6 +31,9 @@ pub(super) fn inspect(path: &Path, args: &InspectArgs, context: &Context) -> any
     let residence = residence(&pack);
     let mut text = summary(&pack, &residence);
     let _ = write!(text, "\n\n{}", file_table(header));
+    if let Some(assignment) = &header.assignment {
+        let _ = write!(text, "\n\n{}", assignment_table(assignment));
+    }
     if args.parts.tensors {
         let _ = write!(text, "\n\n{}", tensor_table(header));
     }
