@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
+use crate::gate_file;
 use crate::model_folder::ModelFolder;
 use crate::outside::{code_revision, timestamp};
 use crate::progress_line::ProgressLine;
@@ -64,6 +65,7 @@ pub(crate) fn measure(
     let mut options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
     options.encoding = how.dtype.encoding(model, context.terminal)?;
     options.compute = how.compute;
+    gate_file::check(model, (options.encoding, options.compute), context)?;
     let encodings = model.encodings(options.encoding);
     let adapters = model.adapters();
     let plan = ModelScorerPlan::with_storage(&model.spec, options, &adapters, &encodings)?;

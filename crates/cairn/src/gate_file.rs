@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::failure::UserError;
+use crate::model_folder::ModelFolder;
 
 const SCHEMA: &str = "gates/1";
 
@@ -85,12 +86,21 @@ pub(crate) fn verdict(pair: (Encoding, Compute), context: &Context) -> Option<Ve
     found.filter(|_| is_ours).map(|(.., verdict)| verdict)
 }
 
-/// Refuses a pair that did not pass, as far as plans must not use it.
+/// Refuses a plan for a model that would multiply by weights in a way that it must not use.
 pub(crate) fn check(
-    pair: (Encoding, Compute),
-    strict: bool,
+    model: &ModelFolder,
+    (encoding, compute): (Encoding, Compute),
     context: &Context,
 ) -> anyhow::Result<()> {
+    let strict = model.pack().is_some_and(|pack| pack.check().strict);
+    for encoding in model.encodings_in_use(encoding) {
+        let compute = if compute.multiplies(encoding) { compute } else { Compute::F32 };
+        check_pair((encoding, compute), strict, context)?;
+    }
+    Ok(())
+}
+
+fn check_pair(pair: (Encoding, Compute), strict: bool, context: &Context) -> anyhow::Result<()> {
     let (encoding, compute) = pair;
     let what = match verdict(pair, context) {
         None | Some(Verdict::Passed) => return Ok(()),

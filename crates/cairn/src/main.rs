@@ -12,6 +12,7 @@ mod chat;
 mod command;
 mod compute_dtype;
 mod context;
+mod coverage;
 mod encoder;
 mod environment;
 mod evaluation;

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use cairn_artifacts::leanpack::{PackFile, Profile};
 use cairn_artifacts::machine::Machine;
-use cairn_kernels::{Isa, registry};
+use cairn_kernels::Isa;
 use cairn_model::{BuildOptions, Head, PackCheck, PackSource, build_program};
-use cairn_program::{Class, Program};
+use cairn_program::Program;
 use cairn_spec::ModelSpec;
 use clap::Args;
 
 use crate::context::Context;
+use crate::coverage::Coverage;
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
 
@@ -96,34 +97,19 @@ fn check_strictly(pack: &PackSource, isa: Isa) -> anyhow::Result<()> {
         file.read_file(&entry.name)?;
     }
     let program = program_of(&file.header().spec, pack)?;
-    let Some(kernel) = fallback(&program, isa) else { return Ok(()) };
+    let coverage = Coverage::of(&program, isa);
+    let Some(kernel) = coverage.missing.first() else { return Ok(()) };
     Err(UserError::new(format!("{kernel} would be run by its plain fallback"))
         .hint("leave out --strict to run it so, or choose another --isa")
         .into())
 }
 
 /// The program that generates with the pack, or reads whole texts with it.
-fn program_of(spec: &ModelSpec, pack: &PackSource) -> anyhow::Result<Program> {
+pub(crate) fn program_of(spec: &ModelSpec, pack: &PackSource) -> anyhow::Result<Program> {
     let (encoding, layout) = pack.storage();
     let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
     let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
     let mut program = build_program(spec, &options)?;
     program.store_as(&pack.encodings());
     Ok(program)
-}
-
-/// The first operator without a kernel of its own for this instruction set, by the kernel's name.
-fn fallback(program: &Program, isa: Isa) -> Option<String> {
-    let kernels: std::collections::BTreeSet<String> =
-        registry::kernels().iter().map(registry::KernelEntry::name).collect();
-    program.instrs.iter().find_map(|instr| {
-        let operands = instr.inputs.iter().flatten().map(|&id| program.value(id));
-        let weights = operands.filter(|value| value.class == Class::Weight);
-        let encoding = weights
-            .filter(|value| value.shape.0.len() > 1)
-            .find_map(|value| value.value_type.encoding());
-        let encoding = encoding.unwrap_or(cairn_kernels::Encoding::F32);
-        let name = format!("{}.{encoding}.{isa}", instr.op.name());
-        (isa == Isa::Scalar || !kernels.contains(&name)).then_some(name)
-    })
 }

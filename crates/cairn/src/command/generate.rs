@@ -11,7 +11,7 @@ use cairn_data::tokenizer::{SpelledSpecials, TokenStream, Tokenizer};
 use cairn_engine::{
     BeamParams, BeamRequest, Engine, EngineOptions, Finish, Request, SamplingFields, SamplingParams,
 };
-use cairn_kernels::{CacheType, Compute};
+use cairn_kernels::CacheType;
 use cairn_spec::ModelSpec;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -161,12 +161,7 @@ impl StorageArgs {
     ) -> anyhow::Result<()> {
         options.encoding = self.weights.dtype.encoding(model, context.terminal)?;
         options.compute = self.compute.compute();
-        let strict = model.pack().is_some_and(|pack| pack.check().strict);
-        for encoding in model.encodings_in_use(options.encoding) {
-            let compute = options.compute;
-            let compute = if compute.multiplies(encoding) { compute } else { Compute::F32 };
-            gate_file::check((encoding, compute), strict, context)?;
-        }
+        gate_file::check(model, (options.encoding, options.compute), context)?;
         options.cache_type = self.kv_cache_dtype.cache_type();
         if let Some(most) = self.max_num_batched_tokens {
             options.max_num_batched_tokens = most;

@@ -128,6 +128,11 @@ fn both_sides_run_the_same_and_are_compared() {
     let tokens: Vec<u32> = serde_json::from_value(own["token_ids"].clone()).unwrap();
     assert_eq!(tokens.len(), 8);
     assert_eq!(alone["figures"]["peer"], Value::Null);
+    let coverage = &alone["figures"]["coverage"];
+    let share = coverage["time_share"].as_f64().unwrap();
+    assert!(share > 0.0 && share <= 1.0, "{coverage}");
+    let has_all = coverage["operators"] == coverage["specialized"];
+    assert_eq!(has_all, coverage["missing"] == json!([]), "{coverage}");
 
     let (path, vocab_size) = model();
     let mut parted = tokens.clone();
@@ -207,6 +212,7 @@ fn what_a_contract_is_not_about_is_refused() {
         (("threads = 1", "threads = 1, isa = \"neon\""), &[], "the contract is about neon"),
         (("tokens = 8, text", "tokens = 240, text"), &[], "the prompt wants 240"),
         (("prose.txt", "verse.txt"), &[], "verse.txt"),
+        (("threads = 1", "threads = 1"), &["--strict"], "--strict asks for a leanpack"),
         (
             ("threads = 1", "threads = 1, bandwidth_min_gbs = 1e6"),
             &[],

@@ -151,9 +151,15 @@ fn a_pack_unpacks_to_the_folder_it_was_made_from() {
     let text = shown(&output, Some(folder.path()));
     assert!(text.contains("error: DIR/back is there already"), "{text}");
     let text = succeed(cairn(["inspect", "--tensors"]).arg(&path));
-    for part in
-        ["pages", "leanpack/1", "every one as the source has it", "model.embed_tokens.weight"]
-    {
+    for part in [
+        "pages",
+        "leanpack/1",
+        "every one as the source has it",
+        "model.embed_tokens.weight",
+        "kernels of their own",
+        "resident",
+        "loading  ",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let header: Value =

@@ -22,7 +22,9 @@ use self::side::{OwnSide, Speeds};
 use super::Output;
 use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
+use crate::coverage::Coverage;
 use crate::failure::UserError;
+use crate::pack_args::PackArgs;
 use crate::progress_line::ProgressLine;
 use crate::runs;
 use crate::weight_type::WeightType;
@@ -55,6 +57,8 @@ pub(super) struct ContractArgs {
     dtype: Option<WeightType>,
     #[command(flatten)]
     compute: ComputeDtypeArgs,
+    #[command(flatten)]
+    pack: PackArgs,
     /// The peer: a command that starts a server of llama.cpp's kind, with {port} and {threads} where
     /// they belong, or the address of one that runs
     #[arg(long, value_name = "COMMAND|URL")]
@@ -91,7 +95,8 @@ pub(super) fn run(args: &ContractArgs, context: &Context) -> anyhow::Result<()> 
     let mut sides = Vec::new();
     for path in std::iter::once(&model).chain(&args.also) {
         let length = contract.prompt.tokens + contract.output.tokens;
-        sides.push(OwnSide::load(path, dtype, args.compute.compute(), length, context)?);
+        let model = args.pack.open(path, context)?;
+        sides.push(OwnSide::load(model, (dtype, args.compute.compute()), length, context)?);
     }
     let prompt = prompt(&contract, &args.contract, &sides[0])?;
     let bench = TurnBench { prompt, new_tokens: contract.output.tokens };
@@ -189,6 +194,9 @@ fn measure(
     let ran = sides[0].ran(bench, own[0].tokens());
     let mut found = Found::new(contract, meter.bandwidth(), own);
     found.bytes_per_token = bench.bytes_per_token(&sides[0].engine);
+    let options = sides[0].engine.options();
+    let held = (options.encoding, options.compute);
+    found.coverage = Coverage::measured(&sides[0].model, held, context)?;
     found.own_bytes = sides[0].engine.session().bytes().total() as u64;
     found.own_start_s = sides[0].start_seconds(&bench.prompt, context)?;
     if let (Some(peer), Some(speeds)) = (peer, other) {

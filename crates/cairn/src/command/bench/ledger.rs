@@ -23,6 +23,7 @@ use super::contract::side::OwnSide;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Seconds};
+use crate::model_folder::ModelFolder;
 use crate::runs;
 use crate::table::Table;
 use crate::weight_type::WeightType;
@@ -98,7 +99,8 @@ pub(super) fn run(args: &LedgerArgs, context: &Context) -> anyhow::Result<()> {
 
 fn own(args: &LedgerArgs, context: &Context) -> anyhow::Result<Ledger> {
     let path = runs::model_folder(args.model.as_deref())?;
-    let mut side = OwnSide::load(&path, WeightType::Auto, Compute::F32, 16, context)?;
+    let model = ModelFolder::open(&path, context.terminal)?;
+    let mut side = OwnSide::load(model, (WeightType::Auto, Compute::F32), 16, context)?;
     let id = std::process::id();
     let bench = TurnBench { prompt: PROMPT.to_vec(), new_tokens: 1 };
     bench.run(&mut side.engine)?;

@@ -4,13 +4,16 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use cairn_artifacts::leanpack::{Header, PackFile, Profile};
+use cairn_model::{PackCheck, PackSource};
 
 use super::{InspectArgs, draw};
 use crate::command::pack::assignment_table;
 use crate::context::Context;
+use crate::coverage::Coverage;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
 use crate::machine::huge_page_text;
+use crate::pack_args::program_of;
 use crate::table::Table;
 
 /// Prints what is in the pack.
@@ -28,8 +31,10 @@ pub(super) fn inspect(path: &Path, args: &InspectArgs, context: &Context) -> any
     if args.json {
         return context.terminal.print(serde_json::to_string_pretty(header)?);
     }
-    let residence = residence(&pack);
-    let mut text = summary(&pack, &residence);
+    let source = PackSource::new(pack, PackCheck::default())?;
+    let (pack, header) = (source.pack(), source.pack().header());
+    let coverage = Coverage::of(&program_of(&header.spec, &source)?, context.isa);
+    let mut text = summary(pack, (&residence(pack), &coverage.text(context.isa)));
     let _ = write!(text, "\n\n{}", file_table(header));
     if let Some(assignment) = &header.assignment {
         let _ = write!(text, "\n\n{}", assignment_table(assignment));
@@ -48,7 +53,7 @@ fn residence(pack: &PackFile) -> String {
     }
 }
 
-fn summary(pack: &PackFile, residence: &str) -> String {
+fn summary(pack: &PackFile, (residence, coverage): (&str, &str)) -> String {
     let header = pack.header();
     let unknown = || "unknown".to_owned();
     let parameters = header.spec.parameter_count().total();
@@ -77,6 +82,7 @@ fn summary(pack: &PackFile, residence: &str) -> String {
             &format!("{all}: weights {weights}, {} cache {cache}, arena {arena}", plan.cache_type),
         ]);
     }
+    table.row([&"kernels", &coverage]);
     table.row([&"loading", &residence]);
     table.row([&"pages", &huge_page_text()]);
     let license = &header.license;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::super::spread;
 use super::side::Speeds;
+use crate::coverage::Coverage;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Percent, Seconds};
 use crate::table::Table;
@@ -32,6 +33,8 @@ pub(super) struct Found {
     pub(super) own_start_s: f64,
     /// The same of the peer.
     pub(super) peer_start_s: Option<f64>,
+    /// How much of ours runs in kernels of its own.
+    pub(super) coverage: Coverage,
     /// Whether both ran the same.
     pub(super) evenness: Evenness,
     /// Whether both said the same.
@@ -56,6 +59,7 @@ impl Found {
             peer_bytes: None,
             own_start_s: 0.0,
             peer_start_s: None,
+            coverage: Coverage::default(),
             evenness: Evenness::default(),
             agreement: Agreement::default(),
             void,
@@ -144,6 +148,7 @@ impl Found {
             "decode reads {used:.1} of {gbs:.1} GB/s ({gbs_min:.1} to {gbs_max:.1}): {share}"
         );
         facts.push(("roofline", said));
+        facts.push(("coverage", self.coverage.text(self.bandwidth.isa)));
         if self.peer.is_some() {
             let said = match &self.agreement.divergence {
                 None => "the same tokens to the end".to_owned(),

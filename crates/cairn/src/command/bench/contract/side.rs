@@ -1,6 +1,6 @@
 //! One of our own sides: an engine, and its speeds turn by turn.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::failure::UserError;
+use crate::gate_file;
 use crate::model_folder::ModelFolder;
 use crate::weight_type::WeightType;
 
@@ -31,20 +32,20 @@ pub(in crate::command::bench) struct OwnSide {
 impl OwnSide {
     /// Loads a model for sequences of up to `length` tokens.
     pub(in crate::command::bench) fn load(
-        path: &Path,
-        dtype: WeightType,
-        compute: Compute,
+        model: ModelFolder,
+        (dtype, compute): (WeightType, Compute),
         length: usize,
         context: &Context,
     ) -> anyhow::Result<Self> {
-        let model = ModelFolder::open(path, context.terminal)?;
+        let path = model.path.clone();
         let mut options = EngineOptions::new(1, length);
         options.cache_type = CacheType::F32;
         options.compute = compute;
         options.encoding = dtype.encoding(&model, context.terminal)?;
+        gate_file::check(&model, (options.encoding, compute), context)?;
         let name = format!("cairn, {} {}", options.encoding, path.display());
         let engine = model.engine(options, context.cpu()?)?;
-        Ok(Self { name, model, engine, path: path.to_owned(), dtype })
+        Ok(Self { name, model, engine, path, dtype })
     }
 
     /// What a turn of it ran.
