@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::Turn;
 use crate::error::EvalError;
+use crate::median::median;
 use crate::scorer::check_limit;
 
 /// How decoding is measured.
@@ -98,7 +99,7 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     let bandwidth = meter.bandwidth();
     let weight_bytes = weight_bytes(engine);
     let cache_bytes = cache_bytes(engine, bench);
-    let tokens_per_s_median = median(&decode);
+    let tokens_per_s_median = median(decode.iter().copied()).unwrap_or(f64::NAN);
     let bytes_per_s = tokens_per_s_median * (weight_bytes as f64 + cache_bytes);
     Ok(DecodeFigures {
         threads: engine.session().cpu().threads(),
@@ -175,15 +176,4 @@ fn cache_bytes(engine: &Engine, bench: &DecodeBench) -> f64 {
 pub(crate) fn cache_bytes_per_token(engine: &Engine) -> f64 {
     let tokens = engine.options().num_blocks * cairn_engine::BLOCK_TOKENS;
     engine.session().bytes().cache as f64 / tokens as f64
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len().is_multiple_of(2) {
-        f64::midpoint(sorted[middle - 1], sorted[middle])
-    } else {
-        sorted[middle]
-    }
 }

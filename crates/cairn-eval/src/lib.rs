@@ -11,6 +11,7 @@
 //! | [`contract`] | what two engines run when they are compared, and whether they did |
 //! | `corpus` | documents of a corpus to compare on |
 //! | `decode_bench` | tokens per second, and the share of the memory bandwidth |
+//! | `median` | the middle of several measurements |
 //! | `error` | what keeps a measurement from being made |
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ mod corpus;
 mod decode_bench;
 mod documents;
 mod error;
+mod median;
 mod scorer;
 mod windows;
 
@@ -34,6 +36,7 @@ pub use corpus::{COMPARED_BYTES_MAX, sample};
 pub use decode_bench::{DecodeBench, DecodeFigures, bench_decode};
 pub use documents::{DocumentScore, DocumentScorer};
 pub use error::EvalError;
+pub use median::median;
 pub use scorer::{
     ModelScorer, ModelScorerOptions, ModelScorerPlan, ScoreBatch, ScoreLimits, SessionScorer,
     TokenScorer,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use cairn_eval::median;
 use cairn_kernels::Cpu;
 use cairn_program::{
     Class, Cost, Feed, GRAD_NORM_SQUARED, Program, ProgramId, Run, RunError, Session, Workload,
@@ -95,7 +96,7 @@ pub fn bench_steps(
             seconds.push(host.monotonic_s() - start);
         }
     }
-    let median = median(&seconds);
+    let median = median(seconds.iter().copied()).unwrap_or(f64::NAN);
     let tokens = rows * seq_len * plan.shape.grad_accum_steps;
     Ok(StepFigures {
         tokens,
@@ -123,12 +124,6 @@ fn update(session: &mut Session, step: usize, parts: &mut Parts) -> Result<(), R
     let feeds =
         [Feed::f64("lr", &lr), Feed::u32("step", &number), Feed::f64(GRAD_NORM_SQUARED, &squares)];
     timed(session, UPDATE, &feeds)
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Times and costs by kind of instruction.

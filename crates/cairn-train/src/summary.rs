@@ -2,6 +2,7 @@
 
 use cairn_artifacts::run::RunRecord;
 use cairn_data::corpus::{Counts, Manifest};
+use cairn_eval::median;
 use cairn_spec::recipe::TrainRecipe;
 use cairn_spec::units::RoundedBytes;
 use serde::Serialize;
@@ -233,10 +234,4 @@ fn charts(metrics: &[Metric]) -> Vec<Chart> {
         Chart { title: "Gradient norm", lines: vec![of_steps("norm", |m| m.grad_norm)] },
         Chart { title: "Tokens per second", lines: vec![of_steps("pace", |m| m.tokens_per_s)] },
     ]
-}
-
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
 }

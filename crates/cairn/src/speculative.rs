@@ -84,7 +84,7 @@ impl SpeculativeArgs {
         let options = engine.options();
         let max_context = options.max_context.min(model.spec.context_limit());
         let mut draft = EngineOptions::new(options.max_num_seqs, max_context);
-        draft.encoding = crate::weight_type::WeightType::Auto.encoding(&model, context.terminal)?;
+        draft.encoding = crate::weight_type::WeightType::AUTO.encoding(&model, context.terminal)?;
         let draft = model.engine(draft, context.cpu()?)?;
         let what = || format!("{} cannot guess for this model", folder.display());
         engine.attach_draft(draft).with_context(what)

@@ -1,13 +1,16 @@
 //! `--dtype`: how the weight matrices of a model are held in memory.
 
+use std::sync::LazyLock;
+
 use cairn_kernels::{Encoding, Layout};
 use cairn_model::{
     BuildOptions, Head, TensorSource, build_program, stored_encoding, stored_encodings,
 };
 use cairn_program::{Class, Sizes};
 use cairn_spec::{DType, ModelSpec};
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::model_folder::{ModelFolder, ModelWeights};
 use crate::terminal::Terminal;
@@ -22,7 +25,7 @@ pub(crate) struct WeightTypeArgs {
         value_enum,
         value_name = "TYPE",
         visible_alias = "weights",
-        default_value_t = WeightType::Auto
+        default_value_t = WeightType::AUTO
     )]
     pub(crate) dtype: WeightType,
 }
@@ -36,33 +39,54 @@ pub(crate) fn weight_bytes(spec: &ModelSpec, encoding: Encoding) -> anyhow::Resu
     Ok(program.of_class(Class::Weight).map(|(_, weight)| weight.bytes(&sizes)).sum())
 }
 
-/// What can be asked for. All but `auto` round to the nearest where they cannot hold a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum WeightType {
-    /// As stored.
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// The high half of 32-bit floats.
-    Bf16,
-    /// The same values in 12 bits, if their exponents are few.
-    Bf16z,
-    /// IEEE half-precision floats.
-    F16,
-    /// Signed bytes, a scale for 32.
-    Q8,
-    /// Four bits, a scale for 32.
-    Q4,
-    /// Four bits, quantiles of the normal distribution, a scale for 64.
-    Nf4,
-    /// Eight-bit floats (E4M3), a scale for 128.
-    Fp8,
-    /// Four-bit floats (MXFP4), a power of two for 32.
-    Fp4,
+/// What can be asked for: an encoding, or `auto`, as stored. All but `auto` round to the nearest where
+/// they cannot hold a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WeightType(pub(crate) Option<Encoding>);
+
+impl ValueEnum for WeightType {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: LazyLock<Vec<WeightType>> = LazyLock::new(|| {
+            let encodings = Encoding::ALL.into_iter().map(|encoding| WeightType(Some(encoding)));
+            std::iter::once(WeightType::AUTO).chain(encodings).collect()
+        });
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self.0 {
+            None => "As stored",
+            Some(Encoding::F32) => "32-bit floats",
+            Some(Encoding::Bf16) => "The high half of 32-bit floats",
+            Some(Encoding::Bf16z) => "The same values in 12 bits, if their exponents are few",
+            Some(Encoding::F16) => "IEEE half-precision floats",
+            Some(Encoding::Q8) => "Signed bytes, a scale for 32",
+            Some(Encoding::Q4) => "Four bits, a scale for 32",
+            Some(Encoding::Nf4) => {
+                "Four bits, quantiles of the normal distribution, a scale for 64"
+            }
+            Some(Encoding::Fp8) => "Eight-bit floats (E4M3), a scale for 128",
+            Some(Encoding::Fp4) => "Four-bit floats (MXFP4), a power of two for 32",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
+impl Serialize for WeightType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
 }
 
 impl WeightType {
+    /// As stored.
+    pub(crate) const AUTO: Self = Self(None);
+
+    /// What flags and records call it.
+    pub(crate) fn name(self) -> &'static str {
+        self.0.map_or("auto", Encoding::name)
+    }
+
     /// The encoding for a model's weights; says on `terminal` where keeping what is stored takes more
     /// memory than the file.
     pub(crate) fn encoding(
@@ -70,12 +94,12 @@ impl WeightType {
         model: &ModelFolder,
         terminal: Terminal,
     ) -> anyhow::Result<Encoding> {
-        if let (Self::Auto, Some(pack)) = (self, model.pack()) {
+        if let (Self::AUTO, Some(pack)) = (self, model.pack()) {
             // Each matrix stays as it is stored: `ModelFolder::encodings`.
             return Ok(pack.storage().0);
         }
         let encoding = self.encoding_of(&model.spec, Some(&model.weights))?;
-        if self == Self::Auto && encoding == Encoding::F32 {
+        if self == Self::AUTO && encoding == Encoding::F32 {
             warn_of_widening(model, terminal)?;
         }
         Ok(encoding)
@@ -88,7 +112,7 @@ impl WeightType {
         spec: &ModelSpec,
         weights: Option<&dyn TensorSource>,
     ) -> anyhow::Result<Encoding> {
-        Ok(match (self.asked(), weights) {
+        Ok(match (self.0, weights) {
             (Some(asked), _) => asked,
             (None, Some(weights)) => stored_encoding(spec, weights)?,
             (None, None) => match spec.dtype {
@@ -97,21 +121,6 @@ impl WeightType {
                 _ => Encoding::F32,
             },
         })
-    }
-
-    fn asked(self) -> Option<Encoding> {
-        match self {
-            Self::Auto => None,
-            Self::F32 => Some(Encoding::F32),
-            Self::Bf16 => Some(Encoding::Bf16),
-            Self::Bf16z => Some(Encoding::Bf16z),
-            Self::F16 => Some(Encoding::F16),
-            Self::Q8 => Some(Encoding::Q8),
-            Self::Q4 => Some(Encoding::Q4),
-            Self::Nf4 => Some(Encoding::Nf4),
-            Self::Fp8 => Some(Encoding::Fp8),
-            Self::Fp4 => Some(Encoding::Fp4),
-        }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::progress_line::ProgressLine;
 use crate::runs;
 use crate::signals::StopFlag;
 use crate::table::Table;
+use crate::weight_type::WeightType;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,10 +44,9 @@ pub(crate) struct PackArgs {
     /// File to write
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// Encoding of weight matrices: `auto` (as the model has them), or one that
-    /// `--dtype` has: `f32`, `bf16z`, `q8` …
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = encoding)]
-    encoding: EncodingChoice,
+    /// Encoding of weight matrices; `auto` keeps the model's own
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = WeightType::AUTO)]
+    encoding: WeightType,
     /// Choose an encoding for each class of weights, so that the file has at most so many bytes and the
     /// model's predictions change least on calibration text: `2.1GB`
     #[arg(long, value_name = "BYTES", conflicts_with = "encoding")]
@@ -63,21 +63,6 @@ pub(crate) struct PackArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// An encoding, or none: the source's own.
-#[derive(Clone, Copy, Debug)]
-struct EncodingChoice(Option<Encoding>);
-
-fn encoding(name: &str) -> Result<EncodingChoice, String> {
-    if name == "auto" {
-        return Ok(EncodingChoice(None));
-    }
-    let found = Encoding::ALL.into_iter().find(|encoding| encoding.name() == name);
-    let names = || Encoding::ALL.map(Encoding::name).join(", ");
-    found
-        .map(|encoding| EncodingChoice(Some(encoding)))
-        .ok_or_else(|| format!("known encodings: auto, {}", names()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

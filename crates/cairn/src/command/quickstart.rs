@@ -359,7 +359,7 @@ fn evaluate(
         context: None,
         // Every token but a document's first ones is scored with half a window before it.
         stride: Some(SEQ_LEN / 2),
-        dtype: WeightType::Auto,
+        dtype: WeightType::AUTO,
         compute: Compute::F32,
     };
     let comparison = measure(model, corpus, &how, (context, stop))?;

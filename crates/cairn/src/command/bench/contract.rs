@@ -142,7 +142,7 @@ fn dtype(args: &ContractArgs, contract: &Contract) -> anyhow::Result<WeightType>
                 .hint("leave --dtype out, or write another contract")
                 .into())
         }
-        (fixed, asked) => Ok(fixed.or(asked).unwrap_or(WeightType::Auto)),
+        (fixed, asked) => Ok(fixed.or(asked).unwrap_or(WeightType::AUTO)),
     }
 }
 

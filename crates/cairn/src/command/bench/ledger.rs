@@ -100,7 +100,7 @@ pub(super) fn run(args: &LedgerArgs, context: &Context) -> anyhow::Result<()> {
 fn own(args: &LedgerArgs, context: &Context) -> anyhow::Result<Ledger> {
     let path = runs::model_folder(args.model.as_deref())?;
     let model = ModelFolder::open(&path, context.terminal)?;
-    let mut side = OwnSide::load(model, (WeightType::Auto, Compute::F32), 16, context)?;
+    let mut side = OwnSide::load(model, (WeightType::AUTO, Compute::F32), 16, context)?;
     let id = std::process::id();
     let bench = TurnBench { prompt: PROMPT.to_vec(), new_tokens: 1 };
     bench.run(&mut side.engine)?;

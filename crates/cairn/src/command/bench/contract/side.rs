@@ -65,13 +65,12 @@ impl OwnSide {
         context: &Context,
     ) -> anyhow::Result<f64> {
         let ids: Vec<String> = prompt.iter().take(3).map(u32::to_string).collect();
-        let dtype = serde_json::to_value(self.dtype)?;
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
         command.args(["--quiet", "--threads", &context.threads.to_string(), "generate", "--model"]);
         command.arg(&self.path).args(["--prompt-ids", &ids.join(",")]);
         command.args(["--max-new-tokens", "1", "--temperature", "0", "--json"]);
-        command.args(["--dtype", dtype.as_str().unwrap_or("auto")]);
+        command.args(["--dtype", self.dtype.name()]);
         let begin = Instant::now();
         let done = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !done.with_context(|| format!("cannot start {command:?}"))?.success() {
