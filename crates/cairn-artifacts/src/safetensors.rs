@@ -18,7 +18,7 @@ mod write;
 pub use convert::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 pub use error::{HeaderError, ReadError, TensorMismatch, WeightsError};
 pub use folder::{INDEX_FILE, SHARDS_MAX, SINGLE_FILE, WeightFolder};
-pub use header::{DIMS_MAX, HEADER_BYTES_MAX, Header, TENSORS_MAX, TensorEntry};
+pub use header::{DIMS_MAX, HEADER_BYTES_MAX, Header, NAME_BYTES_MAX, TENSORS_MAX, TensorEntry};
 pub use write::{ALIGNMENT_BYTES, Contents, OutTensor, WrittenFile, write, write_sharded};
 
 use crate::MappedFile;

@@ -124,12 +124,16 @@ impl Tokenizer {
     /// text is.
     pub fn parse(json: Vec<u8>, path: &Path) -> Result<Self, TokenizerError> {
         let parse = |reason: String| TokenizerError::Parse { path: path.to_owned(), reason };
+        let excess = |Excess { what, growth, limit }| TokenizerError::Growth {
+            path: path.to_owned(),
+            what,
+            growth,
+            limit,
+        };
+        growth::check_values(&json).map_err(excess)?;
         let stated = added::stated(&json).map_err(|error| parse(error.to_string()))?;
         added::refuse_empty(&stated.added_tokens, path)?;
-        let growth = growth_of(&stated).map_err(parse)?.map_err(|excess| {
-            let (path, Excess { what, growth, limit }) = (path.to_owned(), excess);
-            TokenizerError::Growth { path, what, growth, limit }
-        })?;
+        let growth = growth_of(&stated).map_err(parse)?.map_err(excess)?;
         let mut literal = deserialize(&json).map_err(parse)?;
         literal.with_truncation(None).map_err(|error| parse(error.to_string()))?;
         literal.with_padding(None);

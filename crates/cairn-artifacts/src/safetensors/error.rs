@@ -63,7 +63,7 @@ pub enum HeaderError {
     ImpossibleShape {
         /// The tensor.
         name: String,
-        /// Its dimensions.
+        /// Its dimensions, or the first of them if there are too many.
         shape: Vec<usize>,
     },
     /// The byte range does not fit type and shape.

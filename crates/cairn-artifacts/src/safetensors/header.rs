@@ -11,6 +11,10 @@ use std::fmt;
 pub const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Most tensors accepted in one file.
 pub const TENSORS_MAX: usize = 1 << 20;
+/// Longest name of a tensor, in bytes.
+pub const NAME_BYTES_MAX: usize = 4096;
+/// Longest name of a type that is quoted, in characters.
+const DTYPE_CHARS_MAX: usize = 40;
 /// Most dimensions of a tensor.
 pub const DIMS_MAX: usize = 16;
 /// Bytes of the header's length.
@@ -107,13 +111,17 @@ impl Header {
 /// Checks everything about a tensor that does not concern its neighbors.
 fn check_tensor(name: String, raw: RawTensor) -> Result<TensorEntry, HeaderError> {
     let Some(dtype) = DType::from_safetensors_name(&raw.dtype) else {
-        return Err(HeaderError::UnknownDType { name, dtype: raw.dtype });
+        let dtype = raw.dtype.chars().take(DTYPE_CHARS_MAX).collect();
+        return Err(HeaderError::UnknownDType { name, dtype });
     };
     let elements = raw.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     let expected = elements.and_then(|elements| elements.checked_mul(dtype.size_bytes()));
     let expected = match expected {
         Some(expected) if raw.shape.len() <= DIMS_MAX => expected,
-        _ => return Err(HeaderError::ImpossibleShape { name, shape: raw.shape }),
+        _ => {
+            let shape = raw.shape.into_iter().take(DIMS_MAX + 1).collect();
+            return Err(HeaderError::ImpossibleShape { name, shape });
+        }
     };
     let (begin, end) = raw.data_offsets;
     if end.checked_sub(begin) != Some(expected) {
@@ -181,6 +189,10 @@ impl<'de> Visitor<'de> for RawHeaderSeed<'_> {
         let mut raw = RawHeader { tensors: Vec::new(), metadata: BTreeMap::new() };
         let mut seen = std::collections::BTreeSet::new();
         while let Some(name) = map.next_key::<String>()? {
+            if name.len() > NAME_BYTES_MAX {
+                let bytes = name.len();
+                return Err(de::Error::custom(format!("a name has {bytes} bytes")));
+            }
             if !seen.insert(name.clone()) {
                 *self.twice = Some(name);
                 return Err(de::Error::custom("a name occurs twice"));

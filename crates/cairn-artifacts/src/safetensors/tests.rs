@@ -119,6 +119,18 @@ fn broken_headers_are_refused_by_what_is_wrong() {
     ] {
         check_refused(&file_of(&small_header().replace(from, to), &data), message);
     }
+    // What is quoted stays short, whatever the file says.
+    let long = [("[2,2]", format!("[{}1]", "1,".repeat(100_000))), ("U8", "U".repeat(100_000))];
+    for (from, to) in long {
+        let header = small_header().replace(from, &to);
+        let message = Header::parse(&file_of(&header, &data)).unwrap_err().to_string();
+        assert!(message.len() < 120, "{message}");
+    }
+    let header = small_header().replace("\"b\"", &format!("{:?}", "b".repeat(5000)));
+    check_refused(
+        &file_of(&header, &data),
+        "the header is malformed: a name has 5000 bytes at line 1 column 5059",
+    );
     for (from, to) in [
         ("[2,2]", "[-2,2]"),
         ("[2,2]", "[2.5,2]"),

@@ -6,12 +6,12 @@
 //! of a chain multiply.
 //!
 //! **Limits:** a chain whose product is above [`NORMALIZER_MAX`], [`PRE_TOKENIZER_MAX`],
-//! [`REPEATS_MAX`] or [`DECODER_MAX`] is refused when the file is read. Below that, a text of `n` bytes
+//! [`REPEATS_MAX`] or [`DECODER_MAX`] is refused when the file is read, and so is one of more than
+//! [`VALUES_MAX`] values, before it is parsed. Below that, a text of `n` bytes
 //! is encoded only if the normalizer makes at most `16 · n + 16 MiB` of it: where the product leaves
 //! that open it is measured, piece by piece, before the text is encoded.
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokenizers::{
     DecoderWrapper, NormalizedString, Normalizer, NormalizerWrapper, PostProcessorWrapper,
@@ -32,6 +32,10 @@ const AROUND_MAX: f64 = 65536.0;
 
 /// Bytes that a decoder may make of one byte.
 const DECODER_MAX: f64 = 64.0;
+
+/// JSON values in a file, about: each takes some 150 bytes while it is read. Gemma's file, the largest known,
+/// has 2.1 million.
+const VALUES_MAX: usize = 1 << 23;
 
 /// Longest token, in bytes. The longest known ones are runs of a few hundred spaces.
 pub(super) const TOKEN_BYTES_MAX: usize = 1 << 14;
@@ -136,12 +140,37 @@ impl Growth {
     }
 }
 
+/// Checks that a file does not say more things than can be held, before it is parsed.
+pub(super) fn check_values(json: &[u8]) -> Result<(), Excess> {
+    // A value takes two bytes at least, with what separates it from the next.
+    if json.len() / 2 <= VALUES_MAX {
+        return Ok(());
+    }
+    let (mut values, mut in_text, mut is_escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b',' | b':' | b'[' | b'{' if !in_text => values += 1,
+            _ => {}
+        }
+    }
+    if values <= VALUES_MAX {
+        return Ok(());
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a file is below 2^52 bytes")]
+    Err(Excess { what: "values in it", growth: values as f64, limit: VALUES_MAX as f64 })
+}
+
 /// A part as its newest form has it; null where there is none.
-fn as_read<T: DeserializeOwned + Serialize>(part: &Value) -> Result<Value, serde_json::Error> {
+fn as_read<'a, T: Deserialize<'a> + Serialize>(
+    part: &'a Value,
+) -> Result<Value, serde_json::Error> {
     if part.is_null() {
         return Ok(Value::Null);
     }
-    serde_json::to_value(serde_json::from_value::<T>(part.clone())?)
+    serde_json::to_value(T::deserialize(part)?)
 }
 
 fn kind(step: &Value) -> &str {
@@ -184,14 +213,21 @@ fn normalizer_growth(normalizer: &Value) -> f64 {
     growth
 }
 
-/// A replacement for every occurrence; a regular expression may match between any two bytes.
+/// A replacement for every occurrence; what matches nothing does so before, between and after all bytes.
 fn replace_growth(step: &Value) -> f64 {
     let content = bytes(text(step, "content"));
-    let pattern = step.get("pattern").and_then(|pattern| pattern.get("String"));
-    match pattern.and_then(Value::as_str) {
-        Some(pattern) if !pattern.is_empty() => (content / bytes(pattern)).max(1.0),
-        _ => 1.0 + content,
-    }
+    let pattern = |kind: &str| step.get("pattern").and_then(|pattern| pattern.get(kind)?.as_str());
+    let shortest = match (pattern("String"), pattern("Regex")) {
+        (Some(pattern), _) => pattern.len(),
+        // What looks around is not understood here, and may match nothing.
+        (None, regex) => regex
+            .and_then(|regex| regex_syntax::parse(regex).ok())
+            .and_then(|parsed| parsed.properties().minimum_len())
+            .unwrap_or(0),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "a file is below 2^52 bytes")]
+    let shortest = shortest as f64;
+    if shortest < 1.0 { 1.0 + 2.0 * content } else { (content / shortest).max(1.0) }
 }
 
 /// The longest text that a table of `SentencePiece` puts in the place of a character. The table is the

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::{Tokenizer, TokenizerError};
@@ -37,8 +38,11 @@ fn chains_that_multiply_are_refused_by_the_part_that_does() {
         (nested, "2e25"),
         (replace("a", &"a".repeat(5000)), "5000"),
         (json!({"type": "Prepend", "prepend": "b".repeat(9999)}), "10000"),
-        (json!({"type": "Replace", "pattern": {"Regex": ""}, "content": "b".repeat(8000)}), "8001"),
-        (replace("", &"b".repeat(8000)), "8001"),
+        (
+            json!({"type": "Replace", "pattern": {"Regex": ""}, "content": "b".repeat(8000)}),
+            "16001",
+        ),
+        (replace("", &"b".repeat(8000)), "16001"),
         (
             json!({"type": "Sequence", "normalizers": vec![json!({"type": "ByteLevel"}); 20]}),
             "1048576",
@@ -61,6 +65,41 @@ fn chains_that_multiply_are_refused_by_the_part_that_does() {
         "rstrip": false, "normalized": true, "special": false}]);
     let text = refusal(json!({"normalizer": chain, "added_tokens": added}));
     assert!(text.contains("its normalizer may make of one"), "{text}");
+}
+
+proptest! {
+    /// No text becomes longer than the bound says.
+    #[test]
+    fn the_bound_holds(
+        steps in prop::collection::vec((0..9usize, "[ab\u{fdfa}]{0,2}", "[abİ\u{fdfa} ]{0,3}"), 1..4),
+        text in "[ab İΐ\u{fdfa}\u{1d160}\u{390}]{1,30}",
+    ) {
+        let steps: Vec<Value> = steps
+            .iter()
+            .map(|(kind, pattern, content)| match kind {
+                0 | 1 => replace(pattern, content),
+                2 => json!({"type": "Replace", "pattern": {"Regex": "a+|b"}, "content": content}),
+                3 => json!({"type": "Replace", "pattern": {"Regex": "a*"}, "content": content}),
+                4 => json!({"type": "Prepend", "prepend": content}),
+                5 => json!({"type": "NFKD"}),
+                6 => json!({"type": "Lowercase"}),
+                7 => json!({"type": "NFC"}),
+                _ => json!({"type": "ByteLevel"}),
+            })
+            .collect();
+        let chain = json!({"type": "Sequence", "normalizers": steps});
+        let normalizer: NormalizerWrapper = serde_json::from_value(chain.clone()).unwrap();
+        let normalized = std::panic::catch_unwind(|| {
+            let mut grown = NormalizedString::from(text.as_str());
+            normalizer.normalize(&mut grown).unwrap();
+            grown
+        });
+        // The library itself gives up on some chains (0.23.2: ByteLevel after others).
+        let Ok(grown) = normalized else { return Ok(()) };
+        let bound = normalizer_growth(&serde_json::to_value(&normalizer).unwrap());
+        let (grown, bytes) = (grown.get().len() as f64, text.len() as f64);
+        prop_assert!(grown <= bound * bytes, "{grown} of {bytes}, not {bound} of one: {chain}");
+    }
 }
 
 #[test]
@@ -119,6 +158,22 @@ fn what_is_possible_is_measured_before_it_happens() {
     );
     // A long text that does not grow is encoded as ever.
     assert_eq!(tokenizer.encode(&"b".repeat(1 << 20)).unwrap().len(), 1 << 20);
+}
+
+#[test]
+fn a_file_of_too_many_values_is_refused_before_it_is_parsed() {
+    let many = |value: &str| {
+        let list = value.repeat((1 << 24) / value.len());
+        let json = format!("{{\"decoder\": [{list}0]}}");
+        Tokenizer::parse(json.into_bytes(), Path::new("many.json")).unwrap_err().to_string()
+    };
+    assert_eq!(
+        many("0,"),
+        "tokenizer many.json: values in it: 8388611, more than the limit of 8388608"
+    );
+    // Signs in texts are no values.
+    let text = many("\"[,:{\\\",,,,,\\\\\",");
+    assert!(text.starts_with("many.json is not a tokenizer.json: "), "{text}");
 }
 
 #[test]
