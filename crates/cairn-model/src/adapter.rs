@@ -18,6 +18,8 @@ use crate::names::{Placement, TensorMap, TensorSlice};
 const WRAPPER: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
+/// What an embedding is, whose adapters are of another kind.
+const TABLE: &str = "a table";
 
 /// An adapter that a model cannot have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +56,10 @@ impl Hint for AdapterError {
             Self::Nothing { layers_to_transform: Some(layers) } => {
                 vec![format!("layers_to_transform is {layers:?}, counted from 0")]
             }
+            Self::NotAProjection { what, .. } if *what != TABLE => vec![
+                "merge it into the model: cairn adapter merge --model DIR --adapter DIR --output DIR"
+                    .to_owned(),
+            ],
             Self::Nothing { .. } | Self::NotAProjection { .. } => Vec::new(),
         }
     }
@@ -76,6 +82,8 @@ pub struct Adapted {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdapterMap {
     adapted: BTreeMap<String, Adapted>,
+    /// Rank and factor of each of the family's modules that has an adapter.
+    modules: BTreeMap<String, (usize, f32)>,
     tensors: Vec<TensorSlice>,
     dropout: f64,
 }
@@ -87,6 +95,24 @@ impl AdapterMap {
     ///
     /// [`AdapterError`] naming a target that is not there or cannot have one.
     pub fn new(spec: &ModelSpec, lora: &LoraSpec) -> Result<Self, AdapterError> {
+        Self::of(spec, lora, Err)
+    }
+
+    /// As [`new`](Self::new), to be merged and not to be run: every matrix of the files may have one,
+    /// also those of single experts, what latent attention absorbs, routers and the head.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn to_merge(spec: &ModelSpec, lora: &LoraSpec) -> Result<Self, AdapterError> {
+        Self::of(spec, lora, |what| if what == TABLE { Err(what) } else { Ok(()) })
+    }
+
+    fn of(
+        spec: &ModelSpec,
+        lora: &LoraSpec,
+        admit: impl Fn(&'static str) -> Result<(), &'static str>,
+    ) -> Result<Self, AdapterError> {
         let map = TensorMap::new(spec);
         check_targets(&map, &lora.target_modules)?;
         let mut adapters = Self { dropout: lora.lora_dropout, ..Self::default() };
@@ -101,16 +127,18 @@ impl AdapterMap {
             if all && has_experts && slice.weight.contains(".mlp.") {
                 continue;
             }
-            if let Some(what) = not_a_projection(&map, slice) {
-                if all {
-                    continue;
-                }
+            let other = not_a_projection(&map, slice);
+            if all && other.is_some() {
+                continue;
+            }
+            if let Some(Err(what)) = other.map(&admit) {
                 return Err(AdapterError::NotAProjection { module: module.to_owned(), what });
             }
             let weight = slice.weight.strip_suffix(".weight").expect("a projection's weight");
             #[expect(clippy::cast_possible_truncation, reason = "applied to f32 values")]
             let scale = lora.scale(module, rank) as f32;
             let (a, b) = (format!("{module}{A_SUFFIX}"), format!("{weight}{B_SUFFIX}"));
+            adapters.modules.insert(module.to_owned(), (rank, scale));
             if shared.insert(module.to_owned()) {
                 adapters.tensors.push(slice_a(slice, module, &a, rank));
             }
@@ -176,7 +204,7 @@ fn not_a_projection(map: &TensorMap, slice: &TensorSlice) -> Option<&'static str
     } else if is("mlp.gate") {
         Some("a router")
     } else if slice.weight.starts_with("model.embed_") {
-        Some("a table")
+        Some(TABLE)
     } else if map.slices_of(&slice.weight).len() > 1 || slice.shape.len() != 2 {
         Some("one of several experts")
     } else {
@@ -300,26 +328,34 @@ impl<'a> MergedSource<'a> {
         };
         let shapes: BTreeMap<&str, &[usize]> = tensors.tensors().into_iter().collect();
         let mut deltas = BTreeMap::new();
+        let mut missing = Vec::new();
         for slice in &TensorMap::new(spec).slices {
-            let Some(adapted) = adapters.get(&slice.weight) else { continue };
-            let (module, _) = projection(slice).expect("only projections are adapted");
+            let Some((module, _)) = projection(slice) else { continue };
+            let Some(&(rank, scale)) = adapters.modules.get(module) else { continue };
             let [a, b] = [A_SUFFIX, B_SUFFIX].map(|suffix| format!("{WRAPPER}{module}{suffix}"));
             let transposed = matches!(slice.placement, Placement::TransposedColumns { .. });
-            let scale = if merge == Merge::Merge { adapted.scale } else { -adapted.scale };
-            for spelling in TensorMap::spellings(spec.family, &slice.tensor) {
+            let scale = if merge == Merge::Merge { scale } else { -scale };
+            let spellings = TensorMap::spellings(spec.family, &slice.tensor);
+            if !spellings.iter().any(|spelling| base.shape(spelling).is_some()) {
+                missing.push(format!("{} is missing", slice.tensor));
+            }
+            for spelling in spellings {
                 if base.shape(&spelling).is_none() || deltas.contains_key(&spelling) {
                     continue;
                 }
                 let delta = Delta {
                     a: read(&a, shapes[a.as_str()])?,
                     b: read(&b, shapes[b.as_str()])?,
-                    rank: adapted.rank,
+                    rank,
                     scale,
                     columns: slice.shape[1],
                     transposed,
                 };
                 deltas.insert(spelling, delta);
             }
+        }
+        if !missing.is_empty() {
+            return Err(LoadError::Mismatch { problems: missing });
         }
         Ok(Self { base, deltas })
     }

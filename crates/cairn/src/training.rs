@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use cairn_artifacts::bounded::read_text;
+use cairn_artifacts::gguf::GgufFile;
+use cairn_artifacts::leanpack::PackFile;
 use cairn_artifacts::machine::{ProcessMemory, available_memory_bytes};
 use cairn_data::corpus::{Corpus, MANIFEST_FILE};
 use cairn_kernels::Cpu;
@@ -138,12 +140,26 @@ fn with_described_model(file: RecipeFile, context: &Context) -> anyhow::Result<R
     if path.is_dir() && !config.exists() {
         return Err(undescribed(path));
     }
+    refuse_single_file(path)?;
     let text = read_config(&config)?;
     let (described, ignored) = file
         .with_model_config(&text)
         .with_context(|| format!("{} does not describe a model to train", config.display()))?;
     warn_of_ignored(&config, &ignored, context.terminal);
     Ok(described)
+}
+
+/// Refuses to go on from a model in one file: what is saved is a folder with the files beside it.
+fn refuse_single_file(path: &Path) -> Result<(), UserError> {
+    let (kind, hint) = if PackFile::is_pack(path) {
+        ("leanpack", format!("make a folder of it: cairn unpack {} --output DIR", path.display()))
+    } else if path.is_file() && GgufFile::open(path).is_ok() {
+        ("GGUF file", "name the folder that it was made from".to_owned())
+    } else {
+        return Ok(());
+    };
+    let message = format!("{} is a {kind}; training begins with a folder", path.display());
+    Err(UserError::new(message).hint(hint))
 }
 
 /// Reads the `adapter_config.json` of the adapter to go on from, where there is one.

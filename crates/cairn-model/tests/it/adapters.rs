@@ -11,7 +11,7 @@ use cairn_program::{
     Sizes, differentiate, recompute,
 };
 use cairn_spec::model::Family;
-use cairn_spec::{LoraSpec, ModelSpec, TargetModules};
+use cairn_spec::{Hint, LoraSpec, ModelSpec, TargetModules};
 
 use crate::goldens::{Tensors, assert_close, folder, folders, positions, slots, spec, tokens};
 
@@ -145,6 +145,62 @@ fn merged_equals_unmerged_in_every_family() {
         let effect = worst(&beside, &case.logits);
         assert!(effect > 1e-2, "{name}: {effect}");
     }
+}
+
+#[test]
+fn what_no_program_runs_beside_its_weights_is_merged_all_the_same() {
+    let (spec, base) = (spec("deepseek_v2"), WeightFolder::open(&folder("deepseek_v2")).unwrap());
+    let targets = ["q_proj", "kv_b_proj", "experts.3.up_proj", "mlp.gate", "lm_head"];
+    let named = targets.iter().map(|name| (*name).to_owned()).collect();
+    let lora = LoraSpec::new(4, TargetModules::Named(named));
+    let hints = AdapterMap::new(&spec, &lora).unwrap_err().hints();
+    assert!(hints[0].starts_with("merge it into the model: cairn adapter merge"), "{hints:?}");
+    let adapters = AdapterMap::to_merge(&spec, &lora).unwrap();
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let map = adapters.tensor_map();
+    let made = map.tensors().into_iter().map(|(name, shape)| {
+        let values = (0..shape.iter().product()).map(|_| next()).collect();
+        (name.to_owned(), (shape.to_vec(), values))
+    });
+    let adapter = Tensors(made.collect());
+    let merged = MergedSource::new(&spec, &adapters, (&base, &adapter), Merge::Merge).unwrap();
+    let back = MergedSource::new(&spec, &adapters, (&merged, &adapter), Merge::Unmerge).unwrap();
+    let read = |source: &dyn TensorSource, name: &str| {
+        let mut values = vec![0.0; source.shape(name).unwrap().iter().product()];
+        source.read_f32(name, 0..values.len(), &mut values).unwrap();
+        values
+    };
+    let mut changed = 0;
+    for name in base.names() {
+        let before = read(&base, &name);
+        let module = name.strip_suffix(".weight").unwrap_or(&name);
+        let of = |part: &str| format!("base_model.model.{module}.lora_{part}.weight");
+        assert_eq!(merged.changes(&name), adapter.0.contains_key(&of("A")), "{name}");
+        let (Some((_, a)), Some((_, b))) = (adapter.0.get(&of("A")), adapter.0.get(&of("B")))
+        else {
+            assert_eq!(read(&merged, &name), before, "{name}");
+            continue;
+        };
+        let inputs = a.len() / 4;
+        #[expect(clippy::cast_possible_truncation, reason = "applied to f32 values")]
+        let scale = lora.scale(module, 4) as f32;
+        let expected: Vec<f32> = (0..before.len())
+            .map(|i| {
+                let product: f32 =
+                    (0..4).map(|r| b[i / inputs * 4 + r] * a[r * inputs + i % inputs]).sum();
+                before[i] + scale * product
+            })
+            .collect();
+        assert!(worst(&read(&merged, &name), &expected) < 1e-5, "{name}");
+        assert!(worst(&read(&back, &name), &before) < 1e-6, "{name}");
+        changed += 1;
+    }
+    // Two layers, the second with experts; the head.
+    assert_eq!(changed, 2 * 2 + 2 + 1);
 }
 
 /// One training step of the adapters on a base in `encoding`: what the step returns as gradients.

@@ -111,7 +111,7 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
             .into());
     };
     let lora = read_lora(adapter)?;
-    let adapters = AdapterMap::new(&base.spec, &lora)
+    let adapters = AdapterMap::to_merge(&base.spec, &lora)
         .map_err(anyhow::Error::from)
         .with_context(|| format!("{} does not fit this model", adapter.display()))?;
     let tensors = SafetensorsFile::open(&adapter.join(ADAPTER_FILE))?;

@@ -145,6 +145,21 @@ fn a_gguf_file_that_is_cut_short_or_no_model_is_named() {
     assert!(text.contains("hint: architectures that are read: llama, "), "{text}");
 }
 
+#[test]
+fn training_does_not_begin_with_a_model_in_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gguf, pack) = (golden("gguf").join("llama.gguf"), folder.path().join("model.leanpack"));
+    succeed(cairn(["pack", "--quiet"]).arg(golden("llama")).arg("-o").arg(&pack));
+    let recipe = golden("../../recipes/continue.toml");
+    for (file, what) in [(gguf, "is a GGUF file"), (pack, "is a leanpack")] {
+        let mut command = cairn(["train"]);
+        let output = command.arg(&recipe).arg("--initial").arg(&file).output().unwrap();
+        let text = shown(&output, None);
+        let expected = format!("{what}; training begins with a folder");
+        assert!(text.contains(&expected) && text.contains("hint: "), "{text}");
+    }
+}
+
 /// A GGUF file with the tokenizer of the tests' corpus, in the folder of the corpus.
 fn beside_a_corpus(template: Option<&str>) -> Workplace {
     let workplace = Workplace::with_corpus();
