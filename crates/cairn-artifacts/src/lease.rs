@@ -100,6 +100,11 @@ impl LeasedFile {
             return Err(LeaseError::CutShort(end));
         }
         let map = map_part(&file, start, bytes).map_err(LeaseError::Map)?;
+        #[cfg(target_os = "linux")]
+        {
+            // Advice only: what is read from the disk comes in huge pages, where the system has them.
+            let _unsupported = map.advise(memmap2::Advice::HugePage);
+        }
         Ok(Self { map, file, start, stamp })
     }
 

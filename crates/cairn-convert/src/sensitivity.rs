@@ -298,11 +298,12 @@ impl Sensitivity {
         for class in &self.classes {
             let name = &class.class;
             let _ = writeln!(bars, r#"<text x="4" y="{:.0}">{name}</text>"#, y + 10.0);
-            for (number, Cost { encoding, kl, .. }) in class.rounded.iter().enumerate() {
+            for (number, cost) in class.rounded.iter().enumerate() {
+                let Cost { encoding, bytes, kl, perplexity_change } = cost;
                 let (width, color) = (width(*kl), COLORS[number % COLORS.len()]);
                 let _ = writeln!(
                     bars,
-                    r#"<rect x="{BARS_LEFT}" y="{y:.0}" width="{width:.1}" height="10" fill="{color}"/><text x="{:.1}" y="{:.0}">{encoding} {kl:.1e}</text>"#,
+                    r#"<rect x="{BARS_LEFT}" y="{y:.0}" width="{width:.1}" height="10" fill="{color}"/><text x="{:.1}" y="{:.0}">{encoding} {kl:.1e} · {perplexity_change:+.4} · {bytes}</text>"#,
                     BARS_LEFT + width + 4.0,
                     y + 9.0,
                 );
@@ -312,10 +313,10 @@ impl Sensitivity {
         }
         format!(
             r##"<svg xmlns="http://www.w3.org/2000/svg" width="{:.0}" height="{:.0}" font-family="sans-serif" font-size="10" fill="#555">
-<text x="4" y="12">KL(as stored ‖ rounded), nats a token, from 1e{low:.0} to 1e{high:.0}</text>
+<text x="4" y="12">KL(as stored ‖ rounded), nats a token, from 1e{low:.0} to 1e{high:.0} · change of perplexity · bytes</text>
 {bars}</svg>
 "##,
-            BARS_LEFT + BARS_WIDTH + 110.0,
+            BARS_LEFT + BARS_WIDTH + 230.0,
             y + 4.0,
         )
     }

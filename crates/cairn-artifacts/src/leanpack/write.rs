@@ -3,8 +3,8 @@
 use super::header::{FileEntry, Header, TensorEntry, align, hash_of_hashes, stored_bytes};
 use super::preamble::{Preamble, data_start};
 use super::{
-    Assignment, CHUNK_BYTES, HEADER_BYTES_MAX, License, Lineage, PackError, PackErrorKind, Plan,
-    Profile, SCHEMA, Source, TENSORS_MAX,
+    Assignment, CHUNK_BYTES, DATA_ALIGNMENT, HEADER_BYTES_MAX, License, Lineage, PackError,
+    PackErrorKind, Plan, Profile, SCHEMA, Source, TENSORS_MAX,
 };
 use crate::atomic;
 use crate::hash::{Hash, Hasher};
@@ -87,7 +87,9 @@ pub fn write(
     let mut found = None;
     let written = atomic::write(path, |out| {
         out.seek(SeekFrom::Start(start))?;
-        let end = write_data(out, &mut header, &files, fill)?;
+        let mut blocks = BlockWriter { out, block: Vec::new() };
+        let end = write_data(&mut blocks, &mut header, &files, fill)?;
+        blocks.flush()?;
         let json = header.to_json();
         let preamble = Preamble {
             header_bytes: json.len() as u64,
@@ -220,6 +222,32 @@ fn pad(out: &mut dyn Write, bytes: u64) -> io::Result<()> {
 
 fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
+/// Passes on whole blocks of [`DATA_ALIGNMENT`], from an aligned place in the file on: what the system
+/// gets so it keeps in huge pages, and those it can map as such.
+struct BlockWriter<'a, W: Write> {
+    out: &'a mut W,
+    block: Vec<u8>,
+}
+
+impl<W: Write> Write for BlockWriter<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let block_bytes = usize::try_from(DATA_ALIGNMENT).unwrap_or(usize::MAX);
+        let written = bytes.len().min(block_bytes - self.block.len());
+        self.block.extend_from_slice(&bytes[..written]);
+        if self.block.len() == block_bytes {
+            self.out.write_all(&self.block)?;
+            self.block.clear();
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.write_all(&self.block)?;
+        self.block.clear();
+        self.out.flush()
+    }
 }
 
 /// Hashes what passes through, chunk by chunk.

@@ -83,6 +83,22 @@ fn a_pack_that_somebody_truncates_is_copied_first() {
 }
 
 #[test]
+fn a_pack_that_somebody_may_write_to_is_copied() {
+    let target = tempfile::tempdir().unwrap();
+    let path = target.path().join("model.leanpack");
+    packed(&golden("qwen3"), Some(Encoding::Bf16), &path);
+    let expected = tokens(&mut engine(&path));
+    let writer = OpenOptions::new().append(true).open(&path).unwrap();
+    let mut copied = engine(&path);
+    let session = copied.session();
+    assert_eq!(session.lent_weight_bytes(), 0);
+    assert_eq!(session.allocated_bytes(), session.bytes().total());
+    // Nobody is held back, and nothing that comes now matters.
+    writer.set_len(0).unwrap();
+    assert_eq!(tokens(&mut copied), expected);
+}
+
+#[test]
 fn an_altered_weight_is_named_also_where_it_is_mapped() {
     let target = tempfile::tempdir().unwrap();
     let path = target.path().join("model.leanpack");
