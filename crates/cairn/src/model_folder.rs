@@ -36,6 +36,9 @@ pub(crate) use cairn_artifacts::checkpoint::CONFIG_FILE;
 const MODEL_FORMS: &str =
     "a model is a folder with config.json and safetensors, a GGUF file or a leanpack";
 
+/// Unknown fields of a `config.json` that are named, at most.
+const IGNORED_SHOWN: usize = 20;
+
 /// Which model, for commands that use one.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
@@ -472,8 +475,12 @@ pub(crate) fn read_config(config: &Path) -> anyhow::Result<String> {
 
 /// Says which fields of a `config.json` had no influence.
 pub(crate) fn warn_of_ignored(config: &Path, ignored: &[String], terminal: Terminal) {
-    if !ignored.is_empty() {
-        let (path, names) = (config.display(), ignored.join(", "));
+    let (shown, rest) = ignored.split_at(ignored.len().min(IGNORED_SHOWN));
+    if !shown.is_empty() {
+        let (path, mut names) = (config.display(), shown.join(", "));
+        if !rest.is_empty() {
+            names = format!("{names} and {} more", rest.len());
+        }
         terminal.warn(format_args!("{path} has fields that nothing here knows: {names}"));
     }
 }

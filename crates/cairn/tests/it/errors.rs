@@ -124,6 +124,20 @@ fn a_malformed_description_is_named() {
 }
 
 #[test]
+fn a_long_list_of_unknown_fields_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = fs::read_to_string(golden("llama").join("config.json")).unwrap();
+    let fields: String = (10..35).map(|i| format!("\"stone_{i}\": 1, ")).collect();
+    let config = config.replacen('{', &format!("{{{fields}"), 1);
+    fs::write(folder.path().join("config.json"), config).unwrap();
+    let output = cairn(["inspect"]).arg(folder.path()).output().unwrap();
+    let text = shown(&output, Some(folder.path()));
+    let warning =
+        "warning: DIR/config.json has fields that nothing here knows: stone_10, stone_11, ";
+    assert!(text.contains(warning) && text.contains("stone_29 and 5 more\n"), "{text}");
+}
+
+#[test]
 fn a_truncated_weight_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let whole = fs::read(golden("llama").join("model.safetensors")).unwrap();
