@@ -67,6 +67,7 @@ pub use matmul::{
     BiasGrad, ExpertMatmul, ExpertMatmulDw, ExpertMatmulDx, HeadMatmul, HeadMatmulDw, HeadMatmulDx,
     Matmul, MatmulDw, MatmulDx, bias_grad, expert_matmul, expert_matmul_dw, expert_matmul_dx,
     expert_scratch_len, head_matmul, head_matmul_dw, head_matmul_dx, matmul, matmul_dw, matmul_dx,
+    matmul_each,
 };
 pub use memory::{Bytes, BytesMut, Lent, Memory, MemoryError, Span};
 pub use normal::{FillNormal, fill_normal};

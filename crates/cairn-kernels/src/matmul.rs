@@ -35,6 +35,7 @@ mod pack_grouped;
 mod product;
 mod reference;
 mod rows;
+mod shares;
 mod stream;
 mod tile;
 pub(crate) mod tune;
@@ -198,12 +199,9 @@ pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
     let (t, form) = (args.t, Form::new(args.compute, cpu.simd()));
     if layout == Layout::Panel
         && t <= STREAM_TOKENS_MAX
-        && let Some(mut inputs) = Inputs::new(cpu, form, args.x_tk, k)
+        && let Some(inputs) = Inputs::new(cpu, form, args.x_tk, k)
     {
-        let (rows, start) = (WeightRows::all(args.weight), args.start());
-        let product = StreamProduct { x: inputs.get(), form, rows, start, t, routed: None };
-        stream::run(cpu, &product, args.y_tn);
-        return;
+        return stream_each(cpu, inputs, [args]);
     }
     let product = match args.compute {
         Compute::F32 | Compute::Int8 => ProductKind::Matmul,
@@ -211,6 +209,40 @@ pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
     };
     let blocking = Blocking::choose(cpu, TuneCase { product, encoding, t, n, k });
     matmul_cut(cpu, args, &blocking);
+}
+
+/// As [`matmul`] of each. Products of the same few inputs, stored and multiplied alike, share out the threads
+/// together, so that these wait for each other once.
+pub fn matmul_each<const N: usize>(cpu: &Cpu, products: [Matmul<'_>; N]) {
+    let Some(first) = products.first() else { return };
+    let is_like_first = |other: &Matmul<'_>| {
+        let of = |args: &Matmul<'_>| (args.x_tk.as_ptr(), args.t, args.compute);
+        let Weight { encoding, layout, k, .. } = other.weight;
+        of(other) == of(first)
+            && (encoding, layout, k) == (first.weight.encoding, Layout::Panel, first.weight.k)
+    };
+    if first.t > STREAM_TOKENS_MAX || !products.iter().all(is_like_first) {
+        return products.into_iter().for_each(|args| matmul(cpu, args));
+    }
+    products.iter().for_each(Matmul::check);
+    if first.compute == Compute::Int8 {
+        return int8::run_each(cpu, products);
+    }
+    match Inputs::new(cpu, Form::new(first.compute, cpu.simd()), first.x_tk, first.weight.k) {
+        Some(inputs) => stream_each(cpu, inputs, products),
+        None => products.into_iter().for_each(|args| matmul(cpu, args)),
+    }
+}
+
+/// Products of the same few inputs by weights in panels.
+fn stream_each<const N: usize>(cpu: &Cpu, mut inputs: Inputs<'_>, products: [Matmul<'_>; N]) {
+    let form = inputs.form;
+    let x = inputs.get();
+    let streams = products.each_ref().map(|args| {
+        let (rows, start) = (WeightRows::all(args.weight), args.start());
+        StreamProduct { x, form, rows, start, t: args.t, routed: None }
+    });
+    stream::run(cpu, &streams, products.map(|args| args.y_tn));
 }
 
 /// The forward product, cut as told.

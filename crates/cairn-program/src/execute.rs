@@ -168,19 +168,40 @@ pub(crate) fn execute(
             FeedData::F64(data) => target.f64s().copy_from_slice(data),
         }
     }
-    for (index, instr) in prepared.program.instrs.iter().enumerate() {
-        if index % INSTRS_BETWEEN_LOOKS == INSTRS_BETWEEN_LOOKS - 1 {
+    let instrs = &prepared.program.instrs;
+    let (mut index, mut next_look) = (0, INSTRS_BETWEEN_LOOKS - 1);
+    while let Some(instr) = instrs.get(index) {
+        if next_look <= index {
             keep_lent(memory, cpu)?;
+            next_look += INSTRS_BETWEEN_LOOKS;
         }
-        let start = observe.is_some().then(Instant::now);
         let mut step = Step { cpu, memory, prepared, run, sizes: &sizes, index, instr };
+        // An observer wants the time of each.
+        let Some(observe) = &mut observe else {
+            index += step.dispatch_together(matmuls_together(&instrs[index..]));
+            continue;
+        };
+        let start = Instant::now();
         step.dispatch();
-        if let (Some(observe), Some(start)) = (&mut observe, start) {
-            observe(index, start.elapsed().as_secs_f64());
-        }
+        observe(index, start.elapsed().as_secs_f64());
+        index += 1;
     }
     Ok(())
 }
+
+/// How many of the first instructions multiply the same inputs, each to a result that somebody reads.
+fn matmuls_together(instrs: &[Instr]) -> usize {
+    let is_alike = |instr: &&Instr| {
+        let first = &instrs[0];
+        instr.op == Op::Matmul
+            && (instr.inputs[0], instr.compute) == (first.inputs[0], first.compute)
+            && instr.outputs[0].is_some()
+    };
+    instrs.iter().take(TOGETHER_MAX).take_while(is_alike).count()
+}
+
+/// Products that share out the threads together, at most: queries, keys and values.
+const TOGETHER_MAX: usize = 3;
 
 /// One instruction about to run.
 struct Step<'a> {
@@ -194,6 +215,16 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
+    /// Runs this instruction, or the products that begin with it; how many.
+    fn dispatch_together(&mut self, matmuls: usize) -> usize {
+        match matmuls {
+            2 => self.matmuls::<2>(),
+            TOGETHER_MAX => self.matmuls::<TOGETHER_MAX>(),
+            _ => self.dispatch(),
+        }
+        matmuls.max(1)
+    }
+
     fn dispatch(&mut self) {
         match &self.instr.op {
             Op::Embed => self.embed(),

@@ -120,6 +120,7 @@ impl<'a> Bf16z<'a> {
     }
 
     /// The exceptions of a panel: positions, ascending, and bits.
+    #[inline(always)]
     fn exceptions(&self, panel: usize) -> (&'a [u32], &'a [u16]) {
         let Parts { positions, values, capacity, end, .. } = self.parts;
         let panel = &self.bytes[panel * end..(panel + 1) * end];
@@ -129,16 +130,46 @@ impl<'a> Bf16z<'a> {
         )
     }
 
-    /// The exceptions among four columns: the column of the four, the lane, the bits.
-    pub(crate) fn exceptions_of_half(
+    /// The column of a panel's `index`-th exception, `usize::MAX` past the last.
+    #[inline(always)]
+    pub(crate) fn exception_column(&self, panel: usize, index: usize) -> usize {
+        if index >= self.parts.capacity {
+            return usize::MAX;
+        }
+        let first = panel * self.parts.end + self.parts.positions;
+        let positions = self.bytes.as_ptr().wrapping_add(first).cast::<u32>();
+        debug_assert!((panel + 1) * self.parts.end <= self.bytes.len(), "a panel past the weight");
+        // SAFETY: the caller asks for panels of the weight, each of which has that many positions.
+        let position = unsafe { *positions.wrapping_add(index) };
+        if position == NOWHERE { usize::MAX } else { position as usize / LANES }
+    }
+
+    /// Where a panel's table and the bits of its first exceptions lie.
+    #[inline(always)]
+    pub(crate) fn ends(&self, panel: usize) -> [*const u8; 2] {
+        let panel = self.bytes.as_ptr().wrapping_add(panel * self.parts.end);
+        [panel.wrapping_add(self.parts.table), panel.wrapping_add(self.parts.values)]
+    }
+
+    /// How many exceptions of a panel lie before a column.
+    pub(crate) fn exceptions_before(&self, panel: usize, column: usize) -> usize {
+        // From the beginning: the first positions lie in the table's cache line, others in cold memory.
+        let (positions, _) = self.exceptions(panel);
+        positions.iter().take_while(|&&position| (position as usize) < column * LANES).count()
+    }
+
+    /// The exceptions among four columns, the first of which is the panel's `index`-th: the column of the
+    /// four, the lane, the bits.
+    #[inline(always)]
+    pub(crate) fn exceptions_from(
         &self,
         panel: usize,
         column: usize,
+        index: usize,
     ) -> impl Iterator<Item = (usize, usize, u16)> + 'a {
         let (positions, values) = self.exceptions(panel);
         let (first, end) = (column * LANES, (column + HALF_COLUMNS) * LANES);
-        let start = positions.partition_point(|&p| (p as usize) < first);
-        let found = positions[start..].iter().zip(&values[start..]);
+        let found = positions[index..].iter().zip(&values[index..]);
         found.map_while(move |(&position, &bits)| {
             let place = position as usize;
             (place < end).then(|| ((place - first) / LANES, place % LANES, bits))

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use super::Matmul;
 use super::product::Start;
+use super::shares::{GROUP_PANELS, Shares};
 use crate::compute::{BYTE_MAX, GROUP, MAGNITUDE_MIN, ROUNDER};
 use crate::cpu::{Cpu, SharedSlice};
 use crate::encoding::{Encoding, Grouped, PART_BYTES, Weight};
@@ -26,8 +27,6 @@ const CODE_WORDS: usize = GROUP / 4;
 const INPUT_WORDS: usize = CODE_WORDS + 2;
 /// Bytes of packed rows that are worked on at once: half of a second-level cache.
 const ROWS_BYTES: usize = 512 << 10;
-/// Weight bytes of one task, at least.
-const TASK_BYTES: usize = 128 << 10;
 /// Rows that one task packs.
 const PACK_ROWS: usize = 16;
 /// Bytes of a panel's codes between a read and the hint for it, which goes to the second-level cache: there
@@ -36,25 +35,43 @@ const AHEAD_BYTES: usize = 2048;
 
 /// Computes `y = x · Wᵀ` in bytes.
 pub(super) fn run(cpu: &Cpu, args: Matmul<'_>) {
-    let start = args.start();
-    let Matmul { x_tk, weight, y_tn, t, .. } = args;
-    let Weight { n, k, .. } = weight;
+    let Matmul { x_tk, ref weight, t, .. } = args;
+    let Weight { n, k, .. } = *weight;
     if n == 0 || t == 0 {
         return;
     }
-    let groups = k.div_ceil(GROUP);
-    let row_words = groups * INPUT_WORDS;
+    let row_words = row_words(k);
     let rows_max = (ROWS_BYTES / 4).checked_div(row_words).unwrap_or(t).max(1);
-    assert!(row_words * 4 <= SCRATCH_BYTES, "{k} inputs are more than the scratch memory holds");
     let mut scratch = cpu.partials();
     for first in (0..t).step_by(rows_max) {
         let rows = rows_max.min(t - first);
         let packed = scratch.f32s(rows * row_words);
-        pack(cpu, &weight, &x_tk[first * k..(first + rows) * k], packed);
-        let y = &mut y_tn[first * n..(first + rows) * n];
-        let codes = weight.grouped();
-        multiply(cpu, &Product { x: packed, codes, start, t: rows, n, groups }, y);
+        pack(cpu, weight, &x_tk[first * k..(first + rows) * k], packed);
+        let product = Product::new(packed, &args, rows);
+        multiply(cpu, &[product], [&mut args.y_tn[first * n..(first + rows) * n]]);
     }
+}
+
+/// Computes products of the same few rows by weights of the same encoding.
+pub(super) fn run_each<const N: usize>(cpu: &Cpu, products: [Matmul<'_>; N]) {
+    let Some(&Matmul { x_tk, weight, t, .. }) = products.first() else { return };
+    let words = t * row_words(weight.k);
+    if words * 4 > ROWS_BYTES {
+        return products.into_iter().for_each(|args| run(cpu, args));
+    }
+    let mut scratch = cpu.partials();
+    let packed = scratch.f32s(words);
+    pack(cpu, &weight, x_tk, packed);
+    let packed = &*packed;
+    let few = products.each_ref().map(|args| Product::new(packed, args, t));
+    multiply(cpu, &few, products.map(|args| args.y_tn));
+}
+
+/// Words of a packed row.
+fn row_words(k: usize) -> usize {
+    let words = k.div_ceil(GROUP) * INPUT_WORDS;
+    assert!(words * 4 <= SCRATCH_BYTES, "{k} inputs are more than the scratch memory holds");
+    words
 }
 
 /// What is subtracted from a code to give its value.
@@ -158,16 +175,23 @@ struct Product<'a> {
     groups: usize,
 }
 
-fn multiply(cpu: &Cpu, product: &Product<'_>, y_tn: &mut [f32]) {
-    let panels = product.n.div_ceil(LANES);
-    let all_bytes = panels * product.codes.panel_bytes();
-    let wanted = all_bytes.div_ceil(TASK_BYTES).max(1).next_multiple_of(cpu.threads());
-    let task_panels = panels.div_ceil(wanted).next_multiple_of(4);
-    let (y, simd) = (SharedSlice::new(y_tn), cpu.simd());
-    cpu.parallel(panels.div_ceil(task_panels), |task, _| {
-        let first = task * task_panels;
-        let panels = first..panels.min(first + task_panels);
-        run_part(simd, product, &y, panels);
+impl<'a> Product<'a> {
+    /// The product of `t` rows.
+    fn new(x: &'a [f32], args: &Matmul<'a>, t: usize) -> Self {
+        let (weight, start) = (args.weight, args.start());
+        let groups = weight.k.div_ceil(GROUP);
+        Self { x, codes: weight.grouped(), start, t, n: weight.n, groups }
+    }
+}
+
+fn multiply<const N: usize>(cpu: &Cpu, products: &[Product<'_>; N], ys_tn: [&mut [f32]; N]) {
+    let panels_of =
+        |product: &Product<'_>| (product.n.div_ceil(LANES), product.codes.panel_bytes());
+    let shares = Shares::new(products.each_ref().map(panels_of), cpu.threads());
+    let (ys, simd) = (ys_tn.map(SharedSlice::new), cpu.simd());
+    cpu.parallel(shares.tasks(), |task, _| {
+        let (product, panels) = shares.of(task);
+        run_part(simd, &products[product], &ys[product], panels);
     });
 }
 
@@ -242,7 +266,8 @@ impl<D: ByteDot, const NIBBLES: bool> Kernel for Part<'_, D, NIBBLES> {
         // Two accumulators an output, one of integers: at most 24 of 32 registers.
         if V::TILE.0 == 2 {
             match self.product.t {
-                1 => self.groups::<V, 1, 4>(),
+                1 if self.panels.len() <= GROUP_PANELS / 2 => self.groups::<V, 1, 2>(),
+                1 => self.groups::<V, 1, GROUP_PANELS>(),
                 2..=4 => self.groups::<V, 4, 2>(),
                 _ => self.groups::<V, 6, 2>(),
             }

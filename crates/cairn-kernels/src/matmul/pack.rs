@@ -68,8 +68,38 @@ pub(super) trait Columns: Copy {
         quad
     }
 
+    /// The step of what a panel's bare quads lack, of that the `index`-th; `usize::MAX` past the last.
+    #[inline(always)]
+    fn missing_step(self, _panel: usize, _index: usize) -> usize {
+        usize::MAX
+    }
+
+    /// The quad that a bare one stands for, and how many of its panel were missing up to its end.
+    /// Before it, `index` were.
+    #[inline(always)]
+    fn completed<V: F32x16>(
+        self,
+        _panel: usize,
+        _column: usize,
+        index: usize,
+        quad: [V; QUAD],
+    ) -> ([V; QUAD], usize) {
+        (quad, index)
+    }
+
+    /// Of so many steps, those up to which bare quads lack nothing but what
+    /// [`missing_step`](Self::missing_step) tells.
+    #[inline(always)]
+    fn quad_steps(self, steps: usize) -> usize {
+        steps
+    }
+
     /// Asks memory for four columns of a panel, from `column` on. They need not exist.
     fn prefetch<V: F32x16>(self, panel: usize, column: usize);
+
+    /// Asks memory for what a panel has beside its columns. It need not exist.
+    #[inline(always)]
+    fn prefetch_panel<V: F32x16>(self, _panel: usize) {}
 }
 
 /// Asks memory for four columns of sixteen elements.

@@ -91,8 +91,31 @@ impl<E: Columns> Columns for FlushedColumns<E> {
         self.0.patched(panel, column, quad).map(V::flushed)
     }
     #[inline(always)]
+    fn missing_step(self, panel: usize, index: usize) -> usize {
+        self.0.missing_step(panel, index)
+    }
+    #[inline(always)]
+    fn completed<V: F32x16>(
+        self,
+        panel: usize,
+        column: usize,
+        index: usize,
+        quad: [V; QUAD],
+    ) -> ([V; QUAD], usize) {
+        let (quad, index) = self.0.completed(panel, column, index, quad);
+        (quad.map(V::flushed), index)
+    }
+    #[inline(always)]
+    fn quad_steps(self, steps: usize) -> usize {
+        self.0.quad_steps(steps)
+    }
+    #[inline(always)]
     fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
         self.0.prefetch::<V>(panel, column);
+    }
+    #[inline(always)]
+    fn prefetch_panel<V: F32x16>(self, panel: usize) {
+        self.0.prefetch_panel::<V>(panel);
     }
 }
 

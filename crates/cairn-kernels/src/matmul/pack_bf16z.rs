@@ -26,24 +26,48 @@ impl Bf16zElements<'_> {
         V::pairs_from_bf16z(bytes, codes, table)
     }
 
+    /// Writes the exceptions of four columns, the first of which is its panel's `index`-th; how many.
     #[cold]
     #[inline(never)]
-    fn patch(self, panel: usize, column: usize, lanes: &mut [[f32; LANES]; QUAD]) {
-        for (c, lane, bits) in self.0.exceptions_of_half(panel, column) {
+    fn patch_from(
+        self,
+        panel: usize,
+        column: usize,
+        index: usize,
+        lanes: &mut [[f32; LANES]; QUAD],
+    ) -> usize {
+        let mut count = 0;
+        for (c, lane, bits) in self.0.exceptions_from(panel, column, index) {
             lanes[c][lane] = f32::from_bits(u32::from(bits) << 16);
+            count += 1;
         }
+        count
     }
 
+    /// As [`patch_from`](Self::patch_from), in pairs of columns.
     #[cold]
     #[inline(never)]
-    fn patch_pairs(self, panel: usize, column: usize, pairs: &mut [[f32; LANES]; 2]) {
-        for (c, lane, bits) in self.0.exceptions_of_half(panel, column) {
-            let pair = &mut pairs[c / 2][lane];
-            let shift = c % 2 * 16;
-            let others = pair.to_bits() & !(0xffff << shift);
-            *pair = f32::from_bits(others | u32::from(bits) << shift);
+    fn patch_pairs_from(
+        self,
+        panel: usize,
+        column: usize,
+        index: usize,
+        pairs: &mut [[f32; LANES]; 2],
+    ) -> usize {
+        let mut count = 0;
+        for (c, lane, bits) in self.0.exceptions_from(panel, column, index) {
+            set_half(&mut pairs[c / 2][lane], c % 2, bits);
+            count += 1;
         }
+        count
     }
+}
+
+/// Writes the low (0) or high (1) half of a float's bits.
+fn set_half(pair: &mut f32, half: usize, bits: u16) {
+    let shift = half * 16;
+    let others = pair.to_bits() & !(0xffff << shift);
+    *pair = f32::from_bits(others | u32::from(bits) << shift);
 }
 
 impl Elements for Bf16zElements<'_> {
@@ -72,12 +96,32 @@ impl Columns for Bf16zElements<'_> {
     #[inline(always)]
     fn patched<V: F32x16>(self, panel: usize, column: usize, quad: [V; QUAD]) -> [V; QUAD] {
         let mut lanes = quad.map(V::to_array);
-        self.patch(panel, column, &mut lanes);
+        self.patch_from(panel, column, self.0.exceptions_before(panel, column), &mut lanes);
         lanes.each_ref().map(V::load)
     }
     #[inline(always)]
+    fn missing_step(self, panel: usize, index: usize) -> usize {
+        self.0.exception_column(panel, index)
+    }
+    #[inline(always)]
+    fn completed<V: F32x16>(
+        self,
+        panel: usize,
+        column: usize,
+        index: usize,
+        quad: [V; QUAD],
+    ) -> ([V; QUAD], usize) {
+        let mut lanes = quad.map(V::to_array);
+        let count = self.patch_from(panel, column, index, &mut lanes);
+        (lanes.each_ref().map(V::load), index + count)
+    }
+    #[inline(always)]
     fn prefetch<V: F32x16>(self, _panel: usize, _column: usize) {
-        // The processor's own prefetchers do better with blocks of three lines.
+        // The processor's own prefetchers do as well with blocks of three lines.
+    }
+    #[inline(always)]
+    fn prefetch_panel<V: F32x16>(self, panel: usize) {
+        self.0.ends(panel).into_iter().for_each(V::prefetch);
     }
 }
 
@@ -112,7 +156,8 @@ impl Columns for Bf16zPairs<'_> {
         let mut lanes = pairs[pair % 2];
         if is_bare {
             let mut pairs = pairs.map(V::to_array);
-            self.elements.patch_pairs(panel, column, &mut pairs);
+            let index = self.elements.0.exceptions_before(panel, column);
+            self.elements.patch_pairs_from(panel, column, index, &mut pairs);
             lanes = V::load(&pairs[pair % 2]);
         }
         self.without_missing(pair, lanes)
@@ -132,13 +177,44 @@ impl Columns for Bf16zPairs<'_> {
     fn patched<V: F32x16>(self, panel: usize, pair: usize, quad: [V; QUAD]) -> [V; QUAD] {
         let mut lanes = quad.map(V::to_array);
         let (halves, _) = lanes.as_chunks_mut::<2>();
+        let mut index = self.elements.0.exceptions_before(panel, 2 * pair);
         for (i, half) in halves.iter_mut().enumerate() {
-            self.elements.patch_pairs(panel, 2 * pair + i * HALF_COLUMNS, half);
+            let column = 2 * pair + i * HALF_COLUMNS;
+            index += self.elements.patch_pairs_from(panel, column, index, half);
         }
         std::array::from_fn(|i| self.without_missing(pair + i, V::load(&lanes[i])))
     }
     #[inline(always)]
+    fn missing_step(self, panel: usize, index: usize) -> usize {
+        self.elements.0.exception_column(panel, index) / 2
+    }
+    #[inline(always)]
+    fn completed<V: F32x16>(
+        self,
+        panel: usize,
+        pair: usize,
+        index: usize,
+        quad: [V; QUAD],
+    ) -> ([V; QUAD], usize) {
+        let mut lanes = quad.map(V::to_array);
+        let mut index = index;
+        let (halves, _) = lanes.as_chunks_mut::<2>();
+        for (i, half) in halves.iter_mut().enumerate() {
+            let column = 2 * pair + i * HALF_COLUMNS;
+            index += self.elements.patch_pairs_from(panel, column, index, half);
+        }
+        (lanes.each_ref().map(V::load), index)
+    }
+    #[inline(always)]
+    fn quad_steps(self, _steps: usize) -> usize {
+        self.k / 2
+    }
+    #[inline(always)]
     fn prefetch<V: F32x16>(self, _panel: usize, _pair: usize) {
         // As above.
+    }
+    #[inline(always)]
+    fn prefetch_panel<V: F32x16>(self, panel: usize) {
+        self.elements.prefetch_panel::<V>(panel);
     }
 }

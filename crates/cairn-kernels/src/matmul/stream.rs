@@ -14,6 +14,7 @@ use super::pack_bf16::{FlushedColumns, PairColumns, RoundRowsToPairs, RoundToBf1
 use super::pack_bf16z::Bf16zPairs;
 use super::product::Start;
 use super::rows::{RowList, WeightRows};
+use super::shares::{GROUP_PANELS, Shares};
 use crate::cpu::{Cpu, SharedSlice};
 use crate::encoding::Encoding;
 use crate::isa::Simd;
@@ -22,10 +23,8 @@ use crate::simd::{F32x16, Kernel, LANES, dispatch};
 
 /// Tokens up to which panels are streamed: beyond, packing pays.
 pub(super) const STREAM_TOKENS_MAX: usize = 16;
-/// Weight bytes of one task: long enough for the memory's streams, short enough to share out.
+/// Weight bytes of one task of an expert.
 const TASK_BYTES: usize = 128 << 10;
-/// Panels that are read together for one token.
-const GROUP_PANELS: usize = 4;
 /// Columns of a panel between a read and the hint for it.
 const AHEAD: usize = 32;
 
@@ -53,9 +52,13 @@ impl StreamProduct<'_> {
         self.routed.map_or(token, |(_, rows)| rows[token] as usize)
     }
 
+    fn panels(&self) -> usize {
+        self.rows.n.div_ceil(LANES)
+    }
+
     /// Panels of one task, where `all` such products share out the threads together.
     pub(super) fn task_panels(&self, cpu: &Cpu, all: usize) -> usize {
-        let panels = self.rows.n.div_ceil(LANES);
+        let panels = self.panels();
         let bytes = panels * self.rows.panel_bytes();
         let wanted = (all * bytes).div_ceil(TASK_BYTES).next_multiple_of(cpu.threads());
         (all * panels)
@@ -86,6 +89,7 @@ impl StreamProduct<'_> {
 
 /// The inputs of a streamed product as its form wants them: rounded once for all tasks.
 pub(super) struct Inputs<'a> {
+    pub(super) form: Form,
     x: &'a [f32],
     rounded: Option<(RefMut<'a, Scratch>, usize)>,
 }
@@ -94,7 +98,7 @@ impl<'a> Inputs<'a> {
     /// `None` where rounded inputs are more than the scratch memory holds.
     pub(super) fn new(cpu: &'a Cpu, form: Form, x: &'a [f32], k: usize) -> Option<Self> {
         if form == Form::Floats {
-            return Some(Self { x, rounded: None });
+            return Some(Self { form, x, rounded: None });
         }
         let len = x.len().checked_div(k).unwrap_or(0) * form.steps(k);
         if len > SCRATCH_BYTES / size_of::<f32>() {
@@ -109,7 +113,7 @@ impl<'a> Inputs<'a> {
             ),
             _ => dispatch(cpu.simd(), RoundToBf16 { x, y: target }),
         }
-        Some(Self { x, rounded: Some((scratch, len)) })
+        Some(Self { form, x, rounded: Some((scratch, len)) })
     }
 
     pub(super) fn get(&mut self) -> &[f32] {
@@ -133,18 +137,21 @@ fn dispatch_call<A: Arithmetic, K: Kernel>(simd: Simd, kernel: K) -> K::Output {
     dispatch(simd, Called(kernel, PhantomData::<A>))
 }
 
-/// Computes the product, panels shared out over the threads.
-pub(super) fn run(cpu: &Cpu, product: &StreamProduct<'_>, y_tn: &mut [f32]) {
-    let panels = product.rows.n.div_ceil(LANES);
-    if panels == 0 || product.t == 0 {
-        return;
-    }
-    let task_panels = product.task_panels(cpu, 1);
-    let y = SharedSlice::new(y_tn);
-    let simd = cpu.simd();
-    cpu.parallel(panels.div_ceil(task_panels), |task, _| {
-        let first = task * task_panels;
-        product.run_part(simd, &y, first..panels.min(first + task_panels));
+/// Computes products, the panels of all shared out over the threads.
+pub(super) fn run<const N: usize>(
+    cpu: &Cpu,
+    products: &[StreamProduct<'_>; N],
+    ys_tn: [&mut [f32]; N],
+) {
+    let panels_of = |product: &StreamProduct<'_>| match product.t {
+        0 => (0, 0),
+        _ => (product.panels(), product.rows.panel_bytes()),
+    };
+    let shares = Shares::new(products.each_ref().map(panels_of), cpu.threads());
+    let (ys, simd) = (ys_tn.map(SharedSlice::new), cpu.simd());
+    cpu.parallel(shares.tasks(), |task, _| {
+        let (product, panels) = shares.of(task);
+        products[product].run_part(simd, &ys[product], panels);
     });
 }
 
@@ -188,6 +195,9 @@ impl<C: Columns, A: Arithmetic> Kernel for Part<'_, C, A> {
         // Accumulators: at most 16 of 32 registers, or 8 of 16 where a vector takes two.
         if V::TILE.0 == 2 {
             match t {
+                1 if self.panels.len() <= GROUP_PANELS / 2 => {
+                    self.groups::<V, 1, { GROUP_PANELS / 2 }>();
+                }
                 1 => self.groups::<V, 1, GROUP_PANELS>(),
                 2 => self.groups::<V, 2, GROUP_PANELS>(),
                 3 | 4 => self.groups::<V, 4, GROUP_PANELS>(),
@@ -249,14 +259,19 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Kernel
         });
         let panels: [usize; VECS] = std::array::from_fn(|j| self.panel + j.min(self.panels - 1));
         let mut sums = self.begin::<V>();
+        for panel in panels {
+            self.columns.prefetch_panel::<V>(panel + VECS);
+        }
+        let quad_steps = if C::QUADS { self.columns.quad_steps(steps) } else { 0 };
+        let mut missing = Missing::new(self.columns, &panels);
         let mut step = 0;
         while step < steps {
             for &panel in &panels {
                 self.columns.prefetch::<V>(panel, step + AHEAD);
             }
             let until = steps.min(step + QUAD);
-            if C::QUADS && until == step + QUAD {
-                self.quad_step::<V>(&panels, &x, step, &mut sums);
+            if step + QUAD <= quad_steps {
+                self.quad_step::<V>(&panels, &x, step, &mut missing, &mut sums);
                 step = until;
             }
             while step + A::TOGETHER <= until {
@@ -273,6 +288,37 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Kernel
             }
         }
         self.finish(&sums);
+    }
+}
+
+/// What the bare quads of some panels lack, from some step on: known beforehand, so that decoding need
+/// not look for it.
+struct Missing<const VECS: usize> {
+    /// How many of each panel are behind.
+    index: [usize; VECS],
+    /// The step of each panel's next.
+    step: [usize; VECS],
+}
+
+impl<const VECS: usize> Missing<VECS> {
+    #[inline(always)]
+    fn new<C: Columns>(columns: C, panels: &[usize; VECS]) -> Self {
+        Self { index: [0; VECS], step: panels.map(|panel| columns.missing_step(panel, 0)) }
+    }
+
+    /// The quad of the `j`-th panel.
+    #[inline(always)]
+    fn complete<C: Columns, V: F32x16>(
+        &mut self,
+        columns: C,
+        (j, panel): (usize, usize),
+        step: usize,
+        quad: [V; QUAD],
+    ) -> [V; QUAD] {
+        let (quad, index) = columns.completed(panel, step, self.index[j], quad);
+        self.index[j] = index;
+        self.step[j] = columns.missing_step(panel, index);
+        quad
     }
 }
 
@@ -307,29 +353,44 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Group<'_, 
         panels: &[usize; VECS],
         x: &[*const f32; ROWS],
         step: usize,
+        missing: &mut Missing<VECS>,
         sums: &mut [[V; VECS]; ROWS],
     ) {
-        let mut quads = [[V::zero(); QUAD]; VECS];
-        let mut exception = false;
-        for (quad, &panel) in quads.iter_mut().zip(panels) {
-            // SAFETY: the weight has `panel` (below its last) and the columns of these steps.
-            let (bare, needs_more) = unsafe { self.columns.bare_quad(panel, step) };
-            *quad = bare;
-            exception |= needs_more;
+        // One panel after the other, so that a quad stays in registers; written out, so that sums do.
+        const { assert!(VECS <= 4) };
+        self.quad_of_panel::<V, 0>(panels, x, step, missing, sums);
+        if VECS > 1 {
+            self.quad_of_panel::<V, 1>(panels, x, step, missing, sums);
         }
-        if exception {
-            for (quad, &panel) in quads.iter_mut().zip(panels) {
-                *quad = self.columns.patched(panel, step, *quad);
-            }
+        if VECS > 2 {
+            self.quad_of_panel::<V, 2>(panels, x, step, missing, sums);
+        }
+        if VECS > 3 {
+            self.quad_of_panel::<V, 3>(panels, x, step, missing, sums);
+        }
+    }
+
+    /// Four steps of the chains of panel `J`.
+    #[inline(always)]
+    fn quad_of_panel<V: F32x16, const J: usize>(
+        &self,
+        panels: &[usize; VECS],
+        x: &[*const f32; ROWS],
+        step: usize,
+        missing: &mut Missing<VECS>,
+        sums: &mut [[V; VECS]; ROWS],
+    ) {
+        // SAFETY: the weight has the panel (below its last) and the columns of these steps.
+        let (mut quad, _) = unsafe { self.columns.bare_quad(panels[J], step) };
+        if missing.step[J] < step + QUAD {
+            quad = missing.complete(self.columns, (J, panels[J]), step, quad);
         }
         for (row, x) in sums.iter_mut().zip(x) {
             for first in (0..QUAD).step_by(A::TOGETHER) {
                 for i in (first..first + A::TOGETHER).rev() {
                     // SAFETY: `x` points to a row of as many floats as there are steps.
                     let x = V::splat(unsafe { *x.wrapping_add(step + i) });
-                    for (sum, quad) in row.iter_mut().zip(&quads) {
-                        *sum = A::step(x, quad[i], *sum);
-                    }
+                    row[J] = A::step(x, quad[i], row[J]);
                 }
             }
         }

@@ -258,29 +258,71 @@ fn large_products_are_the_reference() {
 /// Elements far from all others, at every place of a block, in products of all kinds.
 #[test]
 fn exceptions_of_bf16z_are_part_of_the_product() {
-    let (n, k) = (40, 520);
-    let mut weight_nk = values(n * k, 3);
-    for i in 0..40 {
-        let exponent = i32::try_from(i).unwrap();
-        weight_nk[(i * 521 + 7 * i) % (n * k)] *= 2.0_f32.powi(-30 - exponent);
+    for (n, k) in [(40, 520), (72, 523)] {
+        let mut weight_nk = values(n * k, 3);
+        for i in 0..40 {
+            let exponent = i32::try_from(i).unwrap();
+            weight_nk[(i * 521 + 7 * i) % (n * k)] *= 2.0_f32.powi(-30 - exponent);
+        }
+        let stored = Stored::of((Encoding::Bf16z, Layout::Panel), (n, k), &weight_nk);
+        let weight = stored.weight();
+        for t in [1, 3, 7, 20] {
+            let (x_tk, dy_tn) = (values(t * k, 5), values(t * n, 6));
+            let accumulate = false;
+            for compute in [Compute::F32, Compute::Bf16] {
+                check(&vec![0.0; t * n], |cpu, y_tn| {
+                    let x_tk = &x_tk;
+                    let args = Matmul { x_tk, weight, bias_n: None, y_tn, t, accumulate, compute };
+                    run!(cpu, matmul, matmul_reference, args);
+                });
+            }
+            check(&vec![0.0; t * k], |cpu, dx_tk| {
+                let args = MatmulDx { dy_tn: &dy_tn, weight, dx_tk, t, accumulate };
+                run!(cpu, matmul_dx, matmul_dx_reference, args);
+            });
+        }
     }
-    let form = (Encoding::Bf16z, Layout::Panel);
-    let bytes = Weight::stored_bytes(form.0, form.1, n, k);
-    let mut storage = vec![0.0; bytes.div_ceil(4)];
-    encode(form, (n, k), &weight_nk, &mut bytes_of_mut(&mut storage)[..bytes]);
-    let (encoding, layout) = form;
-    let weight = Weight { encoding, layout, n, k, bytes: &bytes_of(&storage)[..bytes] };
-    for t in [1, 3, 7, 20] {
-        let (x_tk, dy_tn) = (values(t * k, 5), values(t * n, 6));
-        let accumulate = false;
-        check(&vec![0.0; t * n], |cpu, y_tn| {
-            let compute = Compute::F32;
-            let args = Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn, t, accumulate, compute };
-            run!(cpu, matmul, matmul_reference, args);
-        });
-        check(&vec![0.0; t * k], |cpu, dx_tk| {
-            let args = MatmulDx { dy_tn: &dy_tn, weight, dx_tk, t, accumulate };
-            run!(cpu, matmul_dx, matmul_dx_reference, args);
-        });
+}
+
+/// Together or one by one, products are the same.
+#[test]
+fn products_together_are_the_products() {
+    let k = 200;
+    for (encoding, compute) in [
+        (Encoding::F32, Compute::F32),
+        (Encoding::Bf16z, Compute::Bf16),
+        (Encoding::Q8, Compute::Int8),
+        (Encoding::Q4, Compute::Int8),
+    ] {
+        // The last pair is stored apart, so it is not run with the others.
+        for (t, last) in [(1, encoding), (5, encoding), (40, encoding), (3, Encoding::Bf16)] {
+            let last_compute = if last == encoding { compute } else { Compute::F32 };
+            let stored = [(64, encoding), (300, encoding), (16, last)]
+                .map(|(n, encoding)| Stored::new(encoding, Layout::Panel, n, k, 9));
+            let (x_tk, bias_n) = (values(t * k, 5), values(300, 8));
+            let computes = [compute, compute, last_compute];
+            let biases = [None, Some(&bias_n[..]), None];
+            for cpu in cpus() {
+                let mut together = stored.each_ref().map(|stored| vec![f32::NAN; t * stored.n]);
+                let mut ys = together.iter_mut();
+                let products = std::array::from_fn::<_, 3, _>(|i| Matmul {
+                    x_tk: &x_tk,
+                    weight: stored[i].weight(),
+                    bias_n: biases[i],
+                    y_tn: ys.next().unwrap(),
+                    t,
+                    accumulate: false,
+                    compute: computes[i],
+                });
+                matmul_each(&cpu, products);
+                for (i, together) in together.iter().enumerate() {
+                    let mut alone = vec![f32::NAN; together.len()];
+                    let (weight, bias_n, compute) = (stored[i].weight(), biases[i], computes[i]);
+                    let (x_tk, y_tn, accumulate) = (&x_tk[..], &mut alone[..], false);
+                    matmul(&cpu, Matmul { x_tk, weight, bias_n, y_tn, t, accumulate, compute });
+                    assert_eq!(bits(together), bits(&alone), "{encoding}, {t} tokens, product {i}");
+                }
+            }
+        }
     }
 }

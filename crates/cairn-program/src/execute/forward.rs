@@ -1,8 +1,8 @@
 //! The forward instructions and their kernels.
 
-use cairn_kernels::{self as kernels, Act, Keys, RopePairing};
+use cairn_kernels::{self as kernels, Act, Keys, RopePairing, Span};
 
-use super::Step;
+use super::{Step, TOGETHER_MAX};
 use crate::op::{AttentionAttrs, DropoutAttrs, HeadAttrs, NormAttrs, RopeAttrs};
 
 /// `Some` if a result or operand is present.
@@ -43,22 +43,39 @@ impl Step<'_> {
     }
 
     pub(super) fn matmul(&mut self) {
-        let (weight, t) = (self.weight(1, self.width(0)), self.rows(0));
-        let biased = self.has_input(2);
-        let reads = [self.input(0), self.input(1), self.input(2)];
-        let ([x, w, bias], [y]) = self.memory.split(reads, [self.output(0)]);
-        kernels::matmul(
-            self.cpu,
+        self.matmuls::<1>();
+    }
+
+    /// This instruction and those after it: products of the same inputs.
+    pub(super) fn matmuls<const N: usize>(&mut self) {
+        let (t, compute) = (self.rows(0), self.instr.compute);
+        let x = self.input(0);
+        let shapes: [_; N] = std::array::from_fn(|i| {
+            self.instr = &self.prepared.program.instrs[self.index + i];
+            let weight = self.weight(1, self.width(0));
+            (weight, self.has_input(2), [self.input(1), self.input(2)], self.output(0))
+        });
+        let mut reads = [Span::default(); 2 * TOGETHER_MAX];
+        for (reads, (_, _, operands, _)) in reads.chunks_exact_mut(2).zip(&shapes) {
+            reads.copy_from_slice(operands);
+        }
+        let [w0, b0, w1, b1, w2, b2] = reads;
+        let results = shapes.map(|(_, _, _, result)| result);
+        let ([x, operands @ ..], ys) = self.memory.split([x, w0, b0, w1, b1, w2, b2], results);
+        let mut ys = ys.into_iter();
+        let products = std::array::from_fn::<_, N, _>(|i| {
+            let (weight, biased, ..) = shapes[i];
             kernels::Matmul {
                 x_tk: x.f32s(),
-                weight: weight.of(w),
-                bias_n: biased.then(|| bias.f32s()),
-                y_tn: y.f32s(),
+                weight: weight.of(operands[2 * i]),
+                bias_n: biased.then(|| operands[2 * i + 1].f32s()),
+                y_tn: ys.next().expect("a result each").f32s(),
                 t,
                 accumulate: false,
-                compute: self.instr.compute,
-            },
-        );
+                compute,
+            }
+        });
+        kernels::matmul_each(self.cpu, products);
     }
 
     pub(super) fn head_matmul(&mut self) {
@@ -150,7 +167,7 @@ impl Step<'_> {
         let dropout = attrs.dropout.map(|dropout| self.dropout_mask(dropout));
         let wants_lse = self.instr.outputs.get(1).copied().flatten().is_some();
         let (source, values) = match cached {
-            Some((_, pages)) => (pages, cairn_kernels::Span::default()),
+            Some((_, pages)) => (pages, Span::default()),
             None => (self.input(1), self.input(2)),
         };
         let ([q, source, values], [out, lse]) =
