@@ -167,10 +167,7 @@ impl Engine {
         fill: impl FnOnce(&mut Session, &ModelSpec) -> Result<(), cairn_model::LoadError>,
     ) -> Result<Self, EngineError> {
         let EnginePlan { memory, buckets, spec, options, .. } = plan;
-        let mut session = match lent {
-            Some(lent) => Session::over_lent(memory, cpu, lent)?,
-            None => Session::to_be_loaded(memory, cpu)?,
-        };
+        let mut session = Session::to_be_loaded(memory, cpu, lent)?;
         fill(&mut session, &spec)?;
         Ok(Self {
             executor: Executor::new(session, buckets, spec.vocab_size),

@@ -48,7 +48,8 @@ pub enum EngineError {
     /// The weights do not load.
     #[error("the weights do not load")]
     Load(#[from] LoadError),
-    /// The executor refused a step: a bug in the engine, since requests are checked first.
+    /// The executor refused a step: the weights' file was changed meanwhile, or else a bug in the engine,
+    /// since requests are checked first.
     #[error("a step was refused")]
     Run(#[from] RunError),
 }
@@ -68,6 +69,12 @@ impl Hint for EngineError {
                 vec!["a draft model shares the tokenizer of the model it guesses for".to_owned()]
             }
             Self::Load(error) => error.hints(),
+            Self::Run(RunError::Withdrawn { .. }) => {
+                vec![
+                    "load the model again; a pack that is in use is replaced by renaming"
+                        .to_owned(),
+                ]
+            }
             Self::NoDraftPlanned | Self::Build(_) | Self::Run(_) => Vec::new(),
         }
     }

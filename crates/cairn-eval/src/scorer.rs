@@ -230,7 +230,8 @@ impl ModelScorer {
         (source, adapter): (&dyn TensorSource, Option<&dyn TensorSource>),
     ) -> Result<Self, EvalError> {
         let ModelScorerPlan { memory, spec, adapters, limits } = plan;
-        let mut session = Session::new(memory, cpu)?;
+        let lent = source.lend(&cpu)?;
+        let mut session = Session::to_be_loaded(memory, cpu, lent)?;
         load_weights(&mut session, &spec, source)?;
         if let Some(adapter) = adapter {
             load_adapter(&mut session, &spec, &adapters, adapter)?;

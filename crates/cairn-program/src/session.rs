@@ -559,35 +559,29 @@ impl Session {
     }
 
     /// As [`new`](Self::new), but weights at the beginning of the store become resident when they are
-    /// filled, which the caller does at once.
+    /// filled, which the caller does at once. Weights that are lent in the form in which they are planned
+    /// are read where they lie: no memory is allocated for them, and they need not be filled.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
-    pub fn to_be_loaded(plan: MemoryPlan, cpu: Cpu) -> Result<Self, SessionError> {
+    pub fn to_be_loaded(
+        mut plan: MemoryPlan,
+        cpu: Cpu,
+        lent: Option<LentWeights>,
+    ) -> Result<Self, SessionError> {
+        if let Some(lent) = &lent {
+            plan.lend(&lent.places);
+        }
         let first = plan.leading_weight_bytes();
         let mut memory = Memory::new();
         let store = memory.add_to_be_filled(plan.store_bytes, first, &cpu)?;
         let arena = memory.add_owned(plan.arena_bytes, &cpu)?;
+        if let Some(lent) = lent {
+            let region = memory.add_lent(lent.memory)?;
+            assert_eq!(region, LENT, "regions are numbered from 0");
+        }
         Ok(Self::over(memory, [store, arena], plan, cpu))
-    }
-
-    /// As [`to_be_loaded`](Self::to_be_loaded), with weights that are read where they lie. They need not
-    /// be filled; those that are not planned as they are lent have to be.
-    ///
-    /// # Errors
-    ///
-    /// As [`new`](Self::new).
-    pub fn over_lent(
-        mut plan: MemoryPlan,
-        cpu: Cpu,
-        lent: LentWeights,
-    ) -> Result<Self, SessionError> {
-        plan.lend(&lent.places);
-        let mut session = Self::to_be_loaded(plan, cpu)?;
-        let region = session.memory.add_lent(lent.memory)?;
-        assert_eq!(region, LENT, "regions are numbered from 0");
-        Ok(session)
     }
 
     /// As [`new`](Self::new), but memory becomes resident when it is written: the first training step

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use cairn_kernels::{Compute, Encoding, Isa, SeqSlot, registry};
-use cairn_model::{BuildOptions, Head, build_adapted_program, load_weights};
+use cairn_model::{BuildOptions, Head, build_adapted_program};
 use cairn_program::{
-    Class, Feed, Instr, KvPlacement, MemoryPlan, Program, ProgramId, Run, Session, SessionProgram,
-    Sizes,
+    Class, Feed, Instr, KvPlacement, MemoryPlan, Program, ProgramId, Run, SessionProgram, Sizes,
 };
 use serde::Serialize;
 
@@ -74,13 +73,8 @@ impl Coverage {
             .map(|instr| !coverage.missing.contains(&kernel_of(&program, instr, context.isa)))
             .collect();
         let planned = SessionProgram { program, sizes: Sizes::dense(1, 1), kv: KvPlacement::Arena };
-        let (memory, cpu) = (MemoryPlan::new(vec![planned], None)?, context.cpu()?);
-        let (source, _) = model.tensors();
-        let mut session = match source.lend(&cpu)? {
-            Some(lent) => Session::over_lent(memory, cpu, lent)?,
-            None => Session::to_be_loaded(memory, cpu)?,
-        };
-        load_weights(&mut session, &model.spec, source)?;
+        let memory = MemoryPlan::new(vec![planned], None)?;
+        let mut session = model.session(memory, context.cpu()?)?;
         let slots = [SeqSlot { start: 0, len: 1, cached: 0, blocks: &[] }];
         let feeds = [Feed::u32("ids", &[1]), Feed::u32("positions", &[0])];
         let (mut all, mut specialized) = (0.0, 0.0);

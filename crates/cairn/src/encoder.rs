@@ -86,8 +86,7 @@ impl Encoder {
         program.store_as(&model.encodings(encoding));
         let sizes = sizes_of(texts, wanted);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
-        let mut session = Session::new(MemoryPlan::new(vec![program], None)?, context.cpu()?)?;
-        model.load_into(&mut session)?;
+        let session = model.session(MemoryPlan::new(vec![program], None)?, context.cpu()?)?;
         Ok(Self { session, output })
     }
 

@@ -18,7 +18,7 @@ use cairn_kernels::{Cpu, Encoding, Layout};
 use cairn_model::{
     AdapterMap, LoadError, Naming, PackCheck, PackSource, TensorSource, load_adapter, load_weights,
 };
-use cairn_program::{LentWeights, Session};
+use cairn_program::{LentWeights, MemoryPlan, Session};
 use cairn_spec::model::hf::HfConfig;
 use cairn_spec::{LoraSpec, ModelSpec};
 use clap::Args;
@@ -307,13 +307,18 @@ impl ModelFolder {
         (&self.weights, adapter)
     }
 
-    /// Fills the weights of a session over the model's program.
-    pub(crate) fn load_into(&self, session: &mut Session) -> anyhow::Result<()> {
-        load_weights(session, &self.spec, &self.weights)
-            .with_context(|| format!("cannot load {}", self.path.display()))?;
-        let Some(adapter) = &self.adapter else { return Ok(()) };
-        load_adapter(session, &self.spec, &adapter.map, &adapter.tensors)
-            .with_context(|| format!("cannot load {}", adapter.path.display()))
+    /// A session over the model's program, with its weights: those of a pack where they lie.
+    pub(crate) fn session(&self, memory: MemoryPlan, cpu: Cpu) -> anyhow::Result<Session> {
+        let cannot = |path: &Path| format!("cannot load {}", path.display());
+        let lent = self.weights.lend(&cpu).with_context(|| cannot(&self.path))?;
+        let mut session = Session::to_be_loaded(memory, cpu, lent)?;
+        load_weights(&mut session, &self.spec, &self.weights)
+            .with_context(|| cannot(&self.path))?;
+        if let Some(adapter) = &self.adapter {
+            load_adapter(&mut session, &self.spec, &adapter.map, &adapter.tensors)
+                .with_context(|| cannot(&adapter.path))?;
+        }
+        Ok(session)
     }
 
     /// The model as an engine.

@@ -9,9 +9,7 @@ use cairn_artifacts::atomic;
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
 use cairn_kernels::{Compute, Cpu, Encoding, SeqSlot};
 use cairn_model::{BuildOptions, Head, build_adapted_program};
-use cairn_program::{
-    Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
-};
+use cairn_program::{Feed, KvPlacement, MemoryPlan, ProgramId, Run, SessionProgram, Sizes};
 use clap::Args;
 
 use crate::compute_dtype::ComputeDtypeArgs;
@@ -120,8 +118,7 @@ fn compute(
     program.store_as(&model.encodings(encoding));
     let sizes = Sizes::dense(input.row_tokens, 1);
     let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
-    let mut session = Session::new(MemoryPlan::new(vec![program], None)?, cpu)?;
-    model.load_into(&mut session)?;
+    let mut session = model.session(MemoryPlan::new(vec![program], None)?, cpu)?;
     let hidden = (0..=model.spec.num_hidden_layers)
         .map(|layer| (format!("hidden_{layer}"), model.spec.hidden_size));
     let mut outputs: Vec<(String, usize, Vec<f32>)> = hidden
