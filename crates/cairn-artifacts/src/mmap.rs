@@ -68,11 +68,6 @@ impl MappedFile {
             let _refused = advised.is_err();
         }
     }
-
-    /// The mapping itself, for an arena that keeps it alive.
-    pub fn mapping(&self) -> Arc<memmap2::Mmap> {
-        Arc::clone(&self.map)
-    }
 }
 
 impl Deref for MappedFile {

@@ -108,7 +108,8 @@ fn choose(classes: &[ClassCost], room: u64) -> Result<Vec<usize>, u64> {
             for (index, cost) in costs.iter().enumerate() {
                 let won = costs[now].kl - cost.kl;
                 let more = bytes(class, index).saturating_sub(bytes(class, now));
-                if won <= 0.0 || more > room - used {
+                // Where both are infinite, nothing is won, and the difference is no number.
+                if won.is_nan() || won <= 0.0 || more > room - used {
                     continue;
                 }
                 #[expect(clippy::cast_precision_loss, reason = "a rate to compare by")]

@@ -279,8 +279,10 @@ fn kl(p: &[f32], q: &[f32]) -> f64 {
         let log_p = f64::from(p) - all_p;
         log_p.exp() * (log_p - (f64::from(q) - all_q))
     });
-    // Rounding can leave it a little below zero where the two are the same.
-    terms.sum::<f64>().max(0.0)
+    let sum: f64 = terms.sum();
+    // Rounding can leave it a little below zero where the two are the same. What is no number came of
+    // weights that the encoding cannot hold.
+    if sum.is_nan() { f64::INFINITY } else { sum.max(0.0) }
 }
 
 impl Sensitivity {

@@ -17,7 +17,7 @@ use crate::dim::{DimName, Sizes};
 use crate::op::{AttentionAttrs, Op};
 use crate::program::Instr;
 use crate::session::{Feed, FeedData, Prepared, Run, RunError, keep_lent};
-use crate::value::{Class, Value, ValueType};
+use crate::value::{Class, Value, ValueId, ValueType};
 
 /// The input that is zero for every token where a run does not feed it: to have several types of
 /// tokens is rare.
@@ -142,9 +142,11 @@ fn check_indices(prepared: &Prepared, run: &Run<'_>, sizes: &Sizes) -> Result<()
     Ok(())
 }
 
-/// Instructions between two looks at weights that are lent: far less than a second of work, and a look
-/// costs what a call of the system costs.
+/// Instructions between two looks at weights that are lent, where tokens are few: far less than a second of
+/// work, and a look costs what a call of the system costs. With more tokens, each instruction is enough.
 const INSTRS_BETWEEN_LOOKS: usize = 64;
+/// Tokens that are few.
+const FEW_TOKENS: usize = 16;
 
 /// Runs every instruction; the run has been checked. The clock is read only for an observer.
 pub(crate) fn execute(
@@ -169,16 +171,17 @@ pub(crate) fn execute(
         }
     }
     let instrs = &prepared.program.instrs;
-    let (mut index, mut next_look) = (0, INSTRS_BETWEEN_LOOKS - 1);
+    let between = if sizes.tokens <= FEW_TOKENS { INSTRS_BETWEEN_LOOKS } else { 1 };
+    let (mut index, mut next_look) = (0, between - 1);
     while let Some(instr) = instrs.get(index) {
         if next_look <= index {
             keep_lent(memory, cpu)?;
-            next_look += INSTRS_BETWEEN_LOOKS;
+            next_look = index + between;
         }
         let mut step = Step { cpu, memory, prepared, run, sizes: &sizes, index, instr };
         // An observer wants the time of each.
         let Some(observe) = &mut observe else {
-            index += step.dispatch_together(matmuls_together(&instrs[index..]));
+            index += step.dispatch_together();
             continue;
         };
         let start = Instant::now();
@@ -189,13 +192,12 @@ pub(crate) fn execute(
     Ok(())
 }
 
-/// How many of the first instructions multiply the same inputs, each to a result that somebody reads.
-fn matmuls_together(instrs: &[Instr]) -> usize {
+/// How many of the first instructions multiply the same inputs.
+fn matmuls_alike(instrs: &[Instr]) -> usize {
     let is_alike = |instr: &&Instr| {
         let first = &instrs[0];
         instr.op == Op::Matmul
             && (instr.inputs[0], instr.compute) == (first.inputs[0], first.compute)
-            && instr.outputs[0].is_some()
     };
     instrs.iter().take(TOGETHER_MAX).take_while(is_alike).count()
 }
@@ -216,13 +218,37 @@ struct Step<'a> {
 
 impl<'a> Step<'a> {
     /// Runs this instruction, or the products that begin with it; how many.
-    fn dispatch_together(&mut self, matmuls: usize) -> usize {
+    fn dispatch_together(&mut self) -> usize {
+        let matmuls = self.matmuls_together();
         match matmuls {
             2 => self.matmuls::<2>(),
             TOGETHER_MAX => self.matmuls::<TOGETHER_MAX>(),
             _ => self.dispatch(),
         }
         matmuls.max(1)
+    }
+
+    /// Products of the same inputs from this instruction on, as many as leave each other's memory alone: a
+    /// plan made for one after the other may give a result what an earlier one does not need any more.
+    fn matmuls_together(&self) -> usize {
+        let instrs = &self.prepared.program.instrs[self.index..];
+        let spans = |instr: &Instr| {
+            let of = |id: Option<ValueId>| {
+                id.map_or_else(Span::default, |id| self.prepared.span(id, self.sizes))
+            };
+            let input = |slot: usize| of(instr.inputs.get(slot).copied().flatten());
+            [of(instr.outputs[0]), input(0), input(1), input(2)]
+        };
+        let alike = &instrs[..matmuls_alike(instrs)];
+        let is_apart = |count: &usize| {
+            let (earlier, [last, ..]) = (&alike[..*count], spans(&alike[*count]));
+            earlier.iter().all(|instr| spans(instr).iter().all(|span| !last.overlaps(span)))
+        };
+        if alike.len() < 2 {
+            alike.len()
+        } else {
+            1 + (1..alike.len()).take_while(is_apart).count()
+        }
     }
 
     fn dispatch(&mut self) {

@@ -6,7 +6,6 @@
 //! allocated; [`Session`] allocates it once.
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::fmt;
 use std::ops::Range;
 
@@ -81,7 +80,8 @@ pub enum SessionError {
     Memory(#[from] MemoryError),
 }
 
-/// Why a run is refused. But for [`Withdrawn`](Self::Withdrawn), nothing has been computed then.
+/// Why a run is refused. But for [`Withdrawn`](Self::Withdrawn) and [`NoCopy`](Self::NoCopy), nothing has
+/// been computed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -130,6 +130,12 @@ pub enum RunError {
     #[error("the weights are not there any more: {problem}")]
     Withdrawn {
         /// What became of them.
+        problem: String,
+    },
+    /// Another program wants to change the file that weights are read from in place, and they cannot be copied.
+    #[error("the weights have to be copied, which failed: {problem}")]
+    NoCopy {
+        /// What the system says.
         problem: String,
     },
     /// Sequences do not tile the tokens, or a block id is out of range.
@@ -384,8 +390,8 @@ impl MemoryPlan {
     }
 
     /// Takes weights that are lent, in the form in which they are planned, out of what will be
-    /// allocated; everything else moves up.
-    fn lend(&mut self, places: &BTreeMap<String, (ValueType, Range<usize>)>) {
+    /// allocated; everything else moves up. How many there are.
+    fn lend(&mut self, places: &BTreeMap<String, (ValueType, Range<usize>)>) -> usize {
         let mut moved = BTreeMap::new();
         let mut kept = Vec::new();
         for (name, value) in &self.store {
@@ -422,6 +428,7 @@ impl MemoryPlan {
             prepared.persistent.iter_mut().flatten().for_each(&move_span);
             prepared.caches.values_mut().for_each(|(_, pages)| move_span(pages));
         }
+        self.store.values().filter(|value| value.span.region == LENT).count()
     }
 
     fn reserve(&mut self, bytes: usize) -> Span {
@@ -527,9 +534,9 @@ fn cache_spec(program: &Program, index: usize, options: CacheOptions) -> CacheSp
 
 /// Sees to it that lent weights can be read for the next seconds.
 pub(crate) fn keep_lent(memory: &mut Memory, cpu: &Cpu) -> Result<(), RunError> {
-    memory.keep_lent(cpu).map_err(|error| {
-        let problem = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-        RunError::Withdrawn { problem }
+    memory.keep_lent(cpu).map_err(|error| match error {
+        MemoryError::Withdrawn(source) => RunError::Withdrawn { problem: source.to_string() },
+        error => RunError::NoCopy { problem: error.to_string() },
     })
 }
 
@@ -570,9 +577,8 @@ impl Session {
         cpu: Cpu,
         lent: Option<LentWeights>,
     ) -> Result<Self, SessionError> {
-        if let Some(lent) = &lent {
-            plan.lend(&lent.places);
-        }
+        // What nothing is read from need not stay resident.
+        let lent = lent.filter(|lent| plan.lend(&lent.places) > 0);
         let first = plan.leading_weight_bytes();
         let mut memory = Memory::new();
         let store = memory.add_to_be_filled(plan.store_bytes, first, &cpu)?;
@@ -655,7 +661,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`RunError`] when the inputs do not fit the program or its plan; nothing was computed then.
+    /// [`RunError`] says which leave something computed; its outputs are lost.
     pub fn run(&mut self, program: ProgramId, run: &Run<'_>) -> Result<(), RunError> {
         self.execute(program, run, None)
     }
@@ -684,8 +690,10 @@ impl Session {
         let sizes = run.sizes();
         execute::check_run(prepared, run, &sizes)?;
         keep_lent(&mut self.memory, &self.cpu)?;
+        self.last = None;
+        execute::execute(&self.cpu, &mut self.memory, prepared, run, observe)?;
         self.last = Some((program, sizes));
-        execute::execute(&self.cpu, &mut self.memory, prepared, run, observe)
+        Ok(())
     }
 
     /// Where a persistent value or an output of the last run lies.

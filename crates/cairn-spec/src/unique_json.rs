@@ -42,9 +42,9 @@ impl fmt::Display for UniqueError {
 /// Parses a text.
 pub(crate) fn parse(text: &str) -> Result<Value, UniqueError> {
     let json = |error: serde_json::Error| UniqueError::Json(error.to_string());
-    let twice = RefCell::new(None);
+    let (path, twice) = (RefCell::default(), RefCell::default());
     let mut parser = serde_json::Deserializer::from_str(text);
-    let value = Unique { path: String::new(), twice: &twice }.deserialize(&mut parser);
+    let value = Unique { path: &path, twice: &twice }.deserialize(&mut parser);
     let value = value.map_err(json)?;
     parser.end().map_err(json)?;
     match twice.into_inner() {
@@ -54,9 +54,10 @@ pub(crate) fn parse(text: &str) -> Result<Value, UniqueError> {
 }
 
 /// Reads one value.
+#[derive(Clone, Copy)]
 struct Unique<'a> {
     /// The names around it.
-    path: String,
+    path: &'a RefCell<Vec<String>>,
     /// The first key that is there twice.
     twice: &'a RefCell<Option<Twice>>,
 }
@@ -102,8 +103,7 @@ impl<'de> Visitor<'de> for Unique<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        let item = || Unique { path: self.path.clone(), twice: self.twice };
-        while let Some(value) = items.next_element_seed(item())? {
+        while let Some(value) = items.next_element_seed(self)? {
             list.push(value);
         }
         Ok(Value::Array(list))
@@ -112,13 +112,19 @@ impl<'de> Visitor<'de> for Unique<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let point = if self.path.is_empty() { "" } else { "." };
-            let field = format!("{}{point}{key}", self.path);
-            let value = Unique { path: field.clone(), twice: self.twice };
-            let second = entries.next_value_seed(value)?;
-            if let Some(first) = object.insert(key, second.clone()) {
+            self.path.borrow_mut().push(key.clone());
+            let second = entries.next_value_seed(self)?;
+            let Some(first) = object.insert(key.clone(), second) else {
+                self.path.borrow_mut().pop();
+                continue;
+            };
+            // Said twice alike, there are no two readings.
+            if first != object[&key] {
+                let field = self.path.borrow().join(".");
+                let second = object[&key].clone();
                 self.twice.borrow_mut().get_or_insert(Twice { field, first, second });
             }
+            self.path.borrow_mut().pop();
         }
         Ok(Value::Object(object))
     }
@@ -144,13 +150,14 @@ mod tests {
     fn what_is_said_twice_is_named_with_both_values() {
         for (text, message) in [
             (r#"{"a": 1, "b": 2, "a": 3}"#, "'a' is there twice, as 1 and as 3"),
-            (r#"{"a": 1, "\u0061": 1}"#, "'a' is there twice, as 1 and as 1"),
+            (r#"{"a": 1, "\u0061": 2}"#, "'a' is there twice, as 1 and as 2"),
             (r#"{"r": {"x": 1, "x": [2]}}"#, "'r.x' is there twice, as 1 and as [2]"),
             (r#"{"l": [{"x": 1}, {"x": 1, "x": null}]}"#, "'l.x' is there twice, as 1 and as null"),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), message);
         }
         assert!(parse(&format!("{{\"a\": {}1{}}}", "[".repeat(100), "]".repeat(100))).is_ok());
+        assert_eq!(parse(r#"{"a": [1], "a": [1]}"#), Ok(json!({"a": [1]})));
         let twice = parse(r#"{"a": {"b": 1}, "a": 2}"#).unwrap_err();
         let (first, second) = (json!({"b": 1}), json!(2));
         let expected = Twice { field: "a".to_owned(), first, second };

@@ -52,6 +52,9 @@ const GROWN_BESIDES: usize = 16 << 20;
 /// Bytes that are measured at a time, at most; with [`NORMALIZER_MAX`], a piece grows to 4 MiB.
 const PIECE_BYTES: usize = 1 << 10;
 
+/// Steps of one part. The longest known chains have a dozen.
+const STEPS_MAX: f64 = 64.0;
+
 /// A run of steps that only change how characters are written never grows by more: a compatibility
 /// decomposition makes 11 bytes of one (U+FDFA, 33 of 3), lower case at most 3 of 2.
 const UNICODE_RUN: f64 = 17.0;
@@ -95,6 +98,10 @@ impl Growth {
         let growth = normalizer_growth(&normalizer);
         let (repeats, around) = post_processor_growth(&post_processor);
         let words = pre_tokenizer_growth(&pre_tokenizer);
+        let num_steps = |chain: &Value, field: &str| {
+            #[expect(clippy::cast_precision_loss, reason = "a file is below 2^52 bytes")]
+            return steps(chain, field).len() as f64;
+        };
         let limits = [
             ("bytes that its normalizer may make of one", growth, NORMALIZER_MAX),
             ("bytes that its pre_tokenizer may make of one", words, PRE_TOKENIZER_MAX),
@@ -102,6 +109,10 @@ impl Growth {
             ("bytes that its post_processor may put around a text", around, AROUND_MAX),
             ("bytes that its decoder may make of one", decoder_growth(&decoder), DECODER_MAX),
             ("bytes of its unknown token", bytes(chains.unknown.unwrap_or("")), UNKNOWN_MAX),
+            ("steps of its normalizer", num_steps(&normalizer, "normalizers"), STEPS_MAX),
+            ("steps of its pre_tokenizer", num_steps(&pre_tokenizer, "pretokenizers"), STEPS_MAX),
+            ("steps of its post_processor", num_steps(&post_processor, "processors"), STEPS_MAX),
+            ("steps of its decoder", num_steps(&decoder, "decoders"), STEPS_MAX),
         ];
         let excess = limits.into_iter().find(|(_, growth, limit)| growth > limit);
         Ok(match excess {
@@ -196,7 +207,7 @@ fn bytes(text: &str) -> f64 {
 }
 
 fn normalizer_growth(normalizer: &Value) -> f64 {
-    let (mut growth, mut in_run) = (1.0, false);
+    let (mut growth, mut run) = (1.0, 1.0_f64);
     for step in steps(normalizer, "normalizers") {
         let factor = match kind(step) {
             "Replace" => replace_growth(step),
@@ -204,13 +215,28 @@ fn normalizer_growth(normalizer: &Value) -> f64 {
             "Prepend" => 1.0 + bytes(text(step, "prepend")),
             "ByteLevel" => 2.0,
             "Precompiled" => longest_run(text(step, "precompiled_charsmap")),
-            _ if in_run => continue,
-            _ => UNICODE_RUN,
+            // Decomposes, and puts two spaces around each Chinese character, every time.
+            "BertNormalizer" => UNICODE_RUN,
+            written => {
+                run = (run * rewriting_growth(written)).min(UNICODE_RUN);
+                continue;
+            }
         };
-        in_run = !matches!(kind(step), "Replace" | "Prepend" | "ByteLevel" | "Precompiled");
-        growth *= factor;
+        growth *= run * factor;
+        run = 1.0;
     }
-    growth
+    growth * run
+}
+
+/// A step that only changes how characters are written.
+fn rewriting_growth(kind: &str) -> f64 {
+    match kind {
+        "Strip" | "StripAccents" | "Nmt" => 1.0,
+        "Lowercase" => 2.0,
+        "NFC" => 3.0,
+        "NFD" => 4.0,
+        _ => UNICODE_RUN,
+    }
 }
 
 /// A replacement for every occurrence; what matches nothing does so before, between and after all bytes.

@@ -48,6 +48,8 @@ const EXCEPTION: u8 = 15;
 const ELEMENTS_AN_EXCEPTION: usize = 128;
 /// Exceptions of the smallest panel.
 const CAPACITY_MIN: usize = 8;
+/// Positions in the cache line of the table.
+const TABLE_LINE_POSITIONS: usize = (64 - TABLE_BYTES) / 4;
 /// The position of no exception.
 const NOWHERE: u32 = u32::MAX;
 
@@ -94,7 +96,11 @@ pub(crate) struct Bf16z<'a> {
 
 impl<'a> Bf16z<'a> {
     /// The weight of `k` inputs whose panels are in `bytes`.
+    ///
+    /// # Panics
+    /// If they do not begin at a multiple of four.
     pub(crate) fn new(bytes: &'a [u8], k: usize) -> Self {
+        assert!(bytes.as_ptr().cast::<u32>().is_aligned(), "panels that begin between two words");
         Self { bytes, parts: Parts::new(k) }
     }
 
@@ -139,7 +145,8 @@ impl<'a> Bf16z<'a> {
         let first = panel * self.parts.end + self.parts.positions;
         let positions = self.bytes.as_ptr().wrapping_add(first).cast::<u32>();
         debug_assert!((panel + 1) * self.parts.end <= self.bytes.len(), "a panel past the weight");
-        // SAFETY: the caller asks for panels of the weight, each of which has that many positions.
+        // SAFETY: the caller asks for panels of the weight, each of which has that many positions; `new`
+        // has asked for their alignment, and parts begin at multiples of four.
         let position = unsafe { *positions.wrapping_add(index) };
         if position == NOWHERE { usize::MAX } else { position as usize / LANES }
     }
@@ -153,9 +160,14 @@ impl<'a> Bf16z<'a> {
 
     /// How many exceptions of a panel lie before a column.
     pub(crate) fn exceptions_before(&self, panel: usize, column: usize) -> usize {
-        // From the beginning: the first positions lie in the table's cache line, others in cold memory.
         let (positions, _) = self.exceptions(panel);
-        positions.iter().take_while(|&&position| (position as usize) < column * LANES).count()
+        let is_before = |&position: &u32| (position as usize) < column * LANES;
+        // The first positions lie in the table's cache line, others in cold memory.
+        let (near, far) = positions.split_at(positions.len().min(TABLE_LINE_POSITIONS));
+        match near.iter().position(|position| !is_before(position)) {
+            Some(index) => index,
+            None => near.len() + far.partition_point(is_before),
+        }
     }
 
     /// The exceptions among four columns, the first of which is the panel's `index`-th: the column of the
@@ -168,11 +180,11 @@ impl<'a> Bf16z<'a> {
         index: usize,
     ) -> impl Iterator<Item = (usize, usize, u16)> + 'a {
         let (positions, values) = self.exceptions(panel);
-        let (first, end) = (column * LANES, (column + HALF_COLUMNS) * LANES);
         let found = positions[index..].iter().zip(&values[index..]);
         found.map_while(move |(&position, &bits)| {
-            let place = position as usize;
-            (place < end).then(|| ((place - first) / LANES, place % LANES, bits))
+            // In a damaged list, a position may lie before the columns: that ends it, too.
+            let place = (position as usize).wrapping_sub(column * LANES);
+            (place < HALF_COLUMNS * LANES).then_some((place / LANES, place % LANES, bits))
         })
     }
 

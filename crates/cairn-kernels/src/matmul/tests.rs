@@ -284,6 +284,34 @@ fn exceptions_of_bf16z_are_part_of_the_product() {
     }
 }
 
+/// A weight of bytes that no encoder wrote: some numbers, but no panic and no read outside.
+#[test]
+fn a_damaged_bf16z_weight_ends_no_process() {
+    let (n, k) = (40, 523);
+    for seed in 0..4 {
+        let mut stored = Stored::new(Encoding::Bf16z, Layout::Panel, n, k, seed);
+        let noise = values(stored.storage.len(), seed + 1);
+        for (word, noise) in stored.storage.iter_mut().zip(noise) {
+            // Small numbers are positions within the panel, in any order.
+            let bits = noise.to_bits() >> (8 * (seed % 3));
+            *word = f32::from_bits(bits);
+        }
+        for (t, compute) in
+            [1, 3, 20].into_iter().flat_map(|t| Compute::ALL.map(|compute| (t, compute)))
+        {
+            if !compute.multiplies(Encoding::Bf16z) {
+                continue;
+            }
+            let x_tk = values(t * k, 5);
+            for cpu in cpus() {
+                let (weight, bias_n, accumulate) = (stored.weight(), None, false);
+                let (x_tk, y_tn) = (&x_tk[..], &mut vec![0.0; t * n][..]);
+                matmul(&cpu, Matmul { x_tk, weight, bias_n, y_tn, t, accumulate, compute });
+            }
+        }
+    }
+}
+
 /// Together or one by one, products are the same.
 #[test]
 fn products_together_are_the_products() {

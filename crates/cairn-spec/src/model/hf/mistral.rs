@@ -39,11 +39,6 @@ fn windowed_layers(config: &Fields<'_>, size: Option<usize>) -> Result<WindowedL
     let Some(value) = config.value("layer_types") else { return Ok(WindowedLayers::All) };
     let layers = windows::windowed_layers(config, Family::Mistral, |_| true)?;
     let WindowedLayers::Listed(listed) = &layers else { return Ok(layers) };
-    let count = config.required_size("num_hidden_layers")?;
-    if listed.len() != count {
-        let (field, actual) = ("layer_types", listed.len());
-        return Err(SpecError::LayerCount { field, actual, num_hidden_layers: count });
-    }
     if size.is_none() && listed.contains(&true) {
         // transformers has no window to give to the layers that ask for one.
         return Err(unsupported(config, "layer_types", value, Family::Mistral));
