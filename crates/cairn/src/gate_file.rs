@@ -75,15 +75,25 @@ pub(crate) fn keep(gates: &[Gate], context: &Context) -> anyhow::Result<Option<P
 /// What was found of a pair here; `None` where nothing was, or not by this machine, these kernels and
 /// this instruction set.
 pub(crate) fn verdict(pair: (Encoding, Compute), context: &Context) -> Option<Verdict> {
+    load(context)?.verdict(pair)
+}
+
+/// What was found here; `None` as for [`verdict`].
+fn load(context: &Context) -> Option<Stored> {
     let text = std::fs::read(path(context)?).ok()?;
     let stored: Stored = serde_json::from_slice(&text).ok()?;
     let is_ours = stored.schema == SCHEMA
         && stored.kernels == KERNELS_VERSION
         && stored.isa == context.isa
         && stored.machine == Machine::read().cpu_model;
-    let found =
-        stored.pairs.into_iter().find(|(encoding, compute, _)| (*encoding, *compute) == pair);
-    found.filter(|_| is_ours).map(|(.., verdict)| verdict)
+    is_ours.then_some(stored)
+}
+
+impl Stored {
+    fn verdict(&self, pair: (Encoding, Compute)) -> Option<Verdict> {
+        let found = self.pairs.iter().find(|(encoding, compute, _)| (*encoding, *compute) == pair);
+        found.map(|(.., verdict)| *verdict)
+    }
 }
 
 /// Refuses a plan for a model that would multiply by weights in a way that it must not use.
@@ -93,22 +103,27 @@ pub(crate) fn check(
     context: &Context,
 ) -> anyhow::Result<()> {
     let strict = model.pack().is_some_and(|pack| pack.check().strict);
+    let Some(stored) = load(context) else { return Ok(()) };
     for encoding in model.encodings_in_use(encoding) {
         let compute = if compute.multiplies(encoding) { compute } else { Compute::F32 };
-        check_pair((encoding, compute), strict, context)?;
+        check_pair((encoding, compute), stored.verdict((encoding, compute)), strict, context)?;
     }
     Ok(())
 }
 
-fn check_pair(pair: (Encoding, Compute), strict: bool, context: &Context) -> anyhow::Result<()> {
-    let (encoding, compute) = pair;
-    let what = match verdict(pair, context) {
+fn check_pair(
+    (encoding, compute): (Encoding, Compute),
+    verdict: Option<Verdict>,
+    strict: bool,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let what = match verdict {
         None | Some(Verdict::Passed) => return Ok(()),
         Some(Verdict::Slow) => "is slower than bf16",
         Some(Verdict::Wrong) => "gives wrong numbers",
     };
     let message = format!("{encoding} in {compute} {what} on this machine, as measured before");
-    if !strict && verdict(pair, context) == Some(Verdict::Slow) {
+    if !strict && verdict == Some(Verdict::Slow) {
         context.terminal.warn(message);
         return Ok(());
     }
