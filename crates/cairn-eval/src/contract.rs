@@ -5,23 +5,19 @@
 //! was not the same, and then there is no ratio.
 
 mod agreement;
+mod evenness;
 mod turn;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use agreement::{Agreement, Divergence, divergence_of, first_divergence};
+pub use agreement::{Agreement, Divergence, SourceKl, divergence_of, first_divergence};
+pub use evenness::{Even, Evenness, Ran};
 pub use turn::{Turn, TurnBench, TurnRates};
 
 /// Schema of the file.
 pub const CONTRACT_SCHEMA: &str = "contract/1";
-/// Weight bytes of two sides are the same if they differ by no more than this fraction: formats
-/// store norms and scales a little differently.
-const WEIGHT_BYTES_TOLERANCE: f64 = 0.01;
-/// Or by no more than this many bytes: matrices are filled up to whole panels.
-const WEIGHT_BYTES_SLACK: f64 = 4096.0;
-
 /// What is run, by whom, how often.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,8 +49,12 @@ pub struct Contract {
 pub struct ContractModel {
     /// Where it is; the command line may say so instead.
     pub path: Option<PathBuf>,
-    /// Type of the weight matrices on both sides, as `--dtype` names it.
+    /// Type of our weight matrices, as `--dtype` names it.
     pub dtype: Option<String>,
+    /// Arithmetic of our products by them, as `--compute-dtype` names it.
+    pub compute_dtype: Option<String>,
+    /// In what the weights of both sides have to be equal.
+    pub even: Even,
 }
 
 /// The machine of a contract.
@@ -203,61 +203,6 @@ impl Contract {
         let prompt = ids.get(..wanted).ok_or(ContractError::ShortText { path, found, wanted })?;
         Ok(prompt.to_vec())
     }
-}
-
-/// What a side ran, as it says itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ran {
-    /// Tokens of the prompt that were computed in a turn, none of them kept from before.
-    pub prompt_tokens: usize,
-    /// Tokens made in a turn.
-    pub output_tokens: usize,
-    /// Threads; `None` if nobody says.
-    pub threads: Option<usize>,
-    /// Bytes of weights read for a token; `None` if nobody says.
-    pub weight_bytes: Option<u64>,
-}
-
-/// What was not the same on both sides.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Evenness {
-    /// One line each; empty if the comparison is even.
-    pub uneven: Vec<String>,
-}
-
-impl Evenness {
-    /// Compares what the two sides ran.
-    pub fn of(ours: &Ran, theirs: &Ran) -> Self {
-        let mut uneven = Vec::new();
-        let counts = [
-            ("tokens of the prompt", ours.prompt_tokens, Some(theirs.prompt_tokens)),
-            ("tokens of the output", ours.output_tokens, Some(theirs.output_tokens)),
-            ("threads", ours.threads.unwrap_or(0), theirs.threads),
-        ];
-        for (what, own, other) in counts {
-            match other {
-                Some(other) if other == own => {}
-                Some(other) => uneven.push(format!("{what}: {own} here, {other} there")),
-                None => uneven.push(format!("{what}: {own} here, unknown there")),
-            }
-        }
-        let own = ours.weight_bytes.unwrap_or(0);
-        match theirs.weight_bytes {
-            Some(other) if is_close(own, other) => {}
-            Some(other) => {
-                uneven.push(format!("bytes of weights for a token: {own} here, {other} there"));
-            }
-            None => {
-                uneven.push(format!("bytes of weights for a token: {own} here, unknown there"));
-            }
-        }
-        Self { uneven }
-    }
-}
-
-fn is_close(left: u64, right: u64) -> bool {
-    let (left, right) = (left as f64, right as f64);
-    (left - right).abs() <= WEIGHT_BYTES_SLACK.max(WEIGHT_BYTES_TOLERANCE * left.max(right))
 }
 
 #[cfg(test)]

@@ -15,17 +15,28 @@ pub(crate) struct ComputeDtypeArgs {
 impl ComputeDtypeArgs {
     /// What was asked for.
     pub(crate) fn compute(self) -> Compute {
-        match self.compute_dtype {
-            ComputeDtype::F32 => Compute::F32,
-            ComputeDtype::Bf16 => Compute::Bf16,
-            ComputeDtype::Int8 => Compute::Int8,
+        self.compute_dtype.compute()
+    }
+}
+
+impl ComputeDtype {
+    /// The arithmetic that it names.
+    pub(crate) fn compute(self) -> Compute {
+        match self {
+            Self::F32 => Compute::F32,
+            Self::Bf16 => Compute::Bf16,
+            Self::Int8 => Compute::Int8,
         }
     }
 }
 
+/// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ComputeDtype {
+pub(crate) enum ComputeDtype {
+    /// As wide as activations are.
     F32,
+    /// Pairs of bf16.
     Bf16,
+    /// Bytes.
     Int8,
 }

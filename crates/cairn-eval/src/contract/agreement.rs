@@ -50,6 +50,24 @@ pub struct Agreement {
     pub kl_positions: Vec<usize>,
     /// `KL(ours ‖ theirs)` at each, in nats.
     pub kl: Vec<f64>,
+    /// How far each side is from the exact model, where that was there.
+    pub source_kl: Option<SourceKl>,
+}
+
+/// How far two sides are from the exact model at each position, in nats.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceKl {
+    /// `KL(exact ‖ ours)`.
+    pub ours: Vec<f64>,
+    /// `KL(exact ‖ theirs)`.
+    pub theirs: Vec<f64>,
+}
+
+impl SourceKl {
+    /// The means, ours first; NaN if nothing was measured.
+    pub fn means(&self) -> [f64; 2] {
+        [&self.ours, &self.theirs].map(|kl| kl.iter().sum::<f64>() / kl.len() as f64)
+    }
 }
 
 impl Agreement {

@@ -43,32 +43,73 @@ fn what_makes_no_sense_is_refused_by_key() {
     }
 }
 
-#[test]
-fn unlike_sides_are_told_apart() {
-    let ours = Ran {
+fn ran() -> Ran {
+    Ran {
         prompt_tokens: 64,
         output_tokens: 256,
         threads: Some(2),
         weight_bytes: Some(1_000_000),
-    };
+        values: Some(vec!["bf16".to_owned()]),
+    }
+}
+
+#[test]
+fn unlike_sides_are_told_apart() {
+    let (ours, nothing) = (ran(), Agreement::default());
     let near = Ran { weight_bytes: Some(1_009_000), ..ours.clone() };
-    assert_eq!(Evenness::of(&ours, &near), Evenness::default());
+    let uneven = |theirs: &Ran| Evenness::of(Even::Bytes, (&ours, theirs), &nothing).uneven;
+    assert!(uneven(&near).is_empty());
     for (theirs, expected) in [
-        (Ran { prompt_tokens: 65, ..ours.clone() }, "tokens of the prompt: 64 here, 65 there"),
-        (Ran { output_tokens: 9, ..ours.clone() }, "tokens of the output: 256 here, 9 there"),
-        (Ran { threads: Some(1), ..ours.clone() }, "threads: 2 here, 1 there"),
-        (Ran { threads: None, ..ours.clone() }, "threads: 2 here, unknown there"),
+        (Ran { prompt_tokens: 65, ..ran() }, "tokens of the prompt: 64 here, 65 there"),
+        (Ran { output_tokens: 9, ..ran() }, "tokens of the output: 256 here, 9 there"),
+        (Ran { threads: Some(1), ..ran() }, "threads: 2 here, 1 there"),
+        (Ran { threads: None, ..ran() }, "threads: 2 here, unknown there"),
         (
-            Ran { weight_bytes: Some(530_000), ..ours.clone() },
+            Ran { weight_bytes: Some(530_000), ..ran() },
             "bytes of weights for a token: 1000000 here, 530000 there",
         ),
         (
-            Ran { weight_bytes: None, ..ours.clone() },
+            Ran { weight_bytes: None, ..ran() },
             "bytes of weights for a token: 1000000 here, unknown there",
         ),
     ] {
-        assert_eq!(Evenness::of(&ours, &theirs).uneven, [expected]);
+        assert_eq!(uneven(&theirs), [expected]);
     }
+}
+
+#[test]
+fn equal_values_may_lie_in_other_bytes() {
+    let (ours, nothing) = (ran(), Agreement::default());
+    let uneven = |theirs: &Ran| Evenness::of(Even::Values, (&ours, theirs), &nothing).uneven;
+    assert!(uneven(&Ran { weight_bytes: Some(1_300_000), ..ran() }).is_empty());
+    let mixed = Some(vec!["bf16".to_owned(), "q8_0".to_owned()]);
+    for (values, said) in [(mixed, "bf16 and q8_0"), (None, "unknown")] {
+        let expected = format!("values of the weights: bf16 here, {said} there");
+        assert_eq!(uneven(&Ran { values, ..ran() }), [expected]);
+    }
+    let grouped = Ran { values: Some(vec!["q8_0".to_owned()]), ..ran() };
+    let both = Evenness::of(Even::Values, (&grouped, &grouped), &nothing);
+    assert_eq!(both.uneven.len(), 1, "two sides need not put values in groups alike");
+    let unknown = Ran { values: None, ..ran() };
+    let both = Evenness::of(Even::Values, (&unknown, &unknown), &nothing);
+    assert_eq!(both.uneven, ["values of the weights: unknown here, unknown there"]);
+}
+
+#[test]
+fn ours_must_not_be_further_from_the_exact_model() {
+    let small = Ran { weight_bytes: Some(1), values: None, ..ran() };
+    let uneven = |source_kl: Option<SourceKl>| {
+        let said = Agreement { source_kl, ..Agreement::default() };
+        Evenness::of(Even::Quality, (&small, &ran()), &said).uneven
+    };
+    let kl = |ours: &[f64], theirs: &[f64]| {
+        Some(SourceKl { ours: ours.to_vec(), theirs: theirs.to_vec() })
+    };
+    assert!(uneven(kl(&[0.1, 0.3], &[0.2, 0.2])).is_empty());
+    let worse = uneven(kl(&[0.1, 0.4], &[0.2, 0.2]));
+    assert_eq!(worse, ["nats from the exact model: 2.500e-1 here, 2.000e-1 there"]);
+    assert_eq!(uneven(kl(&[], &[])).len(), 1, "nothing measured is nothing shown");
+    assert_eq!(uneven(None), ["nats from the exact model: unknown on both sides"]);
 }
 
 #[test]

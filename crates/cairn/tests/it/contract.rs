@@ -201,6 +201,57 @@ fn an_uneven_comparison_is_refused_by_name() {
 }
 
 #[test]
+fn weights_are_compared_by_the_contracts_rule() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, vocab_size) = model();
+    let plain = folder.path().join("plain.gguf");
+    crate::succeed(cairn(["export", "--gguf"]).arg(&path).arg("--output").arg(&plain));
+    let model_path = plain.display().to_string();
+    let answers = Answers { model_path, prompt_tokens: 8, tokens: vec![1; 8], vocab_size };
+    let address = serve(answers);
+    let source = path.to_str().unwrap();
+    let against = ["--against", &address, "--peer-threads", "1"];
+    let run = |model: &str, more: &[&str]| {
+        let model = format!("model = {model}\n        machine");
+        run(folder.path(), &[("machine", &model)], &[&against, more].concat())
+    };
+    let same = run(r#"{ even = "values", dtype = "f32" }"#, &[]);
+    assert!(same.status.success(), "{}", shown(&same, None));
+
+    let other = run(r#"{ even = "values", dtype = "bf16" }"#, &[]);
+    let text = shown(&other, None);
+    assert_eq!(other.status.code(), Some(1), "{text}");
+    assert!(text.contains("values of the weights: bf16 here, f32 there"), "{text}");
+
+    // What is played here finds every token as likely: four bits are nearer to the exact model.
+    let four = r#"{ even = "quality", dtype = "q4", compute_dtype = "int8" }"#;
+    let nearer = run(four, &["--source", source]);
+    assert!(nearer.status.success(), "{}", shown(&nearer, None));
+    let kl = record(&nearer)["figures"]["agreement"]["source_kl"].take();
+    let mean = |side: &str| {
+        let kl: Vec<f64> = serde_json::from_value(kl[side].clone()).unwrap();
+        assert_eq!(kl.len(), 2);
+        kl.iter().sum::<f64>() / 2.0
+    };
+    assert!(0.0 < mean("ours") && mean("ours") < mean("theirs"), "{kl}");
+
+    for (model, more, expected) in [
+        (four, &[][..], "say where that is: --source DIR"),
+        (
+            four,
+            &["--source", source, "--compute-dtype", "f32"],
+            "the contract fixes another arithmetic",
+        ),
+        (r#"{ compute_dtype = "int9" }"#, &[], "model.compute_dtype is \"int9\", which is none"),
+    ] {
+        let refused = run(model, more);
+        let text = shown(&refused, None);
+        assert_eq!(refused.status.code(), Some(1), "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
 fn what_a_contract_is_not_about_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for (changes, arguments, expected) in [

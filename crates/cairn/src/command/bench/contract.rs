@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use cairn_artifacts::atomic;
 use cairn_artifacts::bounded::read_text;
 use cairn_eval::contract::{
-    Agreement, Contract, Divergence, Evenness, TurnBench, divergence_of, first_divergence,
+    Agreement, Contract, Divergence, Even, Evenness, TurnBench, divergence_of, first_divergence,
 };
+use cairn_kernels::Compute;
 use cairn_kernels::bandwidth::BandwidthMeter;
 use clap::Args;
 use serde_json::json;
@@ -20,10 +21,11 @@ use self::peer::Peer;
 use self::report::Found;
 use self::side::{OwnSide, Speeds};
 use super::Output;
-use crate::compute_dtype::ComputeDtypeArgs;
+use crate::compute_dtype::ComputeDtype;
 use crate::context::Context;
 use crate::coverage::Coverage;
 use crate::failure::UserError;
+use crate::model_folder::ModelFolder;
 use crate::pack_args::PackArgs;
 use crate::progress_line::ProgressLine;
 use crate::runs;
@@ -40,7 +42,9 @@ Examples:
   cairn bench contract contracts/decode_64_256.toml --model models/qwen3 \\
       --against 'llama-server -m qwen3.gguf -t {threads} --port {port}' --report decode.html
   cairn bench contract contracts/prefill_1024_64.toml --model models/qwen3 \\
-      --against http://127.0.0.1:8080 --peer-threads 2";
+      --against http://127.0.0.1:8080 --peer-threads 2
+  cairn bench contract contracts/decode_64_256_q4.toml --model models/qwen3 --source models/qwen3 \\
+      --against 'llama-server -m qwen3.Q4_0.gguf -t {threads} --port {port}'";
 
 /// Run a contract here and by a peer, in turn, and compare
 #[derive(Debug, Args)]
@@ -55,8 +59,9 @@ pub(super) struct ContractArgs {
     /// Type of weight matrices in memory, where the contract fixes none
     #[arg(long, value_enum, value_name = "TYPE")]
     dtype: Option<WeightType>,
-    #[command(flatten)]
-    compute: ComputeDtypeArgs,
+    /// Arithmetic of products by weight matrices, where the contract fixes none [default: f32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    compute_dtype: Option<ComputeDtype>,
     #[command(flatten)]
     pack: PackArgs,
     /// The peer: a command that starts a server of llama.cpp's kind, with {port} and {threads} where
@@ -66,6 +71,9 @@ pub(super) struct ContractArgs {
     /// Threads of a peer that was started elsewhere
     #[arg(long, value_name = "N", requires = "against")]
     peer_threads: Option<usize>,
+    /// The exact model, as stored: how far both sides' distributions are from its own
+    #[arg(long, value_name = "DIR", requires = "against")]
+    source: Option<PathBuf>,
     /// Another form of the same model, whose tokens have to be equal; may be repeated
     #[arg(long, value_name = "DIR")]
     also: Vec<PathBuf>,
@@ -91,12 +99,16 @@ pub(super) fn run(args: &ContractArgs, context: &Context) -> anyhow::Result<()> 
         (Some(model), None) => runs::model_folder(Some(model))?,
         (None, own) => runs::model_folder(own.as_deref())?,
     };
-    let dtype = dtype(args, &contract)?;
+    if contract.model.even == Even::Quality && args.against.is_some() && args.source.is_none() {
+        let problem = "the contract compares how far both sides are from the exact model";
+        return Err(UserError::new(problem).hint("say where that is: --source DIR").into());
+    }
+    let held = (dtype(args, &contract)?, compute(args, &contract)?);
+    let length = contract.prompt.tokens + contract.output.tokens;
     let mut sides = Vec::new();
     for path in std::iter::once(&model).chain(&args.also) {
-        let length = contract.prompt.tokens + contract.output.tokens;
         let model = args.pack.open(path, context)?;
-        sides.push(OwnSide::load(model, (dtype, args.compute.compute()), length, context)?);
+        sides.push(OwnSide::load(model, held, length, context)?);
     }
     let prompt = prompt(&contract, &args.contract, &sides[0])?;
     let bench = TurnBench { prompt, new_tokens: contract.output.tokens };
@@ -104,7 +116,11 @@ pub(super) fn run(args: &ContractArgs, context: &Context) -> anyhow::Result<()> 
         Peer::start(peer, args.peer_threads, contract.machine.threads).context("there is no peer")
     });
     let mut peer = peer.transpose()?;
-    let found = measure(&contract, &bench, &mut sides, peer.as_mut(), context)?;
+    let mut found = measure(&contract, &bench, &mut sides, peer.as_mut(), context)?;
+    if let Some(peer) = &mut peer {
+        let source = args.source.as_deref();
+        compare(&contract, (&bench, &mut sides[0], source), peer, &mut found, context)?;
+    }
     print(args, (&contract, &text), &found, context)?;
     found.verdict()
 }
@@ -143,6 +159,22 @@ fn dtype(args: &ContractArgs, contract: &Contract) -> anyhow::Result<WeightType>
                 .into())
         }
         (fixed, asked) => Ok(fixed.or(asked).unwrap_or(WeightType::AUTO)),
+    }
+}
+
+/// The arithmetic: the contract's, or what is asked for where it fixes none.
+fn compute(args: &ContractArgs, contract: &Contract) -> anyhow::Result<Compute> {
+    let fixed = contract.model.compute_dtype.as_deref().map(|name| {
+        <ComputeDtype as clap::ValueEnum>::from_str(name, false)
+            .map_err(|_| UserError::new(format!("model.compute_dtype is {name:?}, which is none")))
+    });
+    match (fixed.transpose()?, args.compute_dtype) {
+        (Some(fixed), Some(asked)) if fixed != asked => {
+            Err(UserError::new("the contract fixes another arithmetic")
+                .hint("leave --compute-dtype out, or write another contract")
+                .into())
+        }
+        (fixed, asked) => Ok(fixed.or(asked).map_or(Compute::F32, ComputeDtype::compute)),
     }
 }
 
@@ -191,7 +223,6 @@ fn measure(
             return Err(UserError::new(message).hint("they are not the same model").into());
         }
     }
-    let ran = sides[0].ran(bench, own[0].tokens());
     let mut found = Found::new(contract, meter.bandwidth(), own);
     found.bytes_per_token = bench.bytes_per_token(&sides[0].engine);
     let options = sides[0].engine.options();
@@ -199,21 +230,40 @@ fn measure(
     found.coverage = Coverage::measured(&sides[0].model, held, context)?;
     found.own_bytes = sides[0].engine.session().bytes().total() as u64;
     found.own_start_s = sides[0].start_seconds(&bench.prompt, context)?;
-    if let (Some(peer), Some(speeds)) = (peer, other) {
-        found.evenness = Evenness::of(&ran, &peer.ran());
-        let tokens = (found.own[0].tokens(), speeds.tokens());
-        found.agreement = agreement(contract, (bench, &mut sides[0]), peer, tokens)?;
+    found.peer = other;
+    if let Some(peer) = peer {
         found.peer_bytes = peer.resident_bytes();
         found.peer_start_s = peer.start_s;
-        found.peer = Some(speeds);
     }
     Ok(found)
+}
+
+/// What both sides said and whether they ran the same.
+fn compare(
+    contract: &Contract,
+    (bench, side, source): (&TurnBench, &mut OwnSide, Option<&Path>),
+    peer: &mut Peer,
+    found: &mut Found,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let Some(theirs) = &found.peer else { return Ok(()) };
+    let tokens = (found.own[0].tokens(), theirs.tokens());
+    let ran = (side.ran(bench, tokens.0), peer.ran());
+    let exact = source.map(|path| {
+        let model = ModelFolder::open(path, context.terminal)?;
+        let length = bench.prompt.len() + bench.new_tokens;
+        OwnSide::load(model, (WeightType::AUTO, Compute::F32), length, context)
+    });
+    let mut exact = exact.transpose()?;
+    found.agreement = agreement(contract, (bench, side, exact.as_mut()), peer, tokens)?;
+    found.evenness = Evenness::of(contract.model.even, (&ran.0, &ran.1), &found.agreement);
+    Ok(())
 }
 
 /// Where the tokens part, how close it was, and how far apart the distributions are.
 fn agreement(
     contract: &Contract,
-    (bench, side): (&TurnBench, &mut OwnSide),
+    (bench, side, mut exact): (&TurnBench, &mut OwnSide, Option<&mut OwnSide>),
     peer: &mut Peer,
     (ours, theirs): (&[u32], &[u32]),
 ) -> anyhow::Result<Agreement> {
@@ -234,6 +284,12 @@ fn agreement(
         let other = peer.next_logprobs(&text, own.len())?;
         found.kl_positions.push(position);
         found.kl.push(divergence_of(&own, &other));
+        if let Some(exact) = &mut exact {
+            let exact = exact.engine.next_logprobs(&text)?;
+            let kl = found.source_kl.get_or_insert_default();
+            kl.ours.push(divergence_of(&exact, &own));
+            kl.theirs.push(divergence_of(&exact, &other));
+        }
     }
     Ok(found)
 }
@@ -253,7 +309,8 @@ fn print(
         "contract": contract,
         "against": args.against,
         "also": args.also,
-        "compute": args.compute.compute(),
+        "source": args.source,
+        "compute": compute(args, contract)?,
     });
     let figures = serde_json::to_value(found)?;
     super::print(&args.output, ("contract", settings, figures), found.text(contract), context)

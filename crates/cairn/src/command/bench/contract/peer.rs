@@ -3,6 +3,7 @@
 //! It reads the same token ids, keeps nothing from turn to turn, chooses the likeliest token and is
 //! not ended by any. Its own clock counts, so that the way there costs it nothing.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
@@ -34,7 +35,7 @@ pub(in crate::command::bench) struct Peer {
     agent: ureq::Agent,
     process: Option<Process>,
     threads: Option<usize>,
-    weight_bytes: Option<u64>,
+    weights: Option<Weights>,
     /// Counts of the last turn, as it reports them.
     counts: (usize, usize),
 }
@@ -68,7 +69,7 @@ impl Peer {
             agent,
             process: None,
             threads,
-            weight_bytes: None,
+            weights: None,
             counts: (0, 0),
         };
         if !peer.starts_with("http://") {
@@ -82,7 +83,7 @@ impl Peer {
         if let Some(path) = path {
             let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
             started.name = format!("peer, {name}");
-            started.weight_bytes = weight_bytes(Path::new(path));
+            started.weights = Weights::of(Path::new(path));
         }
         Ok(started)
     }
@@ -207,8 +208,13 @@ impl Peer {
     /// What its last turn ran.
     pub(in crate::command::bench) fn ran(&self) -> Ran {
         let (prompt_tokens, output_tokens) = self.counts;
-        let (threads, weight_bytes) = (self.threads, self.weight_bytes);
-        Ran { prompt_tokens, output_tokens, threads, weight_bytes }
+        Ran {
+            prompt_tokens,
+            output_tokens,
+            threads: self.threads,
+            weight_bytes: self.weights.as_ref().map(|weights| weights.bytes),
+            values: self.weights.as_ref().map(|weights| weights.types.iter().cloned().collect()),
+        }
     }
 
     /// Its process, where it was started here.
@@ -251,10 +257,30 @@ fn answer(
     serde_json::from_str(&text).with_context(|| format!("{address} does not answer in JSON"))
 }
 
-/// Bytes of a GGUF file's tensors that a decoded token reads; `None` if it cannot be read here.
-fn weight_bytes(path: &Path) -> Option<u64> {
-    let file = GgufFile::open(path).ok()?;
-    let has_head = file.tensors().any(|tensor| &*tensor.name == "output.weight");
-    let read = file.tensors().filter(|tensor| !has_head || &*tensor.name != "token_embd.weight");
-    Some(read.map(|tensor| tensor.bytes as u64).sum())
+/// The weights in a peer's file that a decoded token reads.
+struct Weights {
+    /// Their bytes.
+    bytes: u64,
+    /// Types of the matrices among them.
+    types: BTreeSet<String>,
+}
+
+impl Weights {
+    /// Those of a GGUF file; `None` if it cannot be read here.
+    fn of(path: &Path) -> Option<Self> {
+        let file = GgufFile::open(path).ok()?;
+        let has_head = file.tensors().any(|tensor| &*tensor.name == "output.weight");
+        let (mut bytes, mut types) = (0, BTreeSet::new());
+        for tensor in file.tensors() {
+            if has_head && &*tensor.name == "token_embd.weight" {
+                continue;
+            }
+            bytes += tensor.bytes as u64;
+            // Positions are looked up, not multiplied by, and keep a type of their own.
+            if tensor.shape.len() > 1 && &*tensor.name != "position_embd.weight" {
+                types.insert(tensor.tensor_type.name().to_lowercase());
+            }
+        }
+        Some(Self { bytes, types })
+    }
 }

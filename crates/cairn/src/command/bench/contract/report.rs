@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use cairn_eval::contract::{Agreement, Contract, Evenness};
+use cairn_eval::contract::{Agreement, Contract, Evenness, SourceKl};
 use cairn_kernels::bandwidth::Bandwidth;
 use cairn_train::{Chart, Line, Report};
 use serde::Serialize;
@@ -165,6 +165,10 @@ impl Found {
             let said =
                 format!("{mean:.2e} nats in the mean of {count} positions, {most:.2e} at most");
             facts.push(("KL(ours‖theirs)", said));
+        }
+        if let Some([own, other]) = self.agreement.source_kl.as_ref().map(SourceKl::means) {
+            let said = format!("ours {own:.2e}, the peer {other:.2e} nats in the mean");
+            facts.push(("KL from the exact model", said));
         }
         for side in self.own.iter().chain(&self.peer).filter(|side| !side.is_steady) {
             facts

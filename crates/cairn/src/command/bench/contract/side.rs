@@ -1,5 +1,6 @@
 //! One of our own sides: an engine, and its speeds turn by turn.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use cairn_engine::{Engine, EngineOptions};
 use cairn_eval::contract::{Ran, Turn, TurnBench};
-use cairn_kernels::{CacheType, Compute};
+use cairn_kernels::{CacheType, Compute, Encoding};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -43,7 +44,11 @@ impl OwnSide {
         options.compute = compute;
         options.encoding = dtype.encoding(&model, context.terminal)?;
         gate_file::check(&model, (options.encoding, compute), context)?;
-        let name = format!("cairn, {} {}", options.encoding, path.display());
+        let arithmetic = match compute {
+            Compute::F32 => String::new(),
+            other => format!(":{other}"),
+        };
+        let name = format!("cairn, {}{arithmetic} {}", options.encoding, path.display());
         let engine = model.engine(options, context.cpu()?)?;
         Ok(Self { name, model, engine, path, dtype })
     }
@@ -55,7 +60,22 @@ impl OwnSide {
             output_tokens: tokens.len(),
             threads: Some(self.engine.session().cpu().threads()),
             weight_bytes: Some(TurnBench::weight_bytes(&self.engine)),
+            values: Some(self.values()),
         }
+    }
+
+    /// Types of the values that its matrices hold: twelve bits hold what bf16 does.
+    fn values(&self) -> Vec<String> {
+        let held = self.model.encodings_in_use(self.engine.options().encoding).into_iter();
+        let plain = held.map(|encoding| match encoding {
+            Encoding::Bf16z => Encoding::Bf16,
+            other => other,
+        });
+        plain
+            .map(|encoding| encoding.name().to_owned())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect()
     }
 
     /// Seconds from the start of a process to its first token, after a short prompt.
@@ -71,6 +91,7 @@ impl OwnSide {
         command.arg(&self.path).args(["--prompt-ids", &ids.join(",")]);
         command.args(["--max-new-tokens", "1", "--temperature", "0", "--json"]);
         command.args(["--dtype", self.dtype.name()]);
+        command.args(["--compute-dtype", self.engine.options().compute.name()]);
         let begin = Instant::now();
         let done = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !done.with_context(|| format!("cannot start {command:?}"))?.success() {
