@@ -5,9 +5,9 @@
 //!
 //! **Order of sums** (what the reference in `attention/reference.rs` computes and every kernel
 //! reproduces bit for bit). Keys come in tiles of [`KEY_TILE`](crate::KEY_TILE) aligned to the sequence's own position 0.
-//! A score is one chain over the key dim, times the scale, soft-capped if asked, −∞ where the mask
-//! hides the key. A tile has its maximum m, its weights `e^(score − m)`, their 16-lane sum l and
-//! their product o with the values, one chain over the tile's keys. Tiles combine in a binary tree
+//! A score is one chain over the key dim, times the key's factor where the cache has some, times the
+//! scale, soft-capped if asked, −∞ where the mask hides the key. A tile has its maximum m, its weights `e^(score − m)`, their 16-lane sum l and
+//! their product o with the values, one chain over the tile's keys, each weight times its value's factor. Tiles combine in a binary tree
 //! over the tile *index* (2i with 2i + 1, then pairs of pairs); a tile without visible keys is the
 //! identity. So a query's result depends neither on the chunk it was prefilled in, nor on the
 //! other sequences, nor on where its keys are stored, given equal keys and values.

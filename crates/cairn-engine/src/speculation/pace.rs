@@ -16,6 +16,8 @@ const REFRESH: u32 = 64;
 const PAUSE_MIN: u32 = 16;
 /// Plain steps of the longest pause.
 const PAUSE_MAX: u32 = 1024;
+/// Times the mean that a step counts at most.
+const OUTLIER: f64 = 3.0;
 /// What a step's weight is multiplied by with each step after it.
 const FADE: f64 = 0.9;
 
@@ -29,6 +31,9 @@ struct Cost {
 
 impl Cost {
     fn add(&mut self, seconds: f64, tokens: usize) {
+        // Whoever took the processor for a moment is not to be paid by one kind of step for long.
+        let usual = self.per_token().map(|per_token| OUTLIER * per_token * tokens as f64);
+        let seconds = usual.filter(|_| 2 <= self.steps).map_or(seconds, |usual| seconds.min(usual));
         self.seconds = self.seconds * FADE + seconds;
         self.tokens = self.tokens * FADE + tokens as f64;
         self.steps = self.steps.saturating_add(1);
@@ -162,6 +167,14 @@ mod tests {
         assert!(300 < speculated(&mut pace, 400, 1.5, 3));
         assert_eq!(pace.num_stops(), stops);
         assert!(speculated(&mut pace, 100, 1.5, 1) < 40);
+    }
+
+    #[test]
+    fn a_moment_without_the_processor_decides_nothing() {
+        let mut pace = Pace::new(false);
+        speculated(&mut pace, 50, 1.5, 2);
+        pace.speculating(100.0, 2);
+        assert!(pace.speculates() && pace.num_stops() == 0);
     }
 
     #[test]

@@ -255,11 +255,11 @@ impl<'a> HeadJob<'a, '_> {
         let used = keys.div_ceil(PANEL);
         let Buffers { key_panels, value_panels, weights, slopes, .. } = &mut self.buffers;
         let panels = quarters(key_panels);
-        let panels = Operand { now: &panels[..used], next: &[], factors: &[] };
+        let panels = Operand { now: &panels[..used], next: &[] };
         let rows = row_starts(&queries, begin);
         scores::<V, _, _>(&rows, (count, spec.key_dim), panels, weights, panels_of);
         let panels = quarters(value_panels);
-        let panels = Operand { now: &panels[..used], next: &[], factors: &[] };
+        let panels = Operand { now: &panels[..used], next: &[] };
         let rows = row_starts(&douts, begin);
         scores::<V, _, _>(&rows, (count, spec.value_dim), panels, slopes, panels_of);
         self.slopes::<V>(pair, &seen[..count]);
@@ -319,8 +319,7 @@ impl<'a> HeadJob<'a, '_> {
             let left = Left { numbers: left, start: |key| key, step: KEY_TILE };
             let stride = dim.next_multiple_of(LANES);
             let segments = quarters(right);
-            let segments =
-                Segments { segments: Operand { now: &segments, next: &[], factors: &[] }, stride };
+            let segments = Segments { segments: Operand { now: &segments, next: &[] }, stride };
             let args = Mix { rows: keys, columns: stride, out, keep: true };
             mix::<V, _, _>(&left, segments, args, queries_of);
         }
@@ -341,10 +340,8 @@ impl<'a> HeadJob<'a, '_> {
         let Buffers { slopes, key_rows, dq, .. } = &mut self.buffers;
         let left = Left { numbers: slopes, start: |r| r * KEY_TILE, step: 1 };
         let segments = quarters(key_rows);
-        let segments = Segments {
-            segments: Operand { now: &segments, next: &[], factors: &[] },
-            stride: columns,
-        };
+        let segments =
+            Segments { segments: Operand { now: &segments, next: &[] }, stride: columns };
         let args = Mix { rows: seen.len(), columns, out: dq, keep: true };
         mix::<V, _, _>(&left, segments, args, |group| {
             let start = seen[group.start].start;

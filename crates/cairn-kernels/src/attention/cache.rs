@@ -6,8 +6,9 @@
 //! of page `blocks[p / 16]`. Slots past a sequence's end hold whatever was there and are never used.
 //!
 //! With [`CacheType::Q8`] numbers are signed bytes, and behind them the page holds a float for each
-//! head's key in each lane, `[g, 16]`, then for each value: 1/127 of its largest magnitude. A number
-//! is the byte times that float, rounded once; a key or value that is not finite is NaN throughout.
+//! head's key in each lane, `[g, 16]`, then for each value: 1/127 of its largest magnitude. A key's float is
+//! multiplied with its chain, a value's with its weight, so that no number is; a key or value that is not
+//! finite is NaN throughout.
 //! Everyone reads what was written, the current run's own keys included, so a cache's type decides
 //! the results and how a prompt was cut does not.
 
@@ -114,30 +115,40 @@ impl CacheSpec {
         self.page_keys() + (head * PAGE_TOKENS + lane) * self.value_dim + column
     }
 
-    /// The key of `head` in `lane` of a page, at `column`.
+    /// The key of `head` in `lane` of a page, at `column`, without its factor.
     pub(super) fn key(&self, page: &[u8], (head, lane): (usize, usize), column: usize) -> f32 {
-        let factor = self.key_factors(head) + lane;
-        self.number(page, self.key_offset(head, column, lane), factor)
+        self.number(page, self.key_offset(head, column, lane))
     }
 
-    /// The value of `head` in `lane` of a page, at `column`.
+    /// The factor of that key: 1 where numbers have none.
+    pub(super) fn key_factor(&self, page: &[u8], (head, lane): (usize, usize)) -> f32 {
+        self.factor(page, self.key_factors(head) + lane)
+    }
+
+    /// The value of `head` in `lane` of a page, at `column`, without its factor.
     pub(super) fn value(&self, page: &[u8], (head, lane): (usize, usize), column: usize) -> f32 {
-        let factor = self.value_factors(head) + lane;
-        self.number(page, self.value_offset(head, lane, column), factor)
+        self.number(page, self.value_offset(head, lane, column))
+    }
+
+    /// The factor of that value: 1 where numbers have none.
+    pub(super) fn value_factor(&self, page: &[u8], (head, lane): (usize, usize)) -> f32 {
+        self.factor(page, self.value_factors(head) + lane)
     }
 
     /// One number of a page.
-    fn number(&self, page: &[u8], offset: usize, factor: usize) -> f32 {
-        let float =
-            |at: usize| f32::from_ne_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
+    fn number(&self, page: &[u8], offset: usize) -> f32 {
         match self.dtype {
-            CacheType::F32 => float(4 * offset),
+            CacheType::F32 => float(page, 4 * offset),
             CacheType::Bf16 => {
                 let bits = u16::from_ne_bytes([page[2 * offset], page[2 * offset + 1]]);
                 f32::from_bits(u32::from(bits) << 16)
             }
-            CacheType::Q8 => f32::from(page[offset].cast_signed()) * float(FACTOR_BYTES * factor),
+            CacheType::Q8 => f32::from(page[offset].cast_signed()),
         }
+    }
+
+    fn factor(&self, page: &[u8], factor: usize) -> f32 {
+        if self.dtype == CacheType::Q8 { float(page, FACTOR_BYTES * factor) } else { 1.0 }
     }
 
     /// Stores the numbers `x`, which go to `offset(column)`, and what they share.
@@ -157,6 +168,11 @@ impl CacheSpec {
             page[FACTOR_BYTES * factor..][..4].copy_from_slice(&shared.to_ne_bytes());
         }
     }
+}
+
+/// The float at a byte of a page.
+fn float(page: &[u8], at: usize) -> f32 {
+    f32::from_ne_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
 }
 
 /// The factor of a key or value, and what its numbers are multiplied by to become bytes.

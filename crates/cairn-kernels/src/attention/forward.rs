@@ -86,18 +86,18 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
             source.load::<V>(tile, keys, buffers);
             let ahead = if tile + 1 < tiles.end { tile + 1 } else { tile };
             let (panels, next) = (source.panels(tile, buffers), source.panels(ahead, buffers));
-            let factors = source.key_factors(tile);
-            let panels =
-                Operand { now: &panels[..keys.div_ceil(PANEL)], next: &next, factors: &factors };
+            let panels = Operand { now: &panels[..keys.div_ceil(PANEL)], next: &next };
             scores::<V, _, _>(&queries, (rows, spec.key_dim), panels, weights, |group| {
                 seen(group.end - 1).end.div_ceil(PANEL)
             });
+            let factors = source.factors(tile);
             let [max, sum, out] = tree.in_hand();
             for (r, row) in weights.chunks_exact_mut(KEY_TILE).enumerate().take(rows) {
                 (max[r], sum[r]) = match dropout {
-                    None => scoring.weigh(row, &seen(r), KeepAll),
+                    None => scoring.weigh(row, (&seen(r), factors), KeepAll),
                     Some(lanes) => {
-                        scoring.weigh(row, &seen(r), lanes.row(row_keys[r], tile * KEY_TILE))
+                        let keep = lanes.row(row_keys[r], tile * KEY_TILE);
+                        scoring.weigh(row, (&seen(r), None), keep)
                     }
                 };
                 if tile == tiles.start {
@@ -108,8 +108,7 @@ impl<'m, T: Tiles> Kernel for BlockJob<'_, 'm, T> {
             sum[rows..].fill(0.0);
             let (segments, stride) = source.values(tile, buffers);
             let (next, _) = source.values(ahead, buffers);
-            let factors = source.value_factors(tile);
-            let segments = Operand { now: &segments, next: &next, factors: &factors };
+            let segments = Operand { now: &segments, next: &next };
             let segments = Segments { segments, stride };
             let columns = spec.value_dim.next_multiple_of(LANES);
             let weights = Left { numbers: weights, start: |r| r * KEY_TILE, step: 1 };

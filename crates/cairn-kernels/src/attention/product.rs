@@ -20,41 +20,41 @@ pub(super) const PANEL: usize = 16;
 
 /// A number as the cache stores it.
 pub(super) trait Element: Copy + Send + Sync + 'static {
-    /// Whether numbers have factors.
+    /// Whether keys and values have factors, which are not multiplied with their numbers.
     const SCALED: bool = false;
 
-    /// Sixteen numbers from an address, times their factors where they have some.
+    /// Sixteen numbers from an address.
     ///
     /// # Safety
     /// - `from` is valid to read for sixteen numbers.
-    unsafe fn load<V: F32x16>(from: *const Self, factors: V) -> V;
+    unsafe fn load<V: F32x16>(from: *const Self) -> V;
 
-    /// One number times its factor, if it has one.
-    fn widen(self, factor: f32) -> f32;
+    /// One number.
+    fn widen(self) -> f32;
 }
 
 impl Element for f32 {
     #[inline(always)]
-    unsafe fn load<V: F32x16>(from: *const Self, _factors: V) -> V {
+    unsafe fn load<V: F32x16>(from: *const Self) -> V {
         // SAFETY: passed on.
         unsafe { V::load_ptr(from) }
     }
 
     #[inline(always)]
-    fn widen(self, _factor: f32) -> f32 {
+    fn widen(self) -> f32 {
         self
     }
 }
 
 impl Element for u16 {
     #[inline(always)]
-    unsafe fn load<V: F32x16>(from: *const Self, _factors: V) -> V {
+    unsafe fn load<V: F32x16>(from: *const Self) -> V {
         // SAFETY: sixteen numbers are readable (the caller's promise), which is such an array.
         V::from_bf16(unsafe { &*from.cast::<[Self; LANES]>() })
     }
 
     #[inline(always)]
-    fn widen(self, _factor: f32) -> f32 {
+    fn widen(self) -> f32 {
         crate::simd::f32_from_bf16(self)
     }
 }
@@ -63,27 +63,15 @@ impl Element for i8 {
     const SCALED: bool = true;
 
     #[inline(always)]
-    unsafe fn load<V: F32x16>(from: *const Self, factors: V) -> V {
+    unsafe fn load<V: F32x16>(from: *const Self) -> V {
         // SAFETY: sixteen numbers are readable (the caller's promise), which is such an array.
-        V::from_i8(unsafe { &*from.cast::<[Self; LANES]>() }) * factors
+        V::from_i8(unsafe { &*from.cast::<[Self; LANES]>() })
     }
 
     #[inline(always)]
-    fn widen(self, factor: f32) -> f32 {
-        f32::from(self) * factor
+    fn widen(self) -> f32 {
+        f32::from(self)
     }
-}
-
-/// Sixteen factors: of a panel's keys, or of a segment's rows.
-pub(super) type Factors = [f32; PANEL];
-
-/// Where numbers have no factors, these are passed and not used.
-pub(super) static NO_FACTORS: Factors = [1.0; PANEL];
-
-/// The factors of panel or segment `part`.
-#[inline(always)]
-fn factors_of<'a, E: Element>(factors: &'a [&'a Factors], part: usize) -> &'a Factors {
-    if E::SCALED { factors[part] } else { &NO_FACTORS }
 }
 
 /// Rows of a left operand: row r starts at `start(r)`, steps are `step` apart.
@@ -111,26 +99,21 @@ impl<F: Fn(usize) -> usize> Left<'_, F> {
 }
 
 /// The kernel of [`scores`]: one tile.
-struct ScoreTile<'a, E, const ROWS: usize, const VECS: usize> {
+struct ScoreTile<E, const ROWS: usize, const VECS: usize> {
     left: [*const f32; ROWS],
     panels: [*const E; VECS],
-    factors: [&'a Factors; VECS],
     /// What is read next: asked for line by line, because pages end before prefetchers learn.
     ahead: [*const E; VECS],
     steps: usize,
     out: *mut f32,
 }
 
-impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for ScoreTile<'_, E, ROWS, VECS> {
+impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for ScoreTile<E, ROWS, VECS> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
         let mut sums = [[V::zero(); VECS]; ROWS];
-        let mut factors = [V::zero(); VECS];
-        for (factors, from) in factors.iter_mut().zip(self.factors) {
-            *factors = V::load(from);
-        }
         for step in 0..self.steps {
             let mut keys = [V::zero(); VECS];
             for (j, keys) in keys.iter_mut().enumerate() {
@@ -139,7 +122,7 @@ impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for ScoreTile<'_, 
                     V::prefetch_far(self.ahead[j].wrapping_add(at).cast());
                 }
                 // SAFETY: panels hold `steps` vectors (`scores`).
-                *keys = unsafe { E::load(self.panels[j].wrapping_add(at), factors[j]) };
+                *keys = unsafe { E::load(self.panels[j].wrapping_add(at)) };
             }
             for (sum, left) in sums.iter_mut().zip(self.left) {
                 // SAFETY: rows hold `steps` numbers (`Left::pointers`).
@@ -169,8 +152,6 @@ fn asks_at<E>(i: usize) -> bool {
 pub(super) struct Operand<'a, E> {
     pub(super) now: &'a [&'a [E]],
     pub(super) next: &'a [&'a [E]],
-    /// Of the panels or segments; empty where numbers have none.
-    pub(super) factors: &'a [&'a Factors],
 }
 
 impl<E> Operand<'_, E> {
@@ -228,7 +209,6 @@ fn score_rows<V: F32x16, E: Element, F: Fn(usize) -> usize, const VECS: usize>(
             V::call(ScoreTile::<E, $rows, VECS> {
                 left: left.pointers(rows.start, &(0..steps)),
                 panels: std::array::from_fn(|j| operand.now[first_panel + j].as_ptr()),
-                factors: std::array::from_fn(|j| factors_of::<E>(operand.factors, first_panel + j)),
                 ahead: std::array::from_fn(|j| operand.ahead(first_panel + j, rows.start)),
                 steps,
                 out: out.as_mut_ptr(),
@@ -288,16 +268,14 @@ impl<E: Element, const ROWS: usize, const VECS: usize> Kernel for MixTile<'_, E,
             let start = within * self.right.stride + self.column;
             let mut right = self.right.segments.now[segment].as_ptr().wrapping_add(start);
             let mut ahead = self.right.segments.ahead(segment, self.first_row).wrapping_add(start);
-            let factors = factors_of::<E>(self.right.segments.factors, segment);
-            for &factor in &factors[within..within + count] {
-                let factor = V::splat(factor);
+            for _ in 0..count {
                 let mut columns = [V::zero(); VECS];
                 for (j, columns) in columns.iter_mut().enumerate() {
                     if asks_at::<E>(j) {
                         V::prefetch_far(ahead.wrapping_add(j * LANES).cast());
                     }
                     // SAFETY: segments hold `PANEL` rows that reach past these columns (`mix`).
-                    *columns = unsafe { E::load(right.wrapping_add(j * LANES), factor) };
+                    *columns = unsafe { E::load(right.wrapping_add(j * LANES)) };
                 }
                 for (sum, left) in sums.iter_mut().zip(&mut left) {
                     // SAFETY: rows hold all steps (`Left::pointers`).

@@ -86,13 +86,36 @@ impl HeadKeys<'_> {
         }
     }
 
+    /// What a key's chain is multiplied by.
+    fn key_factor(&self, position: usize) -> f32 {
+        match self.keys {
+            Keys::Dense { .. } => 1.0,
+            Keys::Paged { pages, cache } => {
+                let page = page_of(pages, &cache, &self.slot, position);
+                cache.key_factor(page, (self.head, position % PAGE_TOKENS))
+            }
+        }
+    }
+
+    /// What the weight of a value is multiplied by.
+    fn value_factor(&self, position: usize) -> f32 {
+        match self.keys {
+            _ if self.spec.values_in_keys => self.key_factor(position),
+            Keys::Dense { .. } => 1.0,
+            Keys::Paged { pages, cache } => {
+                let page = page_of(pages, &cache, &self.slot, position);
+                cache.value_factor(page, (self.head, position % PAGE_TOKENS))
+            }
+        }
+    }
+
     /// The score of a visible key, and the tanh of the soft cap (0 without one).
     fn score(&self, q_k: &[f32], position: usize) -> (f32, f32) {
         let mut chain = 0.0_f32;
         for (column, &q) in q_k.iter().enumerate() {
             chain = q.mul_add(self.key(position, column), chain);
         }
-        let score = chain * self.spec.scale;
+        let score = chain * self.key_factor(position) * self.spec.scale;
         match self.spec.softcap {
             Some(cap) => {
                 let t = math::tanh(score * (1.0 / cap));
@@ -118,6 +141,7 @@ impl HeadKeys<'_> {
         let mut out_v = vec![0.0_f32; self.spec.value_dim];
         for position in seen {
             let weight = query.dropped.apply(position, weights[position - first]);
+            let weight = weight * self.value_factor(position);
             for (column, out) in out_v.iter_mut().enumerate() {
                 *out = weight.mul_add(self.value(position, column), *out);
             }

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::AttentionSpec;
+use super::tiles::TileFactors;
 use crate::dropout::DropLanes;
 use crate::simd::{F32x16, LANES, Mask16};
 use crate::{KEY_TILE, math};
@@ -91,24 +92,25 @@ impl<V: F32x16> Scoring<V> {
     }
 
     /// Turns the visible chains of a row into weights, hidden ones into 0, and gives the scores'
-    /// maximum and the sum of the weights, dropped ones included.
+    /// maximum and the sum of the weights, dropped ones included. Where keys and values have factors, these
+    /// are multiplied with chains and weights; what is summed is without.
     #[inline(always)]
     pub(super) fn weigh(
         &self,
         row: &mut [f32],
-        seen: &Range<usize>,
+        (seen, factors): (&Range<usize>, Option<TileFactors<'_>>),
         keep: impl Keep<V>,
     ) -> (f32, f32) {
-        let row = of_row(row);
+        let (row, lanes) = (of_row(row), (seen, factors));
         match seen.end.div_ceil(LANES) {
             _ if seen.is_empty() => {
                 row.as_flattened_mut().fill(0.0);
                 (f32::NEG_INFINITY, 0.0)
             }
-            1 => self.weigh_first::<1, _>(row, seen, keep),
-            2 => self.weigh_first::<2, _>(row, seen, keep),
-            3 => self.weigh_first::<3, _>(row, seen, keep),
-            _ => self.weigh_first::<VECTORS, _>(row, seen, keep),
+            1 => self.weigh_first::<1, _>(row, lanes, keep),
+            2 => self.weigh_first::<2, _>(row, lanes, keep),
+            3 => self.weigh_first::<3, _>(row, lanes, keep),
+            _ => self.weigh_first::<VECTORS, _>(row, lanes, keep),
         }
     }
 
@@ -117,26 +119,39 @@ impl<V: F32x16> Scoring<V> {
     fn weigh_first<const N: usize, K: Keep<V>>(
         &self,
         row: &mut [[f32; LANES]; VECTORS],
-        seen: &Range<usize>,
+        (seen, factors): (&Range<usize>, Option<TileFactors<'_>>),
         mut keep: K,
     ) -> (f32, f32) {
         let hidden = V::splat(f32::NEG_INFINITY);
         let mut scores = [hidden; N];
-        for (score, chains) in scores.iter_mut().zip(&*row) {
-            *score = self.score(V::load(chains)).0;
+        for (j, (score, chains)) in scores.iter_mut().zip(&*row).enumerate() {
+            let mut chains = V::load(chains);
+            if let Some(factors) = &factors {
+                chains = chains * V::load(factors.keys[j]);
+            }
+            *score = self.score(chains).0;
         }
-        if *seen != (0..N * LANES) {
+        let is_whole = *seen == (0..N * LANES);
+        if !is_whole {
             for (j, score) in scores.iter_mut().enumerate() {
                 *score = V::select(shown::<V>(seen, j), *score, hidden);
             }
         }
         let max = scores.iter().fold(hidden, |max, &score| max.max(score)).max_lane();
         let mut sum = V::zero();
-        for (score, to) in scores.into_iter().zip(&mut *row) {
-            let weight = math::exp(score - V::splat(max));
+        for (j, (score, to)) in scores.into_iter().zip(&mut *row).enumerate() {
+            let mut weight = math::exp(score - V::splat(max));
             sum = sum + weight;
             let lanes = keep.next();
-            keep.apply(lanes, weight).store(to);
+            weight = keep.apply(lanes, weight);
+            if let Some(factors) = &factors {
+                weight = weight * V::load(factors.values[j]);
+                // A factor of what nobody has written may be no number.
+                if !is_whole {
+                    weight = V::select(shown::<V>(seen, j), weight, V::zero());
+                }
+            }
+            weight.store(to);
         }
         row[N..].as_flattened_mut().fill(0.0);
         (max, sum.sum())

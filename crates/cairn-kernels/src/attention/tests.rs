@@ -325,10 +325,13 @@ proptest! {
                     assert!((found(column) - x).abs() <= largest * 0.003_94, "{x}");
                 }
             };
-            check(&layer.k[row * key_dim..][..key_dim], &|column| cache.key(page, place, column));
+            let key = cache.key_factor(page, place);
+            let k = &layer.k[row * key_dim..][..key_dim];
+            check(k, &|column| key * cache.key(page, place, column));
             if !values_in_keys {
                 let v = &layer.v[row * value_dim..][..value_dim];
-                check(v, &|column| cache.value(page, place, column));
+                let value = cache.value_factor(page, place);
+                check(v, &|column| value * cache.value(page, place, column));
             }
         }
     }
@@ -407,7 +410,8 @@ fn bytes_hold_what_they_can_and_say_what_they_cannot() {
     let (pages, blocks) = layer.written(&cache);
     assert_eq!(blocks, [0]);
     let read = |lane: usize| -> Vec<f32> {
-        (0..4).map(|column| cache.key(bytes_of(&pages), (0, lane), column)).collect()
+        let factor = cache.key_factor(bytes_of(&pages), (0, lane));
+        (0..4).map(|column| factor * cache.key(bytes_of(&pages), (0, lane), column)).collect()
     };
     // Ties go to even bytes.
     assert_bits(&read(0), &[127.0, -127.0, 2.0, 2.0], "bytes");

@@ -3,7 +3,7 @@
 //! A panel is `[k][16]`, lanes are keys, exactly as a page stores them. So cached tiles are read
 //! where they lie; dense rows are transposed into scratch once per tile.
 
-use super::product::{Element, Factors, NO_FACTORS, PANEL};
+use super::product::{Element, PANEL};
 use super::{CacheSpec, PAGE_TOKENS};
 use crate::KEY_TILE;
 use crate::lanes::{at, put, vectors};
@@ -11,6 +11,18 @@ use crate::simd::{F32x16, LANES};
 
 /// Panels of a tile.
 pub(super) const PANELS: usize = KEY_TILE / PANEL;
+
+/// Sixteen factors: of a panel's keys, or of a segment's values.
+pub(super) type Factors = [f32; PANEL];
+
+/// What chains and weights of a tile are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct TileFactors<'a> {
+    /// Of each panel's keys.
+    pub(super) keys: [&'a Factors; PANELS],
+    /// Of each segment's values.
+    pub(super) values: [&'a Factors; PANELS],
+}
 
 /// Scratch for one or more tiles: panels of keys, then rows of values, padded to whole vectors.
 pub(super) struct TileBuffers<'a> {
@@ -39,16 +51,10 @@ pub(super) trait Tiles: Sync {
     fn panels<'b>(&'b self, tile: usize, buffers: &'b TileBuffers<'_>)
     -> [&'b [Self::Key]; PANELS];
 
-    /// The factors of a tile's keys, where they have some.
+    /// The factors of a tile's keys and values, where they have some.
     #[inline(always)]
-    fn key_factors(&self, _tile: usize) -> [&Factors; PANELS] {
-        [&NO_FACTORS; PANELS]
-    }
-
-    /// The factors of a tile's values, where they have some.
-    #[inline(always)]
-    fn value_factors(&self, _tile: usize) -> [&Factors; PANELS] {
-        [&NO_FACTORS; PANELS]
+    fn factors(&self, _tile: usize) -> Option<TileFactors<'_>> {
+        None
     }
 
     /// The segments of values of a loaded tile and the distance of their rows.
@@ -240,12 +246,14 @@ impl<E: Element> PagedTiles<'_, E> {
 
     /// The sixteen factors that are `start` floats from the beginning of each page of a tile.
     #[inline(always)]
-    fn factors(&self, tile: usize, start: usize) -> [&Factors; PANELS] {
+    fn factors_at(&self, tile: usize, start: usize) -> [&Factors; PANELS] {
+        /// What a page that is not there stands for: nobody sees its keys.
+        const UNSEEN: &Factors = &[0.0; PANEL];
         let len = self.cache.page_bytes() / size_of::<f32>();
         std::array::from_fn(|j| {
-            let block = self.blocks.get(tile * PANELS + j).filter(|_| E::SCALED);
+            let block = self.blocks.get(tile * PANELS + j);
             let page = block.and_then(|&block| self.factors.get(block as usize * len + start..));
-            page.and_then(|page| page.first_chunk()).unwrap_or(&NO_FACTORS)
+            page.and_then(|page| page.first_chunk()).unwrap_or(UNSEEN)
         })
     }
 }
@@ -274,13 +282,11 @@ impl<E: Element> Tiles for PagedTiles<'_, E> {
     }
 
     #[inline(always)]
-    fn key_factors(&self, tile: usize) -> [&Factors; PANELS] {
-        self.factors(tile, self.cache.key_factors(self.head))
-    }
-
-    #[inline(always)]
-    fn value_factors(&self, tile: usize) -> [&Factors; PANELS] {
-        self.factors(tile, self.cache.value_factors(self.head))
+    fn factors(&self, tile: usize) -> Option<TileFactors<'_>> {
+        E::SCALED.then(|| TileFactors {
+            keys: self.factors_at(tile, self.cache.key_factors(self.head)),
+            values: self.factors_at(tile, self.cache.value_factors(self.head)),
+        })
     }
 }
 
@@ -307,26 +313,25 @@ impl<E: Element> Tiles for RepackedTiles<'_, E> {
         let padded = cache.value_dim.next_multiple_of(LANES);
         let segments = buffers.rows.chunks_exact_mut(padded * PANEL);
         let used = keys.div_ceil(PANEL);
-        let pages = self.paged.pages(tile).into_iter().zip(self.paged.value_factors(tile));
-        for ((page, factors), segment) in pages.zip(segments).take(used) {
+        for (page, segment) in self.paged.pages(tile).into_iter().zip(segments).take(used) {
             if cache.values_in_keys {
                 let keys = &page[cache.key_offset(self.paged.head, 0, 0)..];
-                transpose_values::<V, E>((keys, factors), cache, segment);
+                transpose_values::<V, E>(keys, cache, segment);
                 continue;
             }
             let values = &page[cache.value_offset(self.paged.head, 0, 0)..];
-            let from = values.chunks_exact(cache.value_dim).zip(factors);
-            for (to, (from, &factor)) in segment.chunks_exact_mut(padded).zip(from) {
+            let from = values.chunks_exact(cache.value_dim);
+            for (to, from) in segment.chunks_exact_mut(padded).zip(from) {
                 for (to, from) in to.iter_mut().zip(from) {
-                    *to = from.widen(factor);
+                    *to = from.widen();
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn key_factors(&self, tile: usize) -> [&Factors; PANELS] {
-        self.paged.key_factors(tile)
+    fn factors(&self, tile: usize) -> Option<TileFactors<'_>> {
+        self.paged.factors(tile)
     }
 
     #[inline(always)]
@@ -347,19 +352,14 @@ impl<E: Element> Tiles for RepackedTiles<'_, E> {
 
 /// Turns the first columns of a panel of keys into rows of values.
 #[inline(always)]
-fn transpose_values<V: F32x16, E: Element>(
-    (panel, factors): (&[E], &Factors),
-    cache: &CacheSpec,
-    segment: &mut [f32],
-) {
-    let factors = V::load(factors);
+fn transpose_values<V: F32x16, E: Element>(panel: &[E], cache: &CacheSpec, segment: &mut [f32]) {
     let padded = cache.value_dim.next_multiple_of(LANES);
     for column in (0..cache.value_dim).step_by(LANES) {
         let mut columns = [V::zero(); LANES];
         let whole = (cache.value_dim - column).min(LANES);
         let panel = panel[column * LANES..].as_chunks::<LANES>().0;
         for (lanes, numbers) in columns.iter_mut().zip(panel).take(whole) {
-            *lanes = load_chunk::<V, E>(numbers, factors);
+            *lanes = load_chunk::<V, E>(numbers);
         }
         for (key, lanes) in V::transpose(columns).into_iter().enumerate() {
             put(lanes, segment, key * padded + column);
@@ -368,7 +368,7 @@ fn transpose_values<V: F32x16, E: Element>(
 }
 
 #[inline(always)]
-fn load_chunk<V: F32x16, E: Element>(numbers: &[E; LANES], factors: V) -> V {
+fn load_chunk<V: F32x16, E: Element>(numbers: &[E; LANES]) -> V {
     // SAFETY: the array holds sixteen numbers.
-    unsafe { E::load(numbers.as_ptr(), factors) }
+    unsafe { E::load(numbers.as_ptr()) }
 }
