@@ -221,11 +221,12 @@ pub fn matmul_each<const N: usize>(cpu: &Cpu, products: [Matmul<'_>; N]) {
         of(other) == of(first)
             && (encoding, layout, k) == (first.weight.encoding, Layout::Panel, first.weight.k)
     };
-    if first.t > STREAM_TOKENS_MAX || !products.iter().all(is_like_first) {
+    let is_int8 = first.compute == Compute::Int8;
+    if first.t > STREAM_TOKENS_MAX && !is_int8 || !products.iter().all(is_like_first) {
         return products.into_iter().for_each(|args| matmul(cpu, args));
     }
     products.iter().for_each(Matmul::check);
-    if first.compute == Compute::Int8 {
+    if is_int8 {
         return int8::run_each(cpu, products);
     }
     match Inputs::new(cpu, Form::new(first.compute, cpu.simd()), first.x_tk, first.weight.k) {

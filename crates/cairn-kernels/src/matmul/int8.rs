@@ -1,9 +1,13 @@
 //! The forward product of bytes: codes of a weight times activations rounded to bytes.
 //!
 //! [`crate::compute`] says what is computed. A group's products are summed in integers, so the only order
-//! that matters is that of the groups: one chain an output. Weights are read as they are stored, front
-//! to back, for a few tokens as for many: panels are what the instruction wants, and two of them stay in
-//! the second-level cache while the rows go by.
+//! that matters is that of the groups: one chain an output. For a few tokens weights are read as they are
+//! stored, front to back: panels are what the instruction wants. For many, two panels stay in the
+//! second-level cache while the rows go by, nibbles made bytes once before.
+//!
+//! On Zen 4 a tile of many tokens is bound by the two units that multiply: eight `vpdpbusd`, the product of
+//! the scales and the multiply-add of the sum for each group of an output, so 80 % of the peak of the
+//! instruction at most; alone it reaches 75 %.
 //!
 //! A row of inputs is packed as [`INPUT_WORDS`] words a group: its 32 bytes, its scale, and what takes the
 //! codes' offset away.
@@ -18,7 +22,7 @@ use crate::compute::{BYTE_MAX, GROUP, MAGNITUDE_MIN, ROUNDER};
 use crate::cpu::{Cpu, SharedSlice};
 use crate::encoding::{Encoding, Grouped, PART_BYTES, Weight};
 use crate::isa::Simd;
-use crate::pool::SCRATCH_BYTES;
+use crate::pool::{SCRATCH_BYTES, Scratch};
 use crate::simd::{F32x16, I32x16, Kernel, LANES, dispatch};
 
 /// Words of bytes of a group.
@@ -27,6 +31,12 @@ const CODE_WORDS: usize = GROUP / 4;
 const INPUT_WORDS: usize = CODE_WORDS + 2;
 /// Bytes of packed rows that are worked on at once: half of a second-level cache.
 const ROWS_BYTES: usize = 512 << 10;
+/// From so many tokens on, weights are read for blocks of rows.
+const MANY_TOKENS: usize = 24;
+/// Bytes of a panel's codes that are made bytes, for each group.
+const GROUP_BYTES: usize = GROUP * LANES;
+/// Bytes of a line of memory.
+const LINE_BYTES: usize = 64;
 /// Rows that one task packs.
 const PACK_ROWS: usize = 16;
 /// Bytes of a panel's codes between a read and the hint for it, which goes to the second-level cache: there
@@ -35,36 +45,27 @@ const AHEAD_BYTES: usize = 2048;
 
 /// Computes `y = x · Wᵀ` in bytes.
 pub(super) fn run(cpu: &Cpu, args: Matmul<'_>) {
-    let Matmul { x_tk, ref weight, t, .. } = args;
-    let Weight { n, k, .. } = *weight;
-    if n == 0 || t == 0 {
-        return;
-    }
-    let row_words = row_words(k);
-    let rows_max = (ROWS_BYTES / 4).checked_div(row_words).unwrap_or(t).max(1);
+    run_each(cpu, [args]);
+}
+
+/// Computes products of the same rows by weights of the same encoding.
+pub(super) fn run_each<const N: usize>(cpu: &Cpu, mut products: [Matmul<'_>; N]) {
+    let Some(&Matmul { x_tk, weight, t, .. }) = products.first() else { return };
+    let (k, row_words) = (weight.k, row_words(weight.k));
+    let rows_max = (SCRATCH_BYTES / 4).checked_div(row_words).unwrap_or(t).max(1);
     let mut scratch = cpu.partials();
     for first in (0..t).step_by(rows_max) {
         let rows = rows_max.min(t - first);
         let packed = scratch.f32s(rows * row_words);
-        pack(cpu, weight, &x_tk[first * k..(first + rows) * k], packed);
-        let product = Product::new(packed, &args, rows);
-        multiply(cpu, &[product], [&mut args.y_tn[first * n..(first + rows) * n]]);
+        pack(cpu, &weight, &x_tk[first * k..(first + rows) * k], packed);
+        let packed = &*packed;
+        let parts = products.each_ref().map(|args| Product::new(packed, args, rows));
+        let ys = products.each_mut().map(|args| {
+            let n = args.weight.n;
+            &mut args.y_tn[first * n..(first + rows) * n]
+        });
+        multiply(cpu, &parts, ys);
     }
-}
-
-/// Computes products of the same few rows by weights of the same encoding.
-pub(super) fn run_each<const N: usize>(cpu: &Cpu, products: [Matmul<'_>; N]) {
-    let Some(&Matmul { x_tk, weight, t, .. }) = products.first() else { return };
-    let words = t * row_words(weight.k);
-    if words * 4 > ROWS_BYTES {
-        return products.into_iter().for_each(|args| run(cpu, args));
-    }
-    let mut scratch = cpu.partials();
-    let packed = scratch.f32s(words);
-    pack(cpu, &weight, x_tk, packed);
-    let packed = &*packed;
-    let few = products.each_ref().map(|args| Product::new(packed, args, t));
-    multiply(cpu, &few, products.map(|args| args.y_tn));
 }
 
 /// Words of a packed row.
@@ -189,28 +190,34 @@ fn multiply<const N: usize>(cpu: &Cpu, products: &[Product<'_>; N], ys_tn: [&mut
         |product: &Product<'_>| (product.n.div_ceil(LANES), product.codes.panel_bytes());
     let shares = Shares::new(products.each_ref().map(panels_of), cpu.threads());
     let (ys, simd) = (ys_tn.map(SharedSlice::new), cpu.simd());
-    cpu.parallel(shares.tasks(), |task, _| {
+    cpu.parallel(shares.tasks(), |task, scratch| {
         let (product, panels) = shares.of(task);
-        run_part(simd, &products[product], &ys[product], panels);
+        let task = Task { product: &products[product], y: &ys[product], panels, scratch };
+        task.run(simd);
     });
 }
 
-fn run_part(simd: Simd, product: &Product<'_>, y: &SharedSlice<'_, f32>, panels: Range<usize>) {
-    match (simd.has_byte_dot(), product.codes.format.is_nibble()) {
-        (true, false) => part::<Instruction, false>(simd, product, y, panels),
-        (true, true) => part::<Instruction, true>(simd, product, y, panels),
-        (false, false) => part::<Words, false>(simd, product, y, panels),
-        (false, true) => part::<Words, true>(simd, product, y, panels),
-    }
+/// What one task computes, and memory for it.
+struct Task<'a> {
+    product: &'a Product<'a>,
+    y: &'a SharedSlice<'a, f32>,
+    panels: Range<usize>,
+    scratch: &'a mut Scratch,
 }
 
-fn part<D: ByteDot, const NIBBLES: bool>(
-    simd: Simd,
-    product: &Product<'_>,
-    y: &SharedSlice<'_, f32>,
-    panels: Range<usize>,
-) {
-    dispatch(simd, Part::<D, NIBBLES> { product, y, panels, dot: PhantomData });
+impl Task<'_> {
+    fn run(self, simd: Simd) {
+        match (simd.has_byte_dot(), self.product.codes.format.is_nibble()) {
+            (true, false) => self.part::<Instruction, false>(simd),
+            (true, true) => self.part::<Instruction, true>(simd),
+            (false, false) => self.part::<Words, false>(simd),
+            (false, true) => self.part::<Words, true>(simd),
+        }
+    }
+
+    fn part<D: ByteDot, const NIBBLES: bool>(self, simd: Simd) {
+        dispatch(simd, Part::<D, NIBBLES> { task: self, dot: PhantomData });
+    }
 }
 
 /// How four products of bytes are added to a sum.
@@ -252,9 +259,7 @@ impl ByteDot for Words {
 
 /// The panels of one task.
 struct Part<'a, D, const NIBBLES: bool> {
-    product: &'a Product<'a>,
-    y: &'a SharedSlice<'a, f32>,
-    panels: Range<usize>,
+    task: Task<'a>,
     dot: PhantomData<D>,
 }
 
@@ -262,56 +267,155 @@ impl<D: ByteDot, const NIBBLES: bool> Kernel for Part<'_, D, NIBBLES> {
     type Output = ();
 
     #[inline(always)]
-    fn run<V: F32x16>(self) {
+    fn run<V: F32x16>(mut self) {
+        let t = self.task.product.t;
         // Two accumulators an output, one of integers: at most 24 of 32 registers.
         if V::TILE.0 == 2 {
-            match self.product.t {
-                1 if self.panels.len() <= GROUP_PANELS / 2 => self.groups::<V, 1, 2>(),
+            match t {
+                1 if self.task.panels.len() <= GROUP_PANELS / 2 => self.groups::<V, 1, 2>(),
                 1 => self.groups::<V, 1, GROUP_PANELS>(),
                 2..=4 => self.groups::<V, 4, 2>(),
-                _ => self.groups::<V, 6, 2>(),
+                5..MANY_TOKENS => self.groups::<V, 6, 2>(),
+                _ => self.blocks::<V, 6, 2>(),
             }
         } else {
-            match self.product.t {
+            match t {
                 1 => self.groups::<V, 1, 2>(),
-                _ => self.groups::<V, 2, 1>(),
+                2..MANY_TOKENS => self.groups::<V, 2, 1>(),
+                _ => self.blocks::<V, 2, 1>(),
             }
         }
     }
 }
 
 impl<D: ByteDot, const NIBBLES: bool> Part<'_, D, NIBBLES> {
+    /// Where the codes of some panels from `panel` on lie; missing ones repeat the last.
+    #[inline(always)]
+    fn stored<const VECS: usize>(&self, panel: usize) -> [*const u8; VECS] {
+        let Task { product, panels, .. } = &self.task;
+        let mut stored = [product.codes.part(panel, 0).cast::<u8>(); VECS];
+        for (j, stored) in stored.iter_mut().enumerate() {
+            *stored = product.codes.part(panel + j.min(panels.end - panel - 1), 0).cast();
+        }
+        stored
+    }
+
+    /// A few tokens: codes as they are stored.
     #[inline(always)]
     fn groups<V: F32x16, const ROWS: usize, const VECS: usize>(&self) {
-        for panel in self.panels.clone().step_by(VECS) {
-            for token in (0..self.product.t).step_by(ROWS) {
-                D::call::<V, _>(Tile::<D, ROWS, VECS, NIBBLES> {
-                    product: self.product,
-                    y: self.y,
-                    panel,
-                    panels: VECS.min(self.panels.end - panel),
-                    token,
-                    tokens: ROWS.min(self.product.t - token),
-                    dot: PhantomData,
-                });
+        for panel in self.task.panels.clone().step_by(VECS) {
+            let codes = self.stored::<VECS>(panel);
+            for token in (0..self.task.product.t).step_by(ROWS) {
+                let tokens = token..self.task.product.t.min(token + ROWS);
+                self.tile::<V, ROWS, VECS, NIBBLES, true>(panel, codes, tokens);
             }
         }
     }
+
+    /// Many tokens: blocks of rows, which stay in the second-level cache.
+    #[inline(always)]
+    fn blocks<V: F32x16, const ROWS: usize, const VECS: usize>(&mut self) {
+        let Product { t, groups, codes, .. } = *self.task.product;
+        let panel_bytes = groups * GROUP_BYTES;
+        if NIBBLES && VECS * panel_bytes > SCRATCH_BYTES {
+            return self.groups::<V, ROWS, VECS>();
+        }
+        let block = ROWS_BYTES.checked_div(4 * groups * INPUT_WORDS).unwrap_or(t);
+        let block = (block / ROWS * ROWS).max(ROWS);
+        for first in (0..t).step_by(block) {
+            let tokens = first..t.min(first + block);
+            for panel in self.task.panels.clone().step_by(VECS) {
+                let mut codes_at = self.stored::<VECS>(panel);
+                if NIBBLES {
+                    self.unpack::<V, VECS>(&mut codes_at);
+                }
+                // The next panels come while these are multiplied.
+                let bytes = VECS * codes.panel_bytes();
+                let mut next = codes.part(panel, 0).cast::<u8>().wrapping_add(bytes);
+                let lines = bytes.div_ceil(LINE_BYTES).div_ceil(tokens.len().div_ceil(ROWS));
+                for token in tokens.clone().step_by(ROWS) {
+                    for _ in 0..lines {
+                        V::prefetch_far(next);
+                        next = next.wrapping_add(LINE_BYTES);
+                    }
+                    let tokens = token..tokens.end.min(token + ROWS);
+                    self.tile::<V, ROWS, VECS, false, false>(panel, codes_at, tokens);
+                }
+            }
+        }
+    }
+
+    /// Makes bytes of the nibbles of some panels, in scratch memory.
+    #[inline(always)]
+    fn unpack<V: F32x16, const VECS: usize>(&mut self, codes: &mut [*const u8; VECS]) {
+        let words = self.task.product.groups * GROUP_BYTES / 4;
+        let panels = self.task.scratch.f32s(VECS * words).chunks_exact_mut(words.max(1));
+        for (codes, panel) in codes.iter_mut().zip(panels) {
+            let mut from = *codes;
+            *codes = panel.as_ptr().cast();
+            let (parts, _) = panel.as_chunks_mut::<LANES>();
+            for [low, high] in parts.as_chunks_mut().0 {
+                // SAFETY: the panel has as many parts as half of those that are made of them.
+                let both = V::Int::load_bytes(unsafe { &*from.cast::<[u8; PART_BYTES]>() });
+                from = from.wrapping_add(PART_BYTES);
+                low_halves::<V>(both).as_float().store(low);
+                high_halves::<V>(both).as_float().store(high);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<
+        V: F32x16,
+        const ROWS: usize,
+        const VECS: usize,
+        const HALVES: bool,
+        const FAR: bool,
+    >(
+        &self,
+        panel: usize,
+        codes: [*const u8; VECS],
+        tokens: Range<usize>,
+    ) {
+        let Task { product, y, panels, .. } = &self.task;
+        D::call::<V, _>(Tile::<D, ROWS, VECS, HALVES, FAR> {
+            product,
+            y,
+            codes,
+            panel,
+            panels: VECS.min(panels.end - panel),
+            tokens,
+            dot: PhantomData,
+        });
+    }
 }
 
-/// Up to `VECS` panels times up to `ROWS` tokens. Missing ones repeat the last and are not stored.
-struct Tile<'a, D, const ROWS: usize, const VECS: usize, const NIBBLES: bool> {
+/// The nibbles in the low halves of bytes.
+#[inline(always)]
+fn low_halves<V: F32x16>(both: V::Int) -> V::Int {
+    both.and(V::Int::splat(0x0f0f_0f0f))
+}
+
+/// The nibbles in the high halves of bytes.
+#[inline(always)]
+fn high_halves<V: F32x16>(both: V::Int) -> V::Int {
+    low_halves::<V>(both.shr(4))
+}
+
+/// Up to `VECS` panels times up to `ROWS` tokens. Missing ones repeat the last and are not stored. Codes are
+/// `HALVES` of bytes or bytes, out of memory that is `FAR` or in a cache.
+struct Tile<'a, D, const ROWS: usize, const VECS: usize, const HALVES: bool, const FAR: bool> {
     product: &'a Product<'a>,
     y: &'a SharedSlice<'a, f32>,
+    codes: [*const u8; VECS],
     panel: usize,
     panels: usize,
-    token: usize,
-    tokens: usize,
+    tokens: Range<usize>,
     dot: PhantomData<D>,
 }
 
-impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool> Kernel
-    for Tile<'_, D, ROWS, VECS, NIBBLES>
+impl<D: ByteDot, const ROWS: usize, const VECS: usize, const HALVES: bool, const FAR: bool> Kernel
+    for Tile<'_, D, ROWS, VECS, HALVES, FAR>
 {
     type Output = ();
 
@@ -321,14 +425,16 @@ impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool> Kern
         let row_words = groups * INPUT_WORDS;
         let mut rows = [x.as_ptr(); ROWS];
         for (i, row) in rows.iter_mut().enumerate() {
-            let token = self.token + i.min(self.tokens - 1);
+            let token = self.tokens.start + i.min(self.tokens.len() - 1);
             *row = x[token * row_words..(token + 1) * row_words].as_ptr();
         }
-        let mut parts = [codes.part(self.panel, 0).cast::<u8>(); VECS];
+        let mut parts = self.codes;
         let mut scales = [codes.scales(self.panel, 0); VECS];
-        for j in 0..VECS {
-            let panel = self.panel + j.min(self.panels - 1);
-            (parts[j], scales[j]) = (codes.part(panel, 0).cast(), codes.scales(panel, 0));
+        for (j, scales) in scales.iter_mut().enumerate() {
+            *scales = codes.scales(self.panel + j.min(self.panels - 1), 0);
+        }
+        if !FAR {
+            self.ask_outputs::<V>();
         }
         let mut sums = self.begin::<V>();
         for _ in 0..groups {
@@ -352,8 +458,8 @@ impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool> Kern
     }
 }
 
-impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool>
-    Tile<'_, D, ROWS, VECS, NIBBLES>
+impl<D: ByteDot, const ROWS: usize, const VECS: usize, const HALVES: bool, const FAR: bool>
+    Tile<'_, D, ROWS, VECS, HALVES, FAR>
 {
     /// The integer sums of one group; the panels' pointers move on.
     #[inline(always)]
@@ -369,20 +475,21 @@ impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool>
                 V::Int::splat(unsafe { *row.cast::<i32>().wrapping_add(CODE_WORDS + 1) });
             totals.iter_mut().for_each(|total| *total = correction);
         }
-        let part_words = if NIBBLES { 2 } else { 1 };
+        let part_words = if HALVES { 2 } else { 1 };
         for first in (0..CODE_WORDS).step_by(part_words) {
             let mut codes = [V::Int::splat(0); VECS];
             for (codes, part) in codes.iter_mut().zip(&mut *parts) {
-                V::prefetch_far(part.wrapping_add(AHEAD_BYTES));
+                if FAR {
+                    V::prefetch_far(part.wrapping_add(AHEAD_BYTES));
+                }
                 // SAFETY: the panel has the parts of this group.
                 *codes = V::Int::load_bytes(unsafe { &*part.cast::<[u8; PART_BYTES]>() });
                 *part = part.wrapping_add(PART_BYTES);
             }
-            if NIBBLES {
-                let mask = V::Int::splat(0x0f0f_0f0f);
+            if HALVES {
                 let mut low = codes;
-                low.iter_mut().for_each(|codes| *codes = codes.and(mask));
-                codes.iter_mut().for_each(|codes| *codes = codes.shr(4).and(mask));
+                low.iter_mut().for_each(|codes| *codes = low_halves::<V>(*codes));
+                codes.iter_mut().for_each(|codes| *codes = high_halves::<V>(*codes));
                 Self::add::<V>(rows, first, &low, &mut totals);
                 Self::add::<V>(rows, first + 1, &codes, &mut totals);
             } else {
@@ -420,14 +527,28 @@ impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool>
     #[inline(always)]
     fn outputs(&self, i: usize, j: usize) -> Range<usize> {
         let (first, count) = self.outputs_of(j);
-        let start = (self.token + i) * self.product.n + first;
+        let start = (self.tokens.start + i) * self.product.n + first;
         start..start + count
+    }
+
+    /// Asks for the lines that the outputs go to, long before they do.
+    #[inline(always)]
+    fn ask_outputs<V: F32x16>(&self) {
+        for i in 0..self.tokens.len() {
+            for j in 0..self.panels {
+                let start = self.outputs(i, j).start;
+                V::prefetch(self.y.as_mut_ptr().wrapping_add(start).cast());
+            }
+        }
     }
 
     #[inline(always)]
     fn begin<V: F32x16>(&self) -> [[V; VECS]; ROWS] {
         let mut sums = [[V::zero(); VECS]; ROWS];
-        for (i, row) in sums.iter_mut().enumerate().take(self.tokens) {
+        if matches!(self.product.start, Start::Zero) {
+            return sums;
+        }
+        for (i, row) in sums.iter_mut().enumerate().take(self.tokens.len()) {
             for (j, sum) in row.iter_mut().enumerate().take(self.panels) {
                 match self.product.start {
                     Start::Zero => {}
@@ -448,7 +569,7 @@ impl<D: ByteDot, const ROWS: usize, const VECS: usize, const NIBBLES: bool>
 
     #[inline(always)]
     fn finish<V: F32x16>(&self, sums: &[[V; VECS]; ROWS]) {
-        for (i, row) in sums.iter().enumerate().take(self.tokens) {
+        for (i, row) in sums.iter().enumerate().take(self.tokens.len()) {
             for (j, &sum) in row.iter().enumerate().take(self.panels) {
                 // SAFETY: these panels' columns belong to this task alone.
                 sum.store_partial(unsafe { self.y.slice_mut(self.outputs(i, j)) });
