@@ -123,6 +123,11 @@ pub(crate) trait F32x16:
         let (bits, high) = (self.bits(), Self::Int::splat(0xffff_0000_u32.cast_signed()));
         [bits.shl(16).as_float(), bits.and(high).as_float()]
     }
+    /// The low eight bits of the lanes.
+    #[inline(always)]
+    fn low_bytes(self) -> [u8; LANES] {
+        self.to_array().map(|lane| lane.to_bits().to_le_bytes()[0])
+    }
     /// The lanes as an array.
     #[inline(always)]
     fn to_array(self) -> [f32; LANES] {

@@ -291,7 +291,7 @@ pub fn expert_matmul(cpu: &Cpu, args: ExpertMatmul<'_>) {
         if streams(rows) {
             let first = part * task_panels;
             let panels = first..panels.min(first + task_panels);
-            return stream(expert, rows).run_part(simd, &out, panels);
+            return stream(expert, rows).run_part(simd, &out, panels, 0);
         }
         let product = Product {
             left: Left::ListedRows {

@@ -23,7 +23,7 @@ use crate::cpu::{Cpu, SharedSlice};
 use crate::encoding::{Encoding, Grouped, PART_BYTES, Weight};
 use crate::isa::Simd;
 use crate::pool::{SCRATCH_BYTES, Scratch};
-use crate::simd::{F32x16, I32x16, Kernel, LANES, dispatch};
+use crate::simd::{F32x16, I32x16, Kernel, LANES, Mask16, dispatch};
 
 /// Words of bytes of a group.
 const CODE_WORDS: usize = GROUP / 4;
@@ -37,11 +37,10 @@ const MANY_TOKENS: usize = 24;
 const GROUP_BYTES: usize = GROUP * LANES;
 /// Bytes of a line of memory.
 const LINE_BYTES: usize = 64;
+/// Groups whose scales share a line.
+const SCALE_GROUPS: usize = LINE_BYTES / (2 * LANES);
 /// Rows that one task packs.
 const PACK_ROWS: usize = 16;
-/// Bytes of a panel's codes between a read and the hint for it, which goes to the second-level cache: there
-/// is room for more lines on their way.
-const AHEAD_BYTES: usize = 2048;
 
 /// Computes `y = x · Wᵀ` in bytes.
 pub(super) fn run(cpu: &Cpu, args: Matmul<'_>) {
@@ -113,57 +112,69 @@ impl Kernel for PackRows<'_> {
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let groups_of = |row: &'_ [f32]| row.len().div_ceil(GROUP);
         let mut packed = self.packed;
         for row in self.x_tk.chunks_exact(self.k) {
-            let (targets, rest) = packed.split_at_mut(groups_of(row) * INPUT_WORDS);
+            let (targets, rest) = packed.split_at_mut(row.len().div_ceil(GROUP) * INPUT_WORDS);
             packed = rest;
             let (targets, _) = targets.as_chunks_mut::<INPUT_WORDS>();
-            for (group, target) in row.chunks(GROUP).zip(targets) {
-                pack_group::<V>(group, self.offset, target);
+            for (groups, targets) in row.chunks(GROUP * LANES).zip(targets.chunks_mut(LANES)) {
+                pack_groups::<V>(groups, self.offset, targets);
             }
         }
     }
 }
 
-/// Rounds a group of inputs; missing ones are zeros.
+/// Rounds up to sixteen groups of inputs, missing inputs being zeros. What is one number a group is a lane:
+/// largest magnitudes and sums of whole numbers are the same in any order.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "sums of bytes, and the low bytes of words")]
-fn pack_group<V: F32x16>(group: &[f32], offset: f32, target: &mut [f32; INPUT_WORDS]) {
-    let (low, high) = group.split_at(group.len().min(LANES));
-    let (low, high) = match (low.first_chunk(), high.first_chunk()) {
-        (Some(low), Some(high)) => (V::load(low), V::load(high)),
-        _ => (V::load_partial(low, 0.0), V::load_partial(high, 0.0)),
-    };
-    // A sum of zeros, or no number where an input is none or infinite.
-    let is_finite = (low * V::zero() + high * V::zero()).sum() == 0.0;
-    let largest = low.abs().max(high.abs()).max_lane();
-    let is_zero = largest < MAGNITUDE_MIN || !is_finite;
-    let inverse = if is_zero { 0.0 } else { BYTE_MAX / largest };
-    let scale = match (is_finite, is_zero) {
-        (false, _) => f32::NAN,
-        (true, true) => 0.0,
-        (true, false) => largest / BYTE_MAX,
-    };
-    let mut bytes = [0_u8; GROUP];
-    let mut sum = V::zero();
-    let (halves, _) = bytes.as_chunks_mut::<LANES>();
-    for (x, bytes) in [low, high].into_iter().zip(halves) {
-        let x = if is_zero { V::zero() } else { x };
-        let rounded = x * V::splat(inverse) + V::splat(ROUNDER);
-        sum = sum + (rounded - V::splat(ROUNDER));
-        for (byte, word) in bytes.iter_mut().zip(rounded.to_array()) {
-            *byte = word.to_bits() as u8;
+#[expect(clippy::cast_possible_truncation, reason = "sums of bytes")]
+fn pack_groups<V: F32x16>(x: &[f32], offset: f32, targets: &mut [[f32; INPUT_WORDS]]) {
+    let mut groups = [[V::zero(); 2]; LANES];
+    let (mut largest, mut nothing) = ([V::zero(); LANES], [V::zero(); LANES]);
+    for (i, x) in x.chunks(GROUP).enumerate() {
+        let (low, high) = x.split_at(x.len().min(LANES));
+        let (low, high) = match (low.first_chunk(), high.first_chunk()) {
+            (Some(low), Some(high)) => (V::load(low), V::load(high)),
+            _ => (V::load_partial(low, 0.0), V::load_partial(high, 0.0)),
+        };
+        largest[i] = low.abs().max(high.abs());
+        // Zeros, or no number where an input is none or infinite.
+        nothing[i] = low * V::zero() + high * V::zero();
+        groups[i] = [low, high];
+    }
+    let largest = folded(largest, |largest, lanes| largest.max(lanes));
+    let is_finite = folded(nothing, |sum, lanes| sum + lanes).eq(V::zero());
+    let is_live = largest.lt(V::splat(MAGNITUDE_MIN)).not().and(is_finite);
+    let inverse = V::select(is_live, V::splat(BYTE_MAX) / largest, V::zero()).to_array();
+    let dead = V::select(is_finite, V::zero(), V::splat(f32::NAN));
+    let scale = V::select(is_live, largest / V::splat(BYTE_MAX), dead).to_array();
+    let mut sums = [V::zero(); LANES];
+    for (i, target) in targets.iter_mut().enumerate() {
+        let mut bytes = [0_u8; GROUP];
+        let (halves, _) = bytes.as_chunks_mut::<LANES>();
+        for (x, bytes) in groups[i].into_iter().zip(halves) {
+            let x = if inverse[i] == 0.0 { V::zero() } else { x };
+            let rounded = x * V::splat(inverse[i]) + V::splat(ROUNDER);
+            sums[i] = sums[i] + (rounded - V::splat(ROUNDER));
+            *bytes = rounded.low_bytes();
         }
+        let (quads, _) = bytes.as_chunks::<4>();
+        for (word, quad) in target.iter_mut().zip(quads) {
+            *word = f32::from_bits(u32::from_le_bytes(*quad));
+        }
+        target[CODE_WORDS] = scale[i];
     }
-    let (words, ends) = target.split_at_mut(CODE_WORDS);
-    let (quads, _) = bytes.as_chunks::<4>();
-    for (word, quad) in words.iter_mut().zip(quads) {
-        *word = f32::from_bits(u32::from_le_bytes(*quad));
-    }
-    ends[0] = scale;
     // Exact: whole numbers below 2²⁴.
-    ends[1] = f32::from_bits(((-offset * sum.sum()) as i32).cast_unsigned());
+    let corrections = (folded(sums, |sum, lanes| sum + lanes) * V::splat(-offset)).to_array();
+    for (target, correction) in targets.iter_mut().zip(corrections) {
+        target[CODE_WORDS + 1] = f32::from_bits((correction as i32).cast_unsigned());
+    }
+}
+
+/// Folds the lanes of each vector; lane i of the result is that of vector i.
+#[inline(always)]
+fn folded<V: F32x16>(vectors: [V; LANES], fold: impl Fn(V, V) -> V) -> V {
+    V::transpose(vectors).into_iter().fold(V::zero(), fold)
 }
 
 /// Packed rows times a weight.
@@ -189,10 +200,11 @@ fn multiply<const N: usize>(cpu: &Cpu, products: &[Product<'_>; N], ys_tn: [&mut
     let panels_of =
         |product: &Product<'_>| (product.n.div_ceil(LANES), product.codes.panel_bytes());
     let shares = Shares::new(products.each_ref().map(panels_of), cpu.threads());
-    let (ys, simd) = (ys_tn.map(SharedSlice::new), cpu.simd());
+    let (ys, simd, threads) = (ys_tn.map(SharedSlice::new), cpu.simd(), cpu.threads());
     cpu.parallel(shares.tasks(), |task, scratch| {
         let (product, panels) = shares.of(task);
-        let task = Task { product: &products[product], y: &ys[product], panels, scratch };
+        let skipped = (threads - 1) * panels.len();
+        let task = Task { product: &products[product], y: &ys[product], panels, skipped, scratch };
         task.run(simd);
     });
 }
@@ -202,6 +214,8 @@ struct Task<'a> {
     product: &'a Product<'a>,
     y: &'a SharedSlice<'a, f32>,
     panels: Range<usize>,
+    /// Panels behind them that other threads likely have.
+    skipped: usize,
     scratch: &'a mut Scratch,
 }
 
@@ -385,8 +399,18 @@ impl<D: ByteDot, const NIBBLES: bool> Part<'_, D, NIBBLES> {
             panel,
             panels: VECS.min(panels.end - panel),
             tokens,
+            ahead: self.ahead(panel, VECS),
             dot: PhantomData,
         });
+    }
+
+    /// Bytes from what is read of some panels to what is read next where they end: the same of the panels
+    /// behind them, or of the likely next task.
+    #[inline(always)]
+    fn ahead(&self, panel: usize, vecs: usize) -> usize {
+        let Task { product, panels, skipped, .. } = &self.task;
+        let next = if panel + vecs < panels.end { 0 } else { *skipped };
+        (vecs + next) * product.codes.panel_bytes()
     }
 }
 
@@ -411,6 +435,9 @@ struct Tile<'a, D, const ROWS: usize, const VECS: usize, const HALVES: bool, con
     panel: usize,
     panels: usize,
     tokens: Range<usize>,
+    /// Bytes between a read out of memory and the hint for it, which goes to the second-level cache: there is
+    /// room for more lines on their way.
+    ahead: usize,
     dot: PhantomData<D>,
 }
 
@@ -437,10 +464,13 @@ impl<D: ByteDot, const ROWS: usize, const VECS: usize, const HALVES: bool, const
             self.ask_outputs::<V>();
         }
         let mut sums = self.begin::<V>();
-        for _ in 0..groups {
+        for group in 0..groups {
             let totals = self.group::<V>(&rows, &mut parts);
             let mut scale = [V::zero(); VECS];
             for (scale, from) in scale.iter_mut().zip(&mut scales) {
+                if FAR && group.is_multiple_of(SCALE_GROUPS) {
+                    V::prefetch_far(from.wrapping_add(self.ahead));
+                }
                 // SAFETY: every panel has sixteen f16 scales for each group, aligned to 32 bytes.
                 *scale = V::from_f16(unsafe { &*from.cast() });
                 *from = from.wrapping_add(2 * LANES);
@@ -480,7 +510,7 @@ impl<D: ByteDot, const ROWS: usize, const VECS: usize, const HALVES: bool, const
             let mut codes = [V::Int::splat(0); VECS];
             for (codes, part) in codes.iter_mut().zip(&mut *parts) {
                 if FAR {
-                    V::prefetch_far(part.wrapping_add(AHEAD_BYTES));
+                    V::prefetch_far(part.wrapping_add(self.ahead));
                 }
                 // SAFETY: the panel has the parts of this group.
                 *codes = V::Int::load_bytes(unsafe { &*part.cast::<[u8; PART_BYTES]>() });

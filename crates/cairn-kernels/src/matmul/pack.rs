@@ -94,6 +94,10 @@ pub(super) trait Columns: Copy {
         steps
     }
 
+    /// Whether a stream asks for the columns of the next panels while it reads these, into the second-level
+    /// cache; else for those that follow.
+    const ASKS_NEXT_PANELS: bool = false;
+
     /// Asks memory for four columns of a panel, from `column` on. They need not exist.
     fn prefetch<V: F32x16>(self, panel: usize, column: usize);
 

@@ -72,6 +72,7 @@ pub(super) struct FlushedColumns<E>(pub(super) E);
 
 impl<E: Columns> Columns for FlushedColumns<E> {
     const QUADS: bool = E::QUADS;
+    const ASKS_NEXT_PANELS: bool = E::ASKS_NEXT_PANELS;
 
     #[inline(always)]
     unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {

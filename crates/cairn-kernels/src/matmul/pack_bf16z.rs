@@ -78,6 +78,7 @@ impl Elements for Bf16zElements<'_> {
 
 impl Columns for Bf16zElements<'_> {
     const QUADS: bool = true;
+    const ASKS_NEXT_PANELS: bool = true;
 
     #[inline(always)]
     unsafe fn lanes<V: F32x16>(self, panel: usize, column: usize) -> V {
@@ -116,8 +117,11 @@ impl Columns for Bf16zElements<'_> {
         (lanes.each_ref().map(V::load), index + count)
     }
     #[inline(always)]
-    fn prefetch<V: F32x16>(self, _panel: usize, _column: usize) {
-        // The processor's own prefetchers do as well with blocks of three lines.
+    fn prefetch<V: F32x16>(self, panel: usize, column: usize) {
+        if column.is_multiple_of(2 * HALF_COLUMNS) {
+            let (block, _) = self.0.half(panel, column);
+            (0..3).for_each(|line| V::prefetch_far(block.wrapping_add(line * 64)));
+        }
     }
     #[inline(always)]
     fn prefetch_panel<V: F32x16>(self, panel: usize) {
@@ -147,6 +151,7 @@ impl Bf16zPairs<'_> {
 
 impl Columns for Bf16zPairs<'_> {
     const QUADS: bool = true;
+    const ASKS_NEXT_PANELS: bool = true;
 
     #[inline(always)]
     unsafe fn lanes<V: F32x16>(self, panel: usize, pair: usize) -> V {
@@ -210,8 +215,8 @@ impl Columns for Bf16zPairs<'_> {
         self.k / 2
     }
     #[inline(always)]
-    fn prefetch<V: F32x16>(self, _panel: usize, _pair: usize) {
-        // As above.
+    fn prefetch<V: F32x16>(self, panel: usize, pair: usize) {
+        self.elements.prefetch::<V>(panel, 2 * pair);
     }
     #[inline(always)]
     fn prefetch_panel<V: F32x16>(self, panel: usize) {

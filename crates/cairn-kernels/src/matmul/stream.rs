@@ -67,9 +67,16 @@ impl StreamProduct<'_> {
             .next_multiple_of(GROUP_PANELS)
     }
 
-    /// Computes the panels of one task. No other task has them.
-    pub(super) fn run_part(&self, simd: Simd, y: &SharedSlice<'_, f32>, panels: Range<usize>) {
-        let task = Task { product: self, y, panels, simd };
+    /// Computes the panels of one task. No other task has them. The thread likely goes on with those that
+    /// follow after `skipped` more.
+    pub(super) fn run_part(
+        &self,
+        simd: Simd,
+        y: &SharedSlice<'_, f32>,
+        panels: Range<usize>,
+        skipped: usize,
+    ) {
+        let task = Task { product: self, y, panels, skipped, simd };
         match (self.form, self.rows.weight.encoding) {
             (Form::Floats, _) => visit(&self.rows, task),
             (Form::Pairs, Encoding::Bf16z) => {
@@ -148,10 +155,11 @@ pub(super) fn run<const N: usize>(
         _ => (product.panels(), product.rows.panel_bytes()),
     };
     let shares = Shares::new(products.each_ref().map(panels_of), cpu.threads());
-    let (ys, simd) = (ys_tn.map(SharedSlice::new), cpu.simd());
+    let (ys, simd, threads) = (ys_tn.map(SharedSlice::new), cpu.simd(), cpu.threads());
     cpu.parallel(shares.tasks(), |task, _| {
         let (product, panels) = shares.of(task);
-        products[product].run_part(simd, &ys[product], panels);
+        let skipped = (threads - 1) * panels.len();
+        products[product].run_part(simd, &ys[product], panels, skipped);
     });
 }
 
@@ -160,13 +168,14 @@ struct Task<'a> {
     product: &'a StreamProduct<'a>,
     y: &'a SharedSlice<'a, f32>,
     panels: Range<usize>,
+    skipped: usize,
     simd: Simd,
 }
 
 impl Task<'_> {
     fn run<C: Columns, A: Arithmetic>(self, columns: C) {
-        let Self { product, y, panels, simd } = self;
-        dispatch(simd, Part { columns, product, y, panels, arithmetic: PhantomData::<A> });
+        let Self { product, y, panels, skipped, simd } = self;
+        dispatch(simd, Part { columns, product, y, panels, skipped, arithmetic: PhantomData::<A> });
     }
 }
 
@@ -183,6 +192,7 @@ struct Part<'a, C, A> {
     product: &'a StreamProduct<'a>,
     y: &'a SharedSlice<'a, f32>,
     panels: Range<usize>,
+    skipped: usize,
     arithmetic: PhantomData<A>,
 }
 
@@ -217,6 +227,7 @@ impl<C: Columns, A: Arithmetic> Part<'_, C, A> {
     #[inline(always)]
     fn groups<V: F32x16, const ROWS: usize, const VECS: usize>(&self) {
         for panel in self.panels.clone().step_by(VECS) {
+            let skipped = if panel + VECS < self.panels.end { 0 } else { self.skipped };
             for token in (0..self.product.t).step_by(ROWS) {
                 A::call::<V, _>(Group::<C, A, ROWS, VECS> {
                     columns: self.columns,
@@ -226,6 +237,7 @@ impl<C: Columns, A: Arithmetic> Part<'_, C, A> {
                     panels: VECS.min(self.panels.end - panel),
                     token,
                     tokens: ROWS.min(self.product.t - token),
+                    ahead: VECS + skipped,
                     arithmetic: PhantomData,
                 });
             }
@@ -242,6 +254,8 @@ struct Group<'a, C, A, const ROWS: usize, const VECS: usize> {
     panels: usize,
     token: usize,
     tokens: usize,
+    /// Panels to those that are likely read next.
+    ahead: usize,
     arithmetic: PhantomData<A>,
 }
 
@@ -260,14 +274,18 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Kernel
         let panels: [usize; VECS] = std::array::from_fn(|j| self.panel + j.min(self.panels - 1));
         let mut sums = self.begin::<V>();
         for panel in panels {
-            self.columns.prefetch_panel::<V>(panel + VECS);
+            self.columns.prefetch_panel::<V>(panel + self.ahead);
         }
         let quad_steps = if C::QUADS { self.columns.quad_steps(steps) } else { 0 };
         let mut missing = Missing::new(self.columns, &panels);
         let mut step = 0;
         while step < steps {
             for &panel in &panels {
-                self.columns.prefetch::<V>(panel, step + AHEAD);
+                if C::ASKS_NEXT_PANELS {
+                    self.columns.prefetch::<V>(panel + self.ahead, step);
+                } else {
+                    self.columns.prefetch::<V>(panel, step + AHEAD);
+                }
             }
             let until = steps.min(step + QUAD);
             if step + QUAD <= quad_steps {

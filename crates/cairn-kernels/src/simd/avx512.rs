@@ -206,6 +206,12 @@ impl F32x16 for Avx512 {
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), half) }
     }
     #[inline(always)]
+    fn low_bytes(self) -> [u8; LANES] {
+        let bytes = op!(_mm512_cvtepi32_epi8(self.bits().0));
+        // SAFETY: both are 16 bytes, and every pattern is a value of either.
+        unsafe { std::mem::transmute::<__m128i, [u8; LANES]>(bytes) }
+    }
+    #[inline(always)]
     fn from_f16(bits: &[u16; LANES]) -> Self {
         // SAFETY: module invariant; the array is 32 bytes.
         let half = unsafe { _mm256_loadu_si256(bits.as_ptr().cast()) };

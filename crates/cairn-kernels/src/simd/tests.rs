@@ -145,6 +145,20 @@ fn tables_are_looked_up() {
 }
 
 #[test]
+fn low_bytes_are_those_of_the_bits() {
+    kernel! {
+        fn low<V>(lanes: &Lanes) -> [u8; LANES] {
+            V::load(lanes).low_bytes()
+        }
+    }
+    let lanes: Lanes = std::array::from_fn(|j| 12_582_912.0 + 17.0 * j as f32 - 127.0);
+    let expected = lanes.map(|lane| lane.to_bits().to_le_bytes()[0]);
+    for simd in Isa::supported().into_iter().map(Simd::new) {
+        assert_eq!(low(simd, &lanes), expected, "{}", simd.isa());
+    }
+}
+
+#[test]
 fn products_of_bytes_are_summed() {
     struct Dots<'a>(&'a [[u8; 64]; 2], bool);
     impl Kernel for Dots<'_> {
