@@ -87,8 +87,16 @@ impl Sampler {
         params: &SamplingParams,
     ) -> Result<u32, SampleError> {
         assert_eq!(logits_v.len(), self.counts_v.len(), "one row of logits");
-        if let Some(token) = logits_v.iter().position(|x| x.is_nan() || *x == f32::INFINITY) {
+        if let Some(token) = first_position(logits_v, |x| x.is_nan() || x == f32::INFINITY) {
             return Err(SampleError::NotANumber { token: token_id(token) });
+        }
+        if params.temperature == 0.0 && leaves_logits(params) {
+            return match argmax(logits_v) {
+                best if logits_v[best as usize] == f32::NEG_INFINITY => {
+                    Err(SampleError::NoCandidate { position: context.tokens.len() })
+                }
+                best => Ok(best),
+            };
         }
         self.logits_v.clear();
         self.logits_v.extend_from_slice(logits_v);
@@ -170,15 +178,41 @@ impl Sampler {
     }
 }
 
-/// The largest logit's token, the lowest id where several are equal.
+/// Whether nothing changes a logit before it is looked at.
+#[expect(clippy::float_cmp, reason = "exactly 1 is the setting that changes nothing")]
+fn leaves_logits(params: &SamplingParams) -> bool {
+    params.logit_bias.is_empty()
+        && params.repetition_penalty == 1.0
+        && params.frequency_penalty == 0.0
+        && params.presence_penalty == 0.0
+        && params.no_repeat_ngram_size.is_none()
+}
+
+/// Logits that are looked at together, without a branch between them.
+const BLOCK: usize = 64;
+
+/// The first logit of which something holds.
+#[inline(always)]
+fn first_position(logits_v: &[f32], holds: impl Fn(f32) -> bool) -> Option<usize> {
+    let mut blocks = logits_v.chunks(BLOCK);
+    let any = |block: &[f32]| block.iter().fold(false, |any, &x| any | holds(x));
+    let block = blocks.position(any)?;
+    let first = block * BLOCK;
+    logits_v[first..].iter().position(|&x| holds(x)).map(|i| first + i)
+}
+
+/// The largest logit's token, the lowest id where several are equal. The first logit is a number.
+#[expect(clippy::float_cmp, reason = "the largest is one of them")]
 pub(crate) fn argmax(logits_v: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits_v.iter().enumerate() {
-        if logits_v[best] < *logit {
-            best = token;
+    let first = logits_v.first().copied().unwrap_or(f32::NEG_INFINITY);
+    let mut largest = [first; BLOCK];
+    for block in logits_v.chunks(BLOCK) {
+        for (largest, &x) in largest.iter_mut().zip(block) {
+            *largest = if *largest < x { x } else { *largest };
         }
     }
-    token_id(best)
+    let largest = largest.into_iter().fold(first, |a, b| if a < b { b } else { a });
+    token_id(first_position(logits_v, |x| x == largest).unwrap_or(0))
 }
 
 /// Writes the `count` largest logits' tokens with `logit − lse`, largest first, ties by id.

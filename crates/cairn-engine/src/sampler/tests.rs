@@ -126,6 +126,34 @@ proptest! {
     }
 
     #[test]
+    fn the_largest_logit_is_that_of_a_plain_search(
+        choices in prop::collection::vec(0_usize..8, 1..400),
+    ) {
+        let values = [-1.0, 0.0, -0.0, 2.5, f32::NEG_INFINITY, 2.5, f32::NAN, 7.0];
+        let mut logits: Vec<f32> = choices.iter().map(|&i| values[i]).collect();
+        let plain = |logits: &[f32]| {
+            (0..logits.len()).fold(0, |best, i| if logits[best] < logits[i] { i } else { best })
+        };
+        prop_assert_eq!(argmax(&logits) as usize, plain(&logits));
+        let greedy = SamplingParams::greedy();
+        let expected = match logits.iter().position(|x| x.is_nan()) {
+            Some(i) => Err(SampleError::NotANumber { token: token_id(i) }),
+            None if logits[plain(&logits)] == f32::NEG_INFINITY => {
+                Err(SampleError::NoCandidate { position: 0 })
+            }
+            None => Ok(token_id(plain(&logits))),
+        };
+        prop_assert_eq!(sample(&logits, &[], &greedy), expected);
+        // Greedy with a bias of nothing takes the other way.
+        logits.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = 1.0);
+        let biased = params(|f| {
+            f.temperature = 0.0;
+            f.logit_bias = vec![(0, 0.0)];
+        });
+        prop_assert_eq!(sample(&logits, &[], &greedy), sample(&logits, &[], &biased));
+    }
+
+    #[test]
     fn sampling_leaves_no_trace(logits in logits(), tokens in prop::collection::vec(0_u32..40, 0..30)) {
         let penalties = params(|f| {
             (f.repetition_penalty, f.presence_penalty, f.frequency_penalty) = (1.3, 0.5, 0.2);
