@@ -19,7 +19,7 @@ use crate::executor::Buckets;
 use crate::speculation::{DraftMethod, NUM_SPECULATIVE_TOKENS_MAX, SpeculativeOptions};
 
 /// Tokens of the largest run by default: long prompts are read in chunks of this many.
-pub const MAX_NUM_BATCHED_TOKENS: usize = 256;
+pub const MAX_NUM_BATCHED_TOKENS: usize = 512;
 /// Requests that may wait by default.
 pub const MAX_NUM_WAITING: usize = 1024;
 

@@ -147,7 +147,7 @@ pub(crate) struct StorageArgs {
     )]
     kv_cache_dtype: CachedType,
     /// Tokens of one run of the model at most: longer prompts are read in pieces; any number gives
-    /// the same tokens [default: 256]
+    /// the same tokens [default: 512]
     #[arg(long, value_name = "N")]
     max_num_batched_tokens: Option<usize>,
 }
