@@ -84,8 +84,8 @@ pub use route::balance::{Balance, ExpertLoad, ExpertLoadGrad, expert_load, exper
 pub use route::{ExpertGroups, GroupScore, Route, RouteGrad, Routing, Scoring, route, route_grad};
 pub use rows::{Concat, GatherRows, ScatterRows, Split, concat, gather_rows, scatter_rows, split};
 pub use token_logprob::{
-    CrossEntropy, Head, HeadGrads, TokenLogprob, TokenLogprobGrad, cross_entropy, head_scratch_len,
-    log_sum_exp, token_logprob, token_logprob_grad,
+    CrossEntropy, Head, HeadGrads, LowRank, LowRankGrads, TokenLogprob, TokenLogprobGrad,
+    cross_entropy, head_scratch_len, log_sum_exp, token_logprob, token_logprob_grad,
 };
 
 /// Tokens whose weight-gradient products form one chain; blocks are folded in order.

@@ -1,10 +1,11 @@
 //! The chunked output head: log-probabilities of given tokens, and cross entropy with its gradients.
 //!
-//! Dimensions: `o` output rows, `d` model width, `v` vocabulary.
+//! Dimensions: `o` output rows, `d` model width, `v` vocabulary, `r` rank of an adapter.
 //!
 //! Logits exist for at most [`HEAD_CHUNK`] rows at a time, in memory the caller gives
-//! ([`head_scratch_len`]). Per row: logits are the head's product and bias, soft-capped if asked; m their
-//! maximum, `lse = m + ln Σ e^(logit − m)` with a 16-lane sum; the log-probability is
+//! ([`head_scratch_len`]). Per row: logits are the head's product and bias, soft-capped if asked; where the
+//! head has a low-rank adapter, each logit's chain goes on over the adapter's own inputs, before the cap;
+//! m their maximum, `lse = m + ln Σ e^(logit − m)` with a 16-lane sum; the log-probability is
 //! `logit[target] − lse`; probabilities are `e^(logit − lse)`. Gradients of the rows go through the head's
 //! two gradient products in the same order of sums as any other matrix product's, so the chunking
 //! is invisible.
@@ -39,6 +40,17 @@ pub struct Head<'a> {
     pub softcap: Option<f32>,
     /// The arithmetic of the logits' product. Gradients belong to f32.
     pub compute: Compute,
+    /// What an adapter adds to it.
+    pub low_rank: Option<LowRank<'a>>,
+}
+
+/// The second product of a low-rank adapter of the head, whose chains go on from the head's.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// What the first product made of the hidden states, `[o, r]`.
+    pub low_or: &'a [f32],
+    /// `v` outputs of `r` inputs.
+    pub weight: Weight<'a>,
 }
 
 /// Log-probabilities of one token per row.
@@ -84,16 +96,27 @@ pub struct TokenLogprobGrad<'a> {
 /// Where the gradients of a head go.
 #[derive(Debug)]
 pub struct HeadGrads<'a> {
-    /// Gradient of the hidden states, `[o, d]`, overwritten.
-    pub dx_od: &'a mut [f32],
+    /// Gradient of the hidden states, `[o, d]`, overwritten; `None` where nothing wants it.
+    pub dx_od: Option<&'a mut [f32]>,
     /// Gradient of the head's weight, `[v, d]`; `None` where it is frozen.
     pub dw_vd: Option<&'a mut [f32]>,
     /// Gradient of the head's bias, `[v]`; `None` where there is none or it is frozen.
     pub db_v: Option<&'a mut [f32]>,
-    /// Whether the weight's and the bias's gradients are added to what is there.
+    /// The gradients of the head's adapter; `None` where there is none.
+    pub low_rank: Option<LowRankGrads<'a>>,
+    /// Whether the weights' and the bias's gradients are added to what is there.
     pub accumulate_dw: bool,
     /// Rows of `o` that come from one batch row.
     pub row_tokens: usize,
+}
+
+/// Where the gradients of a head's adapter go.
+#[derive(Debug)]
+pub struct LowRankGrads<'a> {
+    /// Gradient of [`LowRank::low_or`], overwritten; `None` where nothing wants it.
+    pub dlow_or: Option<&'a mut [f32]>,
+    /// Gradient of [`LowRank::weight`], `[v, r]`; `None` where it is frozen.
+    pub dw_vr: Option<&'a mut [f32]>,
 }
 
 /// Cross entropy with known weights per token: log-probabilities and gradients in one pass.
@@ -306,12 +329,28 @@ fn for_chunks(rows: usize, row_tokens: usize, mut f: impl FnMut(Range<usize>, us
     }
 }
 
-/// The gradients that a head sums over its rows.
-struct HeadSums<'a> {
-    dw_vd: Option<&'a mut [f32]>,
-    db_v: Option<&'a mut [f32]>,
+/// The gradients of one weight and its inputs behind the logits' gradient of some rows.
+struct Behind<'a> {
+    x_ok: &'a [f32],
+    weight: Weight<'a>,
+    dx_ok: Option<&'a mut [f32]>,
+    dw_vk: Option<&'a mut [f32]>,
     row_tokens: usize,
     accumulate: bool,
+}
+
+/// Some rows of a matrix of `width` columns.
+fn rows_of<'a>(values: &'a [f32], rows: &Range<usize>, width: usize) -> &'a [f32] {
+    &values[rows.start * width..rows.end * width]
+}
+
+/// As [`rows_of`], where there is a matrix.
+fn rows_of_mut<'a>(
+    values: Option<&'a mut [f32]>,
+    rows: &Range<usize>,
+    width: usize,
+) -> Option<&'a mut [f32]> {
+    values.map(|values| &mut values[rows.start * width..rows.end * width])
 }
 
 /// The products a head is made of: the kernels with a `Cpu`, their references without.
@@ -320,21 +359,31 @@ struct Products<'c> {
 }
 
 impl Products<'_> {
-    /// Logits of some rows, not yet capped.
-    fn logits(&self, head: &Head<'_>, x_od: &[f32], logits_ov: &mut [f32]) {
-        let args = Matmul {
-            x_tk: x_od,
+    /// Logits of some of the rows `x_od`, not yet capped.
+    fn logits(&self, head: &Head<'_>, x_od: &[f32], rows: &Range<usize>, logits_ov: &mut [f32]) {
+        let product = |args: Matmul<'_>| match self.cpu {
+            Some(cpu) => matmul(cpu, args),
+            None => matmul_reference(args),
+        };
+        product(Matmul {
+            x_tk: rows_of(x_od, rows, head.weight.k),
             weight: head.weight,
             bias_n: head.bias_v,
-            t: x_od.len() / head.weight.k,
+            t: rows.len(),
             y_tn: logits_ov,
             accumulate: false,
             compute: head.compute,
-        };
-        match self.cpu {
-            Some(cpu) => matmul(cpu, args),
-            None => matmul_reference(args),
-        }
+        });
+        let Some(LowRank { low_or, weight }) = head.low_rank else { return };
+        product(Matmul {
+            x_tk: rows_of(low_or, rows, weight.k),
+            weight,
+            bias_n: None,
+            t: rows.len(),
+            y_tn: logits_ov,
+            accumulate: true,
+            compute: Compute::F32,
+        });
     }
 
     /// Calls `f` for all of `rows` rows, in parallel with the proof of vectors or in one piece.
@@ -356,35 +405,31 @@ impl Products<'_> {
     }
 
     /// The gradients behind the logits' gradient of some rows.
-    fn backward(
-        &self,
-        head: &Head<'_>,
-        (x_od, dlogits_ov): (&[f32], &[f32]),
-        dx_od: &mut [f32],
-        sums: HeadSums<'_>,
-    ) {
-        let Weight { n, k, .. } = head.weight;
-        let t = x_od.len() / k;
-        let weight = head.weight;
-        let args = MatmulDx { dy_tn: dlogits_ov, weight, dx_tk: dx_od, t, accumulate: false };
-        match self.cpu {
-            Some(cpu) => matmul_dx(cpu, args),
-            None => matmul_dx_reference(args),
-        }
-        let HeadSums { dw_vd, db_v, row_tokens, accumulate } = sums;
-        if let Some(db_n) = db_v {
-            let args = BiasGrad { dy_tn: dlogits_ov, db_n, t, row_tokens, accumulate };
+    fn backward(&self, dlogits_ov: &[f32], behind: Behind<'_>) {
+        let Behind { x_ok, weight, dx_ok, dw_vk, row_tokens, accumulate } = behind;
+        let Weight { n, k, .. } = weight;
+        let t = x_ok.len() / k;
+        if let Some(dx_tk) = dx_ok {
+            let args = MatmulDx { dy_tn: dlogits_ov, weight, dx_tk, t, accumulate: false };
             match self.cpu {
-                Some(cpu) => bias_grad(cpu, args),
-                None => bias_grad_reference(args),
+                Some(cpu) => matmul_dx(cpu, args),
+                None => matmul_dx_reference(args),
             }
         }
-        let Some(dw_nk) = dw_vd else { return };
+        let Some(dw_nk) = dw_vk else { return };
         let args =
-            MatmulDw { dy_tn: dlogits_ov, x_tk: x_od, dw_nk, n, k, t, row_tokens, accumulate };
+            MatmulDw { dy_tn: dlogits_ov, x_tk: x_ok, dw_nk, n, k, t, row_tokens, accumulate };
         match self.cpu {
             Some(cpu) => matmul_dw(cpu, args),
             None => matmul_dw_reference(args),
+        }
+    }
+
+    /// The gradient of a bias behind the logits' gradient of some rows.
+    fn bias_grad(&self, args: BiasGrad<'_>) {
+        match self.cpu {
+            Some(cpu) => bias_grad(cpu, args),
+            None => bias_grad_reference(args),
         }
     }
 }
@@ -397,7 +442,7 @@ fn run_logprob(products: &Products<'_>, args: TokenLogprob<'_>) {
     for start in (0..rows).step_by(HEAD_CHUNK) {
         let chunk = start..rows.min(start + HEAD_CHUNK);
         let logits_ov = &mut scratch[..chunk.len() * v];
-        products.logits(&head, &x_od[start * d..chunk.end * d], logits_ov);
+        products.logits(&head, x_od, &chunk, logits_ov);
         let targets_o = &targets_o[chunk.clone()];
         let figures = [&mut logprob_o[chunk.clone()], &mut lse_o[chunk.clone()]];
         let entropy = entropy_o.as_deref_mut().map(|entropy_o| &mut entropy_o[chunk.clone()]);
@@ -461,20 +506,23 @@ impl HeadPass<'_> {
         row_grads: impl Fn(usize) -> RowGrads + Sync,
         mut logprob_o: Option<&mut [f32]>,
     ) {
-        let HeadGrads { dx_od, mut dw_vd, mut db_v, mut accumulate_dw, row_tokens } = grads;
+        let HeadGrads { mut dx_od, mut dw_vd, mut db_v, low_rank, mut accumulate_dw, row_tokens } =
+            grads;
+        let (mut dlow_or, mut dw_vr) =
+            low_rank.map_or((None, None), |grads| (grads.dlow_or, grads.dw_vr));
         let (d, v) = (self.head.weight.k, self.head.weight.n);
         let rows = self.targets_o.len();
-        assert_eq!((self.x_od.len(), dx_od.len()), (rows * d, rows * d), "head: x and dx");
+        assert_eq!(self.x_od.len(), rows * d, "head: x");
+        assert!(dx_od.as_ref().is_none_or(|dx_od| dx_od.len() == rows * d), "head: dx");
         if rows == 0 && !accumulate_dw {
-            for sums in [&mut dw_vd, &mut db_v].into_iter().flatten() {
+            for sums in [&mut dw_vd, &mut db_v, &mut dw_vr].into_iter().flatten() {
                 sums.fill(0.0);
             }
         }
         let (softcap, targets_o) = (self.head.softcap, self.targets_o);
         for_chunks(rows, row_tokens, |chunk, align| {
             let logits_ov = &mut scratch[..chunk.len() * v];
-            let x_od = &self.x_od[chunk.start * d..chunk.end * d];
-            self.products.logits(&self.head, x_od, logits_ov);
+            self.products.logits(&self.head, self.x_od, &chunk, logits_ov);
             let logprob_o = logprob_o.as_deref_mut().map(|all| &mut all[chunk.clone()]);
             let outputs = (RowSlice::new(logits_ov, v), logprob_o.map(|all| RowSlice::new(all, 1)));
             self.products.rows((chunk.len(), v), outputs, |simd, rows, (logits_ov, logprobs)| {
@@ -487,15 +535,32 @@ impl HeadPass<'_> {
                     }
                 }
             });
-            let dx_od = &mut dx_od[chunk.start * d..chunk.end * d];
             let logits_ov = &scratch[..chunk.len() * v];
-            let sums = HeadSums {
-                dw_vd: dw_vd.as_deref_mut(),
-                db_v: db_v.as_deref_mut(),
-                row_tokens: align,
-                accumulate: accumulate_dw,
+            let (row_tokens, accumulate) = (align, accumulate_dw);
+            let behind = Behind {
+                x_ok: rows_of(self.x_od, &chunk, d),
+                weight: self.head.weight,
+                dx_ok: rows_of_mut(dx_od.as_deref_mut(), &chunk, d),
+                dw_vk: dw_vd.as_deref_mut(),
+                row_tokens,
+                accumulate,
             };
-            self.products.backward(&self.head, (x_od, logits_ov), dx_od, sums);
+            self.products.backward(logits_ov, behind);
+            if let Some(db_n) = db_v.as_deref_mut() {
+                let (dy_tn, t) = (logits_ov, chunk.len());
+                self.products.bias_grad(BiasGrad { dy_tn, db_n, t, row_tokens, accumulate });
+            }
+            if let Some(LowRank { low_or, weight }) = self.head.low_rank {
+                let behind = Behind {
+                    x_ok: rows_of(low_or, &chunk, weight.k),
+                    weight,
+                    dx_ok: rows_of_mut(dlow_or.as_deref_mut(), &chunk, weight.k),
+                    dw_vk: dw_vr.as_deref_mut(),
+                    row_tokens,
+                    accumulate,
+                };
+                self.products.backward(logits_ov, behind);
+            }
             accumulate_dw = true;
         });
     }

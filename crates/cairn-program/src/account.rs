@@ -123,14 +123,20 @@ impl Program {
             Op::ExpertLoadGrad => 24.0 * elements(1),
             Op::BalanceLoss(_) => 2.0 * elements(0),
             Op::BalanceLossGrad(_) => elements(1),
-            Op::TokenLogprob(_) => 2.0 * elements(0) / row(0) * row(1),
+            Op::TokenLogprob(_) => {
+                2.0 * elements(0) / row(0) * row(1) + 2.0 * elements(4) * lead(5)
+            }
             Op::CrossEntropy(_) | Op::TokenLogprobGrad(_) => {
                 let first = usize::from(matches!(instr.op, Op::TokenLogprobGrad(_)));
-                // Scores again, then dx and dw where they are wanted.
+                // Scores again, then dx and dw where they are wanted; the same of an adapter.
                 let from = usize::from(matches!(instr.op, Op::CrossEntropy(_)));
-                let products = 1 + instr.outputs.iter().skip(from).take(2).flatten().count();
+                let wanted = |slots: [usize; 2]| {
+                    let of = |slot: &usize| instr.outputs.get(from + slot).copied().flatten();
+                    1.0 + slots.iter().filter_map(of).count() as f64
+                };
                 let one = 2.0 * elements(first) / row(first) * row(first + 1);
-                one * products as f64
+                let low = 7 + first;
+                one * wanted([0, 1]) + 2.0 * elements(low) * lead(low + 1) * wanted([3, 4])
             }
             Op::Attention(a) => {
                 // Dropout multiplies each probability.

@@ -188,29 +188,36 @@ impl<'a> Tape<'a> {
         attrs: HeadAttrs,
         needed: bool,
     ) -> Result<(), DifferentiateError> {
-        let [Some(x), Some(w), Some(targets), ref bias @ ..] = instr.inputs[..] else {
+        let [Some(x), Some(w), Some(targets), ref rest @ ..] = instr.inputs[..] else {
             unreachable!("a verified token_logprob has three operands")
         };
-        let bias = bias.first().copied().flatten();
+        let slot = |slot: usize| rest.get(slot).copied().flatten();
+        let [bias, low, b] = [0, 1, 2].map(slot);
         let lead = self.builder.program.value(targets).shape.0[0];
         let weights = match self.builder.find("loss_weights") {
             Some(id) => id,
             None => self.builder.input("loss_weights", ValueType::F32, &[lead]),
         };
         let dw = self.accumulator(w);
-        let db = bias.and_then(|bias| self.accumulator(bias));
-        let dx = (needed && self.needs.contains(&x)).then(|| self.gradient_name(x));
+        let [dbias, db] = [bias, b].map(|id| id.and_then(|id| self.accumulator(id)));
+        let wanted = |id: &ValueId| needed && self.needs.contains(id);
+        let [dx, dlow] = [Some(x), low].map(|id| id.filter(wanted));
+        let names = [dx, dlow].map(|id| id.map(|id| self.gradient_name(id)));
+        let [dx_name, dlow_name] = names.each_ref().map(Option::as_deref);
         // The declared log-probability keeps its id, so the program's outputs stay valid.
-        let slots = vec![Some(x), Some(w), Some(targets), Some(weights), dw, bias, db];
+        let [x, w, targets, weights] = [x, w, targets, weights].map(Some);
+        let slots = vec![x, w, targets, weights, dw, bias, dbias, low, b, db];
+        let names = [None, dx_name, None, None, dlow_name];
         self.builder.set_block(instr.block);
-        let results =
-            self.builder.push_slots(Op::CrossEntropy(attrs), slots, &[None, dx.as_deref()])?;
+        let results = self.builder.push_slots(Op::CrossEntropy(attrs), slots, &names)?;
         let index = self.builder.program.instrs.len() - 1;
         self.builder.program.instrs[index].outputs[0] = instr.outputs[0];
-        match results[1] {
-            Some(dx) => Ok(self.contribute(x, dx)?),
-            None => Ok(()),
+        for (of, gradient) in [(dx, results[1]), (dlow, results[4])] {
+            if let (Some(of), Some(gradient)) = (of, gradient) {
+                self.contribute(of, gradient)?;
+            }
         }
+        Ok(())
     }
 
     fn seed(&mut self, loss: &Loss) -> Result<(), DifferentiateError> {
@@ -372,12 +379,13 @@ impl<'a> Tape<'a> {
             }
             Op::Concat(_) | Op::Split(..) => self.heads_adjoint(instr, &dy)?,
             Op::TokenLogprob(attrs) => {
-                let (x, w) = (slot(0).expect("verified"), slot(1).expect("verified"));
-                let dw = self.accumulator(w);
-                let db = slot(3).and_then(|bias| self.accumulator(bias));
-                let lse = instr.outputs[1];
-                let inputs = vec![dy[0], Some(x), Some(w), slot(2), lse, dw, slot(3), db];
-                self.emit(Op::TokenLogprobGrad(*attrs), inputs, &[Some(x)])?;
+                let [dw, dbias, db] =
+                    [1, 3, 5].map(|n| slot(n).and_then(|id| self.accumulator(id)));
+                let (head, lse) = ([slot(0), slot(1), slot(2)], instr.outputs[1]);
+                let own = [dy[0], head[0], head[1], head[2], lse, dw, slot(3), dbias];
+                let inputs = own.into_iter().chain([slot(4), slot(5), db]).collect();
+                let of = [slot(0), None, None, slot(4)].map(|id| id.filter(|&id| self.wants(id)));
+                self.emit(Op::TokenLogprobGrad(*attrs), inputs, &of)?;
             }
             op => return Err(DifferentiateError::NoAdjoint { op: op.name() }),
         }
@@ -409,6 +417,9 @@ impl<'a> Tape<'a> {
             && let Some(db) = self.accumulator(bias)
         {
             self.builder.push_slots(Op::BiasGrad, vec![dy, Some(db)], &[])?;
+        }
+        if !per_head {
+            self.pass(instr.inputs.get(3).copied().flatten(), dy)?;
         }
         if let Some(dw) = self.accumulator(w) {
             let op = if per_head { Op::HeadMatmulDw } else { Op::MatmulDw };

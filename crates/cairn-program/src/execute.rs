@@ -11,7 +11,7 @@ mod update;
 
 use std::time::Instant;
 
-use cairn_kernels::{AttentionSpec, Bytes, Cpu, Memory, RaggedBatch, Span, Weight};
+use cairn_kernels::{AttentionSpec, Bytes, Cpu, LowRank, Memory, RaggedBatch, Span, Weight};
 
 use crate::dim::{DimName, Sizes};
 use crate::op::{AttentionAttrs, Op};
@@ -192,11 +192,12 @@ pub(crate) fn execute(
     Ok(())
 }
 
-/// How many of the first instructions multiply the same inputs.
+/// How many of the first instructions multiply the same inputs, none of them starting from a sum.
 fn matmuls_alike(instrs: &[Instr]) -> usize {
     let is_alike = |instr: &&Instr| {
         let first = &instrs[0];
         instr.op == Op::Matmul
+            && instr.inputs.get(3).copied().flatten().is_none()
             && (instr.inputs[0], instr.compute) == (first.inputs[0], first.compute)
     };
     instrs.iter().take(TOGETHER_MAX).take_while(is_alike).count()
@@ -326,6 +327,10 @@ impl<'a> Step<'a> {
         self.instr.inputs.get(slot).copied().flatten().is_some()
     }
 
+    fn has_output(&self, slot: usize) -> bool {
+        self.instr.outputs.get(slot).copied().flatten().is_some()
+    }
+
     /// The declaration of an operand that is present.
     fn value(&self, slot: usize) -> &'a Value {
         let id = self.instr.inputs[slot].expect("verified: this operand is not optional");
@@ -368,6 +373,11 @@ impl<'a> Step<'a> {
         WeightShape { value_type: value.value_type, outputs, inputs }
     }
 
+    /// The matrix of a head's adapter, whose inputs are in `slot`, if the head has one.
+    fn adapter_of_head(&self, slot: usize) -> Option<WeightShape> {
+        self.has_input(slot).then(|| self.weight(slot + 1, self.width(slot)))
+    }
+
     /// Copies an operand to the result unless the plan let them share a buffer.
     fn copy_in_place(&mut self, operand: usize, result: usize) {
         let (from, to) = (self.input(operand), self.output(result));
@@ -408,6 +418,11 @@ impl WeightShape {
             k: self.inputs,
             bytes: bytes.u8s(),
         }
+    }
+
+    /// As the adapter of a head, behind its first product.
+    fn low_rank<'a>(self, low: Bytes<'a>, bytes: Bytes<'a>) -> LowRank<'a> {
+        LowRank { low_or: low.f32s(), weight: self.of(bytes) }
     }
 }
 

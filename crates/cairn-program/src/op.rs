@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::dim::{Dim, DimName};
 
 /// Version of the instruction set, written with every serialized program.
-pub const VIS_VERSION: u32 = 3;
+pub const VIS_VERSION: u32 = 4;
 
 /// Attributes of a normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -113,7 +113,8 @@ pub enum Op {
     RmsNorm(NormAttrs),
     /// `(x[.., d], w[d], b[d]?) → [.., d]` (Ba et al. 2016); `d` may be several axes.
     LayerNorm(NormAttrs),
-    /// `(x[t, in..], w[out.., in..], bias[out..]?) → [t, out..]`.
+    /// `(x[t, in..], w[out.., in..], bias[out..]?, sum[t, out..]?) → [t, out..]`: each chain starts from
+    /// the bias or from the sum, of which there is one at most.
     Matmul,
     /// `(x[t, h, in], w[h, out, in]) → [t, h, out]`: one product per head.
     HeadMatmul,
@@ -161,15 +162,17 @@ pub enum Op {
     BalanceLoss(BalanceAttrs),
     /// `(x[t, d], rows[o]) → [o, d]`.
     GatherRows,
-    /// `(x[o, d], w[v, d], targets[o], bias[v]?) → (logprob[o], lse[o])` over the whole vocabulary,
-    /// in chunks: the logits of all rows never exist.
+    /// `(x[o, d], w[v, d], targets[o], bias[v]?, low[o, r]?, b[v, r]?) → (logprob[o], lse[o])` over the
+    /// whole vocabulary, in chunks: the logits of all rows never exist. The chains of an adapter,
+    /// `low · bᵀ`, go on from those of the head.
     TokenLogprob(HeadAttrs),
 
-    /// `(x[o, d], w[v, d], targets[o], loss_weights[o], dw?, bias[v]?, db?) → (logprob[o], dx?, dw?,
-    /// db?)`: loss and gradient in one pass; the loss is `−Σ loss_weight · logprob`.
+    /// `(x[o, d], w[v, d], targets[o], loss_weights[o], dw?, bias[v]?, db?, low[o, r]?, b[v, r]?, db?) →
+    /// (logprob[o], dx?, dw?, db?, dlow?, db?)`: loss and gradient in one pass; the loss is
+    /// `−Σ loss_weight · logprob`.
     CrossEntropy(HeadAttrs),
-    /// `(dlogprob[o], x, w, targets, lse, dw?, bias[v]?, db?) → (dx?, dw?, db?)`: adjoint of
-    /// `token_logprob`.
+    /// `(dlogprob[o], x, w, targets, lse, dw?, bias[v]?, db?, low[o, r]?, b[v, r]?, db?) → (dx?, dw?,
+    /// db?, dlow?, db?)`: adjoint of `token_logprob`.
     TokenLogprobGrad(HeadAttrs),
     /// `(dy[t, d], ids[t], dw) → dw`.
     EmbedGrad,

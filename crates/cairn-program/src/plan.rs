@@ -88,6 +88,7 @@ pub(crate) fn in_place(op: &Op) -> Option<(usize, usize)> {
     match op {
         Op::Add | Op::Rope(_) | Op::RopeGrad(_) | Op::Scale(_) | Op::Dropout(_) => Some((0, 0)),
         Op::MatmulDx => Some((2, 0)),
+        Op::Matmul => Some((3, 0)),
         Op::RmsNormGrad(_) | Op::LayerNormGrad(_) => Some((3, 0)),
         _ => None,
     }

@@ -72,7 +72,7 @@ pub fn update_program(training: &Program, options: &UpdateOptions) -> Result<Pro
         }
         None => None,
     };
-    let matrices: BTreeSet<ValueId> = training.instrs.iter().filter_map(matrix_operand).collect();
+    let matrices: BTreeSet<ValueId> = training.instrs.iter().flat_map(matrix_operands).collect();
     let mut trained: Vec<(&str, Shape, ValueType, bool)> = Vec::new();
     for (_, gradient) in training.of_class(Class::Gradient) {
         let name = gradient.name.strip_prefix(GRADIENT_PREFIX).expect("named by differentiate");
@@ -122,13 +122,15 @@ fn update_weight(
     Ok(())
 }
 
-/// The weight matrix that an instruction multiplies by or looks up in.
-fn matrix_operand(instr: &Instr) -> Option<ValueId> {
-    let slot = match instr.op {
-        Op::Embed | Op::Matmul | Op::HeadMatmul | Op::HeadMatmulDx => 1,
-        Op::ExpertMatmul | Op::TokenLogprob(_) | Op::CrossEntropy(_) => 1,
-        Op::PositionEmbed => 2,
-        _ => return None,
+/// The weight matrices that an instruction multiplies by or looks up in.
+fn matrix_operands(instr: &Instr) -> impl Iterator<Item = ValueId> {
+    let slots: &[usize] = match instr.op {
+        Op::Embed | Op::Matmul | Op::HeadMatmul | Op::HeadMatmulDx | Op::ExpertMatmul => &[1],
+        // The head's, and that of its adapter.
+        Op::TokenLogprob(_) => &[1, 5],
+        Op::CrossEntropy(_) => &[1, 8],
+        Op::PositionEmbed => &[2],
+        _ => &[],
     };
-    instr.inputs[slot]
+    slots.iter().filter_map(|&slot| instr.inputs.get(slot).copied().flatten())
 }

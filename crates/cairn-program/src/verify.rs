@@ -398,7 +398,12 @@ fn infer_product(x: &Operands<'_>, op: &Op) -> Results {
         Op::Matmul => {
             let outputs = x.matrix(1, width)?;
             x.maybe(2, ValueType::F32, outputs)?;
-            Ok(vec![Inferred::New(ValueType::F32, Shape::with_lead(lead, outputs))])
+            let result = Shape::with_lead(lead, outputs);
+            x.maybe(3, ValueType::F32, &result.0)?;
+            if x.optional(2).is_some() && x.optional(3).is_some() {
+                return Err(x.fault(3, "no sum: the chains start from a bias"));
+            }
+            Ok(vec![Inferred::New(ValueType::F32, result)])
         }
         Op::MatmulDx => {
             let weight = x.get(1)?;
@@ -639,20 +644,60 @@ fn infer_head(x: &Operands<'_>, op: &Op) -> Results {
     match op {
         Op::TokenLogprob(_) => {
             x.maybe(3, ValueType::F32, outputs)?;
+            low_rank(x, 4, lead, outputs)?;
             Ok(vec![per_row(), per_row()])
         }
         Op::CrossEntropy(_) => {
             x.exactly(3, ValueType::F32, &[lead])?;
             x.maybe(5, ValueType::F32, outputs)?;
-            Ok(vec![per_row(), dx(), x.accumulator(4, &head)?, x.accumulator(6, outputs)?])
+            let [dlow, db] = low_rank_grads(x, 7, lead, outputs)?;
+            let (dw, dbias) = (x.accumulator(4, &head)?, x.accumulator(6, outputs)?);
+            Ok(vec![per_row(), dx(), dw, dbias, dlow, db])
         }
         _ => {
             x.exactly(0, ValueType::F32, &[lead])?;
             x.exactly(4, ValueType::F32, &[lead])?;
             x.maybe(6, ValueType::F32, outputs)?;
-            Ok(vec![dx(), x.accumulator(5, &head)?, x.accumulator(7, outputs)?])
+            let [dlow, db] = low_rank_grads(x, 8, lead, outputs)?;
+            Ok(vec![dx(), x.accumulator(5, &head)?, x.accumulator(7, outputs)?, dlow, db])
         }
     }
+}
+
+/// The adapter of a head, `low[o, r]` and `b[v, r]` from `slot` on; its rank, if there is one.
+fn low_rank<'a>(
+    x: &Operands<'a>,
+    slot: usize,
+    lead: Dim,
+    outputs: &[Dim],
+) -> Result<Option<&'a [Dim]>, Fault> {
+    if x.optional(slot).is_none() && x.optional(slot + 1).is_none() {
+        return Ok(None);
+    }
+    let (rows, rank) = x.rows(slot)?;
+    if rows != lead {
+        return Err(x.fault(slot, format!("f32[{lead}, r]")));
+    }
+    if x.matrix(slot + 1, rank)? != outputs {
+        let expected = format!("a matrix [{}, {}]", Shape::new(outputs), Shape::new(rank));
+        return Err(x.fault(slot + 1, expected));
+    }
+    Ok(Some(rank))
+}
+
+/// The gradients of a head's adapter; the accumulator of `b` comes after the adapter.
+fn low_rank_grads(
+    x: &Operands<'_>,
+    slot: usize,
+    lead: Dim,
+    outputs: &[Dim],
+) -> Result<[Inferred; 2], Fault> {
+    let Some(rank) = low_rank(x, slot, lead, outputs)? else {
+        return Ok([Inferred::InPlace(None), Inferred::InPlace(None)]);
+    };
+    let dims: Vec<Dim> = outputs.iter().chain(rank).copied().collect();
+    let dlow = Inferred::New(ValueType::F32, Shape::with_lead(lead, rank));
+    Ok([dlow, x.accumulator(slot + 2, &dims)?])
 }
 
 fn infer_update(x: &Operands<'_>, op: &Op) -> Results {

@@ -18,6 +18,8 @@ struct Case<'a> {
     grads: [&'a [f32]; 3],
     softcap: Option<f32>,
     bias: Option<&'a [f32]>,
+    /// Inputs and matrix of an adapter.
+    low_rank: Option<(&'a [f32], &'a [f32])>,
     d: usize,
     row_tokens: usize,
     /// How the head is stored.
@@ -27,7 +29,7 @@ struct Case<'a> {
 const PLAIN: (Encoding, Layout) = (Encoding::F32, Layout::RowMajor);
 
 /// Log-probability, log-sum-exp, entropy; dx and dw of all three and of cross entropy; its
-/// log-probabilities.
+/// log-probabilities; the gradients of both biases; those of the adapter's inputs and matrix, of both.
 fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
     let Case { x, targets, grads, bias, d, row_tokens, .. } = case;
     let (o, v) = (targets.len(), case.weight.len() / d);
@@ -36,12 +38,24 @@ fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
     let bytes = aligned(Weight::stored_bytes(encoding, layout, v, d), &mut bytes);
     encode(case.form, (v, d), case.weight, bytes);
     let weight = Weight { encoding, layout, n: v, k: d, bytes };
-    let head = Head { weight, bias_v: bias, softcap: case.softcap, compute: Compute::F32 };
+    let rank = case.low_rank.map_or(1, |(_, b)| b.len() / v);
+    let head = Head {
+        weight,
+        bias_v: bias,
+        softcap: case.softcap,
+        compute: Compute::F32,
+        low_rank: case
+            .low_rank
+            .map(|(low_or, b)| LowRank { low_or, weight: Weight::f32(v, rank, b) }),
+    };
     let mut scratch = vec![f32::NAN; head_scratch_len(o, v)];
     let mut out: Vec<Vec<f32>> =
         [o, o, o, o * d, v * d, o * d, v * d, o, v, v].map(|n| vec![0.5; n]).into();
-    let [logprob_o, lse_o, entropy, dx, dw, dx_ce, dw_ce, logprob_ce, db, db_ce] =
-        out.get_disjoint_mut([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap();
+    let (low_len, b_len) = case.low_rank.map_or((0, 0), |(low, b)| (low.len(), b.len()));
+    out.extend([low_len, b_len, low_len, b_len].map(|n| vec![0.5; n]));
+    let [logprob_o, lse_o, entropy, dx, dw, dx_ce, dw_ce, logprob_ce, db, db_ce, adapter @ ..] =
+        out.get_disjoint_mut([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]).unwrap();
+    let [dlow, db_low, dlow_ce, db_low_ce] = adapter;
     let args = TokenLogprob {
         x_od: x,
         head,
@@ -55,6 +69,37 @@ fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
         Some(cpu) => token_logprob(cpu, args),
         None => token_logprob_reference(args),
     }
+    let low_rank = |dlow_or, dw_vr| {
+        case.low_rank.map(|_| LowRankGrads { dlow_or: Some(dlow_or), dw_vr: Some(dw_vr) })
+    };
+    let of_logprob = HeadGrads {
+        dx_od: Some(dx),
+        dw_vd: Some(dw),
+        db_v: bias.map(|_| &mut db[..]),
+        low_rank: low_rank(&mut dlow[..], &mut db_low[..]),
+        accumulate_dw: true,
+        row_tokens,
+    };
+    let of_cross_entropy = HeadGrads {
+        dx_od: Some(dx_ce),
+        dw_vd: Some(dw_ce),
+        db_v: bias.map(|_| &mut db_ce[..]),
+        low_rank: low_rank(&mut dlow_ce[..], &mut db_low_ce[..]),
+        accumulate_dw: false,
+        row_tokens,
+    };
+    run_gradients(cpu, (head, case), (&mut scratch, logprob_ce), [of_logprob, of_cross_entropy]);
+    out
+}
+
+/// The adjoint, and the loss with its gradients in one pass.
+fn run_gradients(
+    cpu: Option<&Cpu>,
+    (head, case): (Head<'_>, Case<'_>),
+    (scratch, logprob_o): (&mut [f32], &mut [f32]),
+    [of_logprob, of_cross_entropy]: [HeadGrads<'_>; 2],
+) {
+    let Case { x, targets, grads, .. } = case;
     let args = TokenLogprobGrad {
         x_od: x,
         head,
@@ -62,14 +107,8 @@ fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
         dlogprob_o: grads[0],
         dlse_o: (!grads[1].is_empty()).then_some(grads[1]),
         dentropy_o: (!grads[2].is_empty()).then_some(grads[2]),
-        scratch: &mut scratch,
-        grads: HeadGrads {
-            dx_od: dx,
-            dw_vd: Some(dw),
-            db_v: bias.map(|_| &mut db[..]),
-            accumulate_dw: true,
-            row_tokens,
-        },
+        scratch,
+        grads: of_logprob,
     };
     match cpu {
         Some(cpu) => token_logprob_grad(cpu, args),
@@ -83,21 +122,14 @@ fn run(cpu: Option<&Cpu>, case: Case<'_>) -> Vec<Vec<f32>> {
         head,
         targets_o: &ignored,
         weights_o: &weights,
-        scratch: &mut scratch,
-        logprob_o: logprob_ce,
-        grads: HeadGrads {
-            dx_od: dx_ce,
-            dw_vd: Some(dw_ce),
-            db_v: bias.map(|_| &mut db_ce[..]),
-            accumulate_dw: false,
-            row_tokens,
-        },
+        scratch,
+        logprob_o,
+        grads: of_cross_entropy,
     };
     match cpu {
         Some(cpu) => cross_entropy(cpu, args),
         None => cross_entropy_reference(args),
     }
-    out
 }
 
 proptest! {
@@ -106,7 +138,7 @@ proptest! {
     #[test]
     fn kernels_equal_references(
         o in 0..600_usize, v in 1..80_usize, d in 1..8_usize, row_tokens in 1..600_usize,
-        capped: bool, biased: bool, left_out in 0..3_usize, seed: u64,
+        capped: bool, biased: bool, rank in 0..6_usize, left_out in 0..3_usize, seed: u64,
     ) {
         let mut numbers = Numbers::new(seed);
         let (x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 4.0));
@@ -118,9 +150,12 @@ proptest! {
         let softcap = capped.then_some(5.0);
         let bias = numbers.floats(v, 1.0);
         let bias = biased.then_some(&bias[..]);
+        let (low, b) = (numbers.floats(o * rank, 1.0), numbers.floats(v * rank, 1.0));
+        let low_rank = (rank != 0).then_some((&low[..], &b[..]));
         for form in Encoding::forms() {
             let (x, weight, targets) = (&x, &weight, &targets);
-            let case = Case { x, weight, targets, grads, softcap, bias, d, row_tokens, form };
+            let case =
+                Case { x, weight, targets, grads, softcap, bias, low_rank, d, row_tokens, form };
             check_bits(&format!("head {form:?}"), |cpu| run(cpu, case));
         }
     }
@@ -140,6 +175,7 @@ fn a_row_of_logits_has_the_head_s_log_sum_exp() {
                 bias_v: None,
                 softcap: None,
                 compute: Compute::F32,
+                low_rank: None,
             },
             targets_o: &[0],
             scratch: &mut scratch,
@@ -163,6 +199,7 @@ fn gradients_are_slopes() {
     let zeros = vec![0.0; o];
     let some = numbers.floats(o, 1.0);
     let bias = numbers.floats(v, 1.0);
+    let (low, b) = (numbers.floats(o * 3, 1.0), numbers.floats(v * 3, 1.0));
     for softcap in [None, Some(3.0)] {
         for which in 0..3 {
             let mut grads = [&zeros[..]; 3];
@@ -174,6 +211,7 @@ fn gradients_are_slopes() {
                 grads,
                 softcap,
                 bias: Some(&bias),
+                low_rank: Some((&low, &b)),
                 d,
                 row_tokens: o,
                 form: PLAIN,
@@ -187,6 +225,54 @@ fn gradients_are_slopes() {
             check_slope("db", &bias, &db, 4e-3, 6e-3, |bias| {
                 loss(Case { bias: Some(bias), ..case })
             });
+            check_slope("dlow", &low, &out[10], 4e-3, 6e-3, |low| {
+                loss(Case { low_rank: Some((low, &b)), ..case })
+            });
+            let db_low: Vec<f32> = out[11].iter().map(|db| db - 0.5).collect();
+            check_slope("db of the adapter", &b, &db_low, 4e-3, 6e-3, |b| {
+                loss(Case { low_rank: Some((&low, b)), ..case })
+            });
+        }
+    }
+}
+
+/// An adapter's chains go on from the head's: inputs and weights laid side by side are one head, to the
+/// bit, and so are its gradients.
+#[test]
+fn an_adapter_continues_the_chains_of_the_head() {
+    let mut numbers = Numbers::new(7);
+    let (o, v, d, rank) = (300, 33, 7, 3);
+    let (x, weight) = (numbers.floats(o * d, 1.0), numbers.floats(v * d, 2.0));
+    let (low, b) = (numbers.floats(o * rank, 1.0), numbers.floats(v * rank, 2.0));
+    let beside = |left: &[f32], right: &[f32]| -> Vec<f32> {
+        let rows = left.chunks_exact(d).zip(right.chunks_exact(rank));
+        rows.flat_map(|(left, right)| [left, right].concat()).collect()
+    };
+    let (joined_x, joined_weight) = (beside(&x, &low), beside(&weight, &b));
+    let (targets, bias) = (numbers.indices(o, v), numbers.floats(v, 1.0));
+    let some = [0; 3].map(|_| numbers.floats(o, 1.0));
+    let case = Case {
+        x: &x,
+        weight: &weight,
+        targets: &targets,
+        grads: some.each_ref().map(|grads| &grads[..]),
+        softcap: Some(5.0),
+        bias: Some(&bias),
+        low_rank: Some((&low, &b)),
+        d,
+        row_tokens: 100,
+        form: PLAIN,
+    };
+    let (x, weight) = (&joined_x[..], &joined_weight[..]);
+    let whole = Case { x, weight, low_rank: None, d: d + rank, ..case };
+    for cpu in [None, Some(Cpu::detect(2))] {
+        let (parts, whole) = (run(cpu.as_ref(), case), run(cpu.as_ref(), whole));
+        for index in [0, 1, 2, 7, 8, 9] {
+            assert_bits(&parts[index], &whole[index], "a figure of a row");
+        }
+        for (left, right, joined) in [(3, 10, 3), (4, 11, 4), (5, 12, 5), (6, 13, 6)] {
+            let found = beside(&parts[left], &parts[right]);
+            assert_bits(&found, &whole[joined], "a gradient");
         }
     }
 }
@@ -208,6 +294,7 @@ fn cross_entropy_is_the_gradient_of_weighted_log_probabilities() {
         grads,
         softcap: None,
         bias: None,
+        low_rank: None,
         d,
         row_tokens: 100,
         form: PLAIN,
@@ -235,6 +322,7 @@ fn log_probabilities_are_close_to_f64() {
         grads: [&zeros; 3],
         softcap: None,
         bias: None,
+        low_rank: None,
         d,
         row_tokens: 4,
         form: PLAIN,
@@ -265,7 +353,8 @@ fn gradients_are_close_to_f64() {
         let grads = [&some[..], &zeros, &zeros];
         let (row_tokens, form, bias) = (o, PLAIN, Some(&bias[..]));
         let (x, weight, targets) = (&x[..], &weight[..], &targets[..]);
-        let case = Case { x, weight, targets, grads, softcap, bias, d, row_tokens, form };
+        let low_rank = None;
+        let case = Case { x, weight, targets, grads, softcap, bias, low_rank, d, row_tokens, form };
         let out = run(Some(&Cpu::detect(2)), case);
         let number = |x: &[f32], i: usize| f64::from(x[i]);
         let (mut dx, mut dw, mut db) = (vec![0.0; o * d], vec![0.0; v * d], vec![0.0; v]);

@@ -1,21 +1,21 @@
 //! The adjoint instructions and their kernels.
 
-use cairn_kernels::{self as kernels, Act, Span};
+use cairn_kernels::{self as kernels, Act, BytesMut, Span};
 
 use super::Step;
 use crate::op::{AttentionAttrs, HeadAttrs, NormAttrs};
 
 impl Step<'_> {
     pub(super) fn cross_entropy(&mut self, attrs: HeadAttrs) {
-        let (weight, row_tokens, accumulate_dw) =
-            (self.weight(1, self.width(0)), self.row_tokens(), self.adds());
-        let (trains, biased, trains_bias) =
-            (self.has_input(4), self.has_input(5), self.has_input(6));
+        let (weight, adapter) = (self.weight(1, self.width(0)), self.adapter_of_head(7));
+        let (row_tokens, accumulate_dw) = (self.row_tokens(), self.adds());
+        let biased = self.has_input(5);
+        let trains = [1, 2, 3, 4, 5].map(|slot| self.has_output(slot));
         let scratch = self.prepared.scratch(self.index);
-        let reads = [0, 1, 2, 3, 5].map(|slot| self.input(slot));
-        let [logprob, dx, dw, db] = [0, 1, 2, 3].map(|slot| self.output(slot));
-        let ([x, w, targets, weights, bias], [scratch, logprob, dx, dw, db]) =
-            self.memory.split(reads, [scratch, logprob, dx, dw, db]);
+        let reads = [0, 1, 2, 3, 5, 7, 8].map(|slot| self.input(slot));
+        let [logprob, dx, dw, dbias, dlow, db] = [0, 1, 2, 3, 4, 5].map(|slot| self.output(slot));
+        let ([x, w, targets, weights, bias, low, b], [scratch, logprob, grads @ ..]) =
+            self.memory.split(reads, [scratch, logprob, dx, dw, dbias, dlow, db]);
         kernels::cross_entropy(
             self.cpu,
             kernels::CrossEntropy {
@@ -25,32 +25,27 @@ impl Step<'_> {
                     bias_v: biased.then(|| bias.f32s()),
                     softcap: attrs.softcap,
                     compute: kernels::Compute::F32,
+                    low_rank: adapter.map(|shape| shape.low_rank(low, b)),
                 },
                 targets_o: targets.u32s(),
                 weights_o: weights.f32s(),
                 scratch: scratch.f32s(),
                 logprob_o: logprob.f32s(),
-                grads: kernels::HeadGrads {
-                    dx_od: dx.f32s(),
-                    dw_vd: trains.then(|| dw.f32s()),
-                    db_v: trains_bias.then(|| db.f32s()),
-                    accumulate_dw,
-                    row_tokens,
-                },
+                grads: head_grads(grads, trains, (accumulate_dw, row_tokens)),
             },
         );
     }
 
     pub(super) fn token_logprob_grad(&mut self, attrs: HeadAttrs) {
-        let (weight, row_tokens, accumulate_dw) =
-            (self.weight(2, self.width(1)), self.row_tokens(), self.adds());
-        let (trains, biased, trains_bias) =
-            (self.has_input(5), self.has_input(6), self.has_input(7));
+        let (weight, adapter) = (self.weight(2, self.width(1)), self.adapter_of_head(8));
+        let (row_tokens, accumulate_dw) = (self.row_tokens(), self.adds());
+        let biased = self.has_input(6);
+        let trains = [0, 1, 2, 3, 4].map(|slot| self.has_output(slot));
         let scratch = self.prepared.scratch(self.index);
-        let reads = [0, 1, 2, 3, 6].map(|slot| self.input(slot));
-        let [dx, dw, db] = [0, 1, 2].map(|slot| self.output(slot));
-        let ([dlogprob, x, w, targets, bias], [scratch, dx, dw, db]) =
-            self.memory.split(reads, [scratch, dx, dw, db]);
+        let reads = [0, 1, 2, 3, 6, 8, 9].map(|slot| self.input(slot));
+        let [dx, dw, dbias, dlow, db] = [0, 1, 2, 3, 4].map(|slot| self.output(slot));
+        let ([dlogprob, x, w, targets, bias, low, b], [scratch, grads @ ..]) =
+            self.memory.split(reads, [scratch, dx, dw, dbias, dlow, db]);
         kernels::token_logprob_grad(
             self.cpu,
             kernels::TokenLogprobGrad {
@@ -60,19 +55,14 @@ impl Step<'_> {
                     bias_v: biased.then(|| bias.f32s()),
                     softcap: attrs.softcap,
                     compute: kernels::Compute::F32,
+                    low_rank: adapter.map(|shape| shape.low_rank(low, b)),
                 },
                 targets_o: targets.u32s(),
                 dlogprob_o: dlogprob.f32s(),
                 dlse_o: None,
                 dentropy_o: None,
                 scratch: scratch.f32s(),
-                grads: kernels::HeadGrads {
-                    dx_od: dx.f32s(),
-                    dw_vd: trains.then(|| dw.f32s()),
-                    db_v: trains_bias.then(|| db.f32s()),
-                    accumulate_dw,
-                    row_tokens,
-                },
+                grads: head_grads(grads, trains, (accumulate_dw, row_tokens)),
             },
         );
     }
@@ -309,5 +299,27 @@ impl Step<'_> {
                 accumulate: false,
             },
         );
+    }
+}
+
+/// Where the gradients of a head go, of those that are wanted: of its inputs, its weight, its bias, and of
+/// an adapter's low rows and its matrix.
+fn head_grads<'a>(
+    grads: [BytesMut<'a>; 5],
+    wanted: [bool; 5],
+    (accumulate_dw, row_tokens): (bool, usize),
+) -> kernels::HeadGrads<'a> {
+    let mut grads = grads.into_iter().zip(wanted);
+    let mut next = || {
+        let (grad, is_wanted) = grads.next().expect("five of them");
+        is_wanted.then(|| grad.f32s())
+    };
+    kernels::HeadGrads {
+        dx_od: next(),
+        dw_vd: next(),
+        db_v: next(),
+        low_rank: Some(kernels::LowRankGrads { dlow_or: next(), dw_vr: next() }),
+        accumulate_dw,
+        row_tokens,
     }
 }

@@ -43,7 +43,25 @@ impl Step<'_> {
     }
 
     pub(super) fn matmul(&mut self) {
-        self.matmuls::<1>();
+        if !self.has_input(3) {
+            return self.matmuls::<1>();
+        }
+        self.copy_in_place(3, 0);
+        let (t, compute) = (self.rows(0), self.instr.compute);
+        let weight = self.weight(1, self.width(0));
+        let ([x, w], [y]) = self.memory.split([self.input(0), self.input(1)], [self.output(0)]);
+        kernels::matmul(
+            self.cpu,
+            kernels::Matmul {
+                x_tk: x.f32s(),
+                weight: weight.of(w),
+                bias_n: None,
+                y_tn: y.f32s(),
+                t,
+                accumulate: true,
+                compute,
+            },
+        );
     }
 
     /// This instruction and those after it: products of the same inputs.
@@ -260,11 +278,12 @@ impl Step<'_> {
 
     pub(super) fn token_logprob(&mut self, attrs: HeadAttrs) {
         let biased = self.has_input(3);
-        let weight = self.weight(1, self.width(0));
+        let (weight, adapter) = (self.weight(1, self.width(0)), self.adapter_of_head(4));
         let scratch = self.prepared.scratch(self.index);
-        let reads = [0, 1, 2, 3].map(|slot| self.input(slot));
+        let reads = [0, 1, 2, 3, 4, 5].map(|slot| self.input(slot));
         let writes = [scratch, self.output(0), self.output(1)];
-        let ([x, w, targets, bias], [scratch, logprob, lse]) = self.memory.split(reads, writes);
+        let ([x, w, targets, bias, low, b], [scratch, logprob, lse]) =
+            self.memory.split(reads, writes);
         kernels::token_logprob(
             self.cpu,
             kernels::TokenLogprob {
@@ -274,6 +293,7 @@ impl Step<'_> {
                     bias_v: biased.then(|| bias.f32s()),
                     softcap: attrs.softcap,
                     compute: self.instr.compute,
+                    low_rank: adapter.map(|shape| shape.low_rank(low, b)),
                 },
                 targets_o: targets.u32s(),
                 scratch: scratch.f32s(),

@@ -428,6 +428,91 @@ fn token_logprob_with_a_bias_and_a_softcap() {
     });
 }
 
+/// The adapter of a head, whose inputs come from the head's.
+fn adapted_head(b: &mut Builder, x: ValueId, softcap: Option<f32>) -> ValueId {
+    let (vocab, rank) = (dim(DimName::Vocab, 5), dim(DimName::Rank, 2));
+    let w = matrix(b, "w", &[vocab], &[hidden()]);
+    let (first, second) =
+        (matrix(b, "first", &[rank], &[hidden()]), matrix(b, "second", &[vocab], &[rank]));
+    let low = b.push("low", Op::Matmul, &[x, first]).unwrap();
+    let targets = b.input("targets", ValueType::U32, &[Dim::TOKENS]);
+    let inputs = vec![Some(x), Some(w), Some(targets), None, Some(low), Some(second)];
+    let op = Op::TokenLogprob(HeadAttrs { softcap });
+    b.push_slots(op, inputs, &[Some("y"), Some("lse")]).unwrap()[0].unwrap()
+}
+
+#[test]
+fn token_logprob_with_an_adapter() {
+    let targets: Vec<u32> = IDS.iter().map(|id| (id + 2) % 5).collect();
+    for softcap in [None, Some(1.5)] {
+        check_with(&[Feed::u32("targets", &targets)], |b, x| adapted_head(b, x, softcap));
+    }
+}
+
+/// Chains that start from a sum that is read again, and from one that is not.
+#[test]
+fn matmul_onto_a_sum() {
+    check(|b, x| {
+        let [v, w, again] =
+            ["v", "w", "again"].map(|name| matrix(b, name, &[hidden()], &[hidden()]));
+        let base = b.push("base", Op::Matmul, &[x, v]).unwrap();
+        let onto = |b: &mut Builder, name: &str, w, sum| {
+            let inputs = vec![Some(x), Some(w), None, Some(sum)];
+            b.push_slots(Op::Matmul, inputs, &[Some(name)]).unwrap()[0].unwrap()
+        };
+        let y = onto(b, "first", w, base);
+        let y = onto(b, "second", again, y);
+        b.push("y", Op::Add, &[y, base]).unwrap()
+    });
+}
+
+/// The logits of generation and the trainer's log-probabilities are made of the same chains; and where
+/// nothing before the head is trained, the head's gradients are the same.
+#[test]
+fn an_adapted_head_is_the_same_in_training_and_generation() {
+    let targets: Vec<u32> = IDS.iter().map(|id| (id + 2) % 5).collect();
+    let build = |logits: bool| {
+        let (mut b, x) = with_vectors();
+        let y = adapted_head(&mut b, x, None);
+        b.output(y);
+        if logits {
+            let [w, low, second] = ["w", "low", "second"].map(|name| b.find(name).unwrap());
+            let base = b.push("base", Op::Matmul, &[x, w]).unwrap();
+            let inputs = vec![Some(low), Some(second), None, Some(base)];
+            let y = b.push_slots(Op::Matmul, inputs, &[Some("logits")]).unwrap()[0].unwrap();
+            b.output(y);
+        }
+        b.finish().unwrap()
+    };
+    let mut plain = session(build(true), KvPlacement::Arena);
+    fill_weights(&mut plain, 1);
+    run(&mut plain, &[Feed::u32("targets", &targets)]);
+    let logits = plain.output(ProgramId(0), "logits");
+    let logprob = plain.output(ProgramId(0), "y");
+    for ((row, &target), &logprob) in logits.chunks_exact(5).zip(&targets).zip(logprob) {
+        let lse = cairn_kernels::log_sum_exp(&cairn_kernels::Cpu::detect(1), row);
+        assert_eq!((row[target as usize] - lse).to_bits(), logprob.to_bits());
+    }
+    let weights = vec![0.25_f32; IDS.len()];
+    let feeds = [Feed::u32("targets", &targets), Feed::f32("loss_weights", &weights)];
+    let all = trainable(&build(false));
+    let adapter = ["first", "second"].map(str::to_owned).into();
+    let mut gradients = [&all, &adapter].map(|trained| {
+        let training = differentiate(&build(false), trained, &Loss::CrossEntropy).unwrap();
+        let mut session = session(training, KvPlacement::Arena);
+        fill_weights(&mut session, 1);
+        run(&mut session, &feeds);
+        session
+    });
+    let [all, alone] = &mut gradients;
+    for name in ["grad.first", "grad.second"] {
+        let found = alone.stored_f32(name).unwrap();
+        assert_eq!(all.stored_f32(name).unwrap(), found, "{name}");
+        assert!(found.iter().any(|&gradient| gradient != 0.0), "{name}");
+    }
+    assert!(alone.stored_f32("grad.w").is_none());
+}
+
 #[test]
 fn norms_over_all_heads() {
     let heads = [dim(DimName::Heads, 2), dim(DimName::HeadDim, 6)];

@@ -201,7 +201,7 @@ fn program_text_reads_like_this() {
     b.output(y);
     let text = b.finish().unwrap().to_string();
     insta::assert_snapshot!(text, @r"
-    program vis/3
+    program vis/4
       input ids : u32[t]
       input positions : u32[t]
       weight table : f32[v=7, d=12]

@@ -83,7 +83,7 @@ fn a_description_is_json_on_demand() {
 #[test]
 fn programs_are_printed() {
     let forward = succeed(cairn(["inspect", "--program"]).arg(golden("llama")));
-    assert!(forward.starts_with("program vis/3\n  input ids : u32[t]\n"), "{forward}");
+    assert!(forward.starts_with("program vis/4\n  input ids : u32[t]\n"), "{forward}");
     assert!(!forward.contains("backward:"));
     let training = succeed(cairn(["inspect", "--program", "--training"]).arg(golden("llama")));
     assert!(training.contains("\nbackward:\n"));
