@@ -159,12 +159,15 @@ pub fn build_adapted_program(
     lowering.head(x)?;
     let program = lowering.builder.finish()?;
     // An adapter that nothing reads would be dropped without a word.
-    match is_cut(spec, options)
-        || adapters.weights().iter().all(|weight| program.find(weight).is_some())
-    {
-        true => Ok(program),
-        false => Err(BuildError::UnusedAdapter),
-    }
+    let is_read = |weight: &str| program.find(weight).is_some();
+    let all_are_read = if is_cut(spec, options) {
+        true
+    } else if options.head == Head::Hidden {
+        adapters.weights_of_blocks().into_iter().all(is_read)
+    } else {
+        adapters.weights().iter().all(|weight| is_read(weight))
+    };
+    if all_are_read { Ok(program) } else { Err(BuildError::UnusedAdapter) }
 }
 
 /// Whether blocks are left out.
@@ -300,11 +303,28 @@ impl Lowering<'_> {
         if bias {
             operands.push(self.builder.weight(&format!("{module}.bias"), outputs));
         }
-        let Some(adapted) = self.adapters.get(&full) else {
-            return self.builder.push(name, Op::Matmul, &operands);
+        self.beside((name, &full), Op::Matmul, &operands, (outputs, inputs))
+    }
+
+    /// A product of `operands`, its inputs first, and what the adapter of `weight` adds to it. An
+    /// adapter's own products are of the same kind.
+    fn beside(
+        &mut self,
+        (name, weight): (&str, &str),
+        op: Op,
+        operands: &[ValueId],
+        sizes: (&[Dim], &[Dim]),
+    ) -> Result<ValueId, VerifyError> {
+        let Some(adapted) = self.adapters.get(weight) else {
+            return self.builder.push(name, op, operands);
         };
-        let base = self.builder.push(&format!("{name}.base"), Op::Matmul, &operands)?;
-        let delta = self.adapter(name, adapted, x, (outputs, inputs))?;
+        let base = self.builder.push(&format!("{name}.base"), op.clone(), operands)?;
+        let delta = match op {
+            Op::ExpertMatmul => {
+                self.experts_adapter(name, adapted, (operands[0], operands[2]), sizes)?
+            }
+            _ => self.adapter(name, adapted, operands[0], sizes)?,
+        };
         self.builder.push(name, Op::Add, &[base, delta])
     }
 
@@ -317,14 +337,25 @@ impl Lowering<'_> {
         (outputs, inputs): (&[Dim], &[Dim]),
     ) -> Result<ValueId, VerifyError> {
         let rank = [Dim::fixed(DimName::Rank, adapted.rank)];
+        let low = self.low(name, adapted, x, (&rank, inputs))?;
         let storage = (Encoding::F32, self.options.layout);
-        let a = self.builder.matrix(&adapted.a, &rank, inputs, storage);
         let b = self.builder.matrix(&adapted.b, outputs, &rank, storage);
+        self.builder.push(&format!("{name}.lora"), Op::Matmul, &[low, b])
+    }
+
+    /// `s · x·Aᵀ`, of inputs of which some are zeroed in training.
+    fn low(
+        &mut self,
+        name: &str,
+        adapted: &Adapted,
+        x: ValueId,
+        (rank, inputs): (&[Dim], &[Dim]),
+    ) -> Result<ValueId, VerifyError> {
+        let storage = (Encoding::F32, self.options.layout);
+        let a = self.builder.matrix(&adapted.a, rank, inputs, storage);
         let x = self.drop(x, self.adapters.dropout(), &format!("{name}.lora.dropped"))?;
         let low = self.builder.push(&format!("{name}.lora.low"), Op::Matmul, &[x, a])?;
-        let scaled =
-            self.builder.push(&format!("{name}.lora.scaled"), Op::Scale(adapted.scale), &[low])?;
-        self.builder.push(&format!("{name}.lora"), Op::Matmul, &[scaled, b])
+        self.builder.push(&format!("{name}.lora.scaled"), Op::Scale(adapted.scale), &[low])
     }
 
     fn head(&mut self, x: ValueId) -> Result<(), VerifyError> {
@@ -377,13 +408,31 @@ impl Lowering<'_> {
     fn logits(&mut self, head: &model::Head, hidden: ValueId) -> Result<ValueId, VerifyError> {
         let (x, weight, bias) = self.head_operands(head, hidden)?;
         let operands: Vec<ValueId> = [x, weight].into_iter().chain(bias).collect();
-        match head.softcap {
-            None => self.builder.push("logits", Op::Matmul, &operands),
-            Some(cap) => {
-                let raw = self.builder.push("logits.uncapped", Op::Matmul, &operands)?;
-                self.builder.push("logits", Op::Softcap(to_f32(cap)), &[raw])
+        let name = if head.softcap.is_some() { "logits.uncapped" } else { "logits" };
+        let raw = match self.head_adapter(x)? {
+            None => self.builder.push(name, Op::Matmul, &operands)?,
+            Some((low, b)) => {
+                // The chains go on from the head's, as they do in `token_logprob`.
+                let base = self.builder.push("logits.base", Op::Matmul, &operands)?;
+                let operands = vec![Some(low), Some(b), None, Some(base)];
+                let logits = self.builder.push_slots(Op::Matmul, operands, &[Some(name)])?;
+                logits[0].expect("slot 0 was named")
             }
+        };
+        match head.softcap {
+            None => Ok(raw),
+            Some(cap) => self.builder.push("logits", Op::Softcap(to_f32(cap)), &[raw]),
         }
+    }
+
+    /// The inputs and the matrix of the second product of the head's adapter, if it has one.
+    fn head_adapter(&mut self, x: ValueId) -> Result<Option<(ValueId, ValueId)>, VerifyError> {
+        let Some(adapted) = self.adapters.get("lm_head.weight") else { return Ok(None) };
+        let rank = [Dim::fixed(DimName::Rank, adapted.rank)];
+        let low = self.low("logits", adapted, x, (&rank, &[self.width]))?;
+        let vocab = [Dim::fixed(DimName::Vocab, self.spec.vocab_size)];
+        let storage = (Encoding::F32, self.options.layout);
+        Ok(Some((low, self.builder.matrix(&adapted.b, &vocab, &rank, storage))))
     }
 
     fn token_logprob(
@@ -395,6 +444,10 @@ impl Lowering<'_> {
         let targets = self.builder.input("targets", ValueType::U32, &[Dim::TOKENS]);
         let mut operands = vec![Some(x), Some(weight), Some(targets)];
         operands.extend(bias.map(Some));
+        if let Some((low, b)) = self.head_adapter(x)? {
+            operands.resize(4, None);
+            operands.extend([Some(low), Some(b)]);
+        }
         let op = Op::TokenLogprob(HeadAttrs { softcap: head.softcap.map(to_f32) });
         let names = [Some("logprob"), Some("lse")];
         let results = self.builder.push_slots(op, operands, &names)?;

@@ -8,8 +8,9 @@ use cairn_program::{Class, Session, ValueType};
 use cairn_spec::ModelSpec;
 use cairn_spec::model::{Family, Norm};
 
-use crate::adapter::is_adapter_weight;
+use crate::adapter::{A_SUFFIX, AdapterMap, is_adapter_weight};
 use crate::load::encode_rows;
+use crate::names::TensorSlice;
 
 /// Elements encoded at a time, at most: they stay in the cache.
 const ELEMENTS_AT_A_TIME: usize = 1 << 18;
@@ -20,19 +21,9 @@ const ELEMENTS_AT_A_TIME: usize = 1 << 18;
 /// back into the residual stream by `√(2 · num_hidden_layers)` (Radford et al. 2019, section 2.3).
 /// Norm weights are one (zero where they count from one), biases zero.
 pub fn init_weights(session: &mut Session, spec: &ModelSpec, seed: u64) {
-    init(session, spec, seed, |_| true);
-}
-
-/// Fills the weights of adapters alone, so that they change nothing yet: `A` is normal with the
-/// variance `1 / 3·inputs` of PEFT's uniform numbers, `B` is zero.
-pub fn init_adapter(session: &mut Session, spec: &ModelSpec, seed: u64) {
-    init(session, spec, seed, is_adapter_weight);
-}
-
-fn init(session: &mut Session, spec: &ModelSpec, seed: u64, select: impl Fn(&str) -> bool) {
     let weights: Vec<(String, ValueType, usize, usize)> = session
         .persistent()
-        .filter(|(name, class, ..)| *class == Class::Weight && select(name))
+        .filter(|(name, class, ..)| *class == Class::Weight && !is_adapter_weight(name))
         .map(|(name, _, value_type, shape)| {
             let elements = shape.row_elements();
             let columns = match value_type {
@@ -43,7 +34,7 @@ fn init(session: &mut Session, spec: &ModelSpec, seed: u64, select: impl Fn(&str
         })
         .collect();
     for (name, value_type, rows, columns) in weights {
-        let fill = Fill::of(&name, spec, columns);
+        let fill = Fill::of(&name, spec);
         let key = hash_name(&name) ^ splitmix(seed);
         let encoding = value_type.encoding().expect("a weight has an encoding");
         let form = (encoding, value_type.layout());
@@ -64,6 +55,33 @@ fn init(session: &mut Session, spec: &ModelSpec, seed: u64, select: impl Fn(&str
     }
 }
 
+/// Fills the weights of adapters alone, so that they change nothing yet: `A` is normal with the
+/// variance `1 / 3·inputs` of PEFT's uniform numbers, `B` is zero. Experts without an adapter, beside
+/// some that have one, have zeros in both.
+pub fn init_adapter(session: &mut Session, adapters: &AdapterMap, seed: u64) {
+    let map = adapters.tensor_map();
+    for slices in map.slices.chunk_by(|slice, next| slice.weight == next.weight) {
+        let (name, columns) = (&slices[0].weight, slices[0].columns);
+        let found = session.persistent().find(|(found, ..)| found == name);
+        let Some((value_type, elements)) =
+            found.map(|(_, _, value_type, shape)| (value_type, shape.row_elements()))
+        else {
+            continue;
+        };
+        let encoding = value_type.encoding().expect("a weight has an encoding");
+        let (cpu, stored) = session.stored_mut_with_cpu(name).expect("listed by the session");
+        let mut values = vec![0.0; elements];
+        if name.ends_with(A_SUFFIX) {
+            let fill = Fill::a(columns);
+            let key = hash_name(name) ^ splitmix(seed);
+            for range in slices.iter().map(TensorSlice::elements) {
+                fill.fill(cpu, key, range.start as u64, &mut values[range]);
+            }
+        }
+        encode_rows((encoding, value_type.layout()), columns, 0, &values, stored.u8s());
+    }
+}
+
 /// How the elements of one weight start.
 #[derive(Clone, Copy, Debug)]
 enum Fill {
@@ -72,19 +90,13 @@ enum Fill {
 }
 
 impl Fill {
-    fn of(name: &str, spec: &ModelSpec, columns: usize) -> Self {
+    fn of(name: &str, spec: &ModelSpec) -> Self {
         let Norm { plus_one, .. } = spec.norm;
-        // An adapter changes nothing before it is trained.
-        if name.ends_with("bias") || name.ends_with(".lora_B.weight") {
+        if name.ends_with("bias") {
             return Self::Constant(0.0);
         }
         if name.ends_with("norm.weight") {
             return Self::Constant(if plus_one { 0.0 } else { 1.0 });
-        }
-        if name.ends_with(".lora_A.weight") {
-            #[expect(clippy::cast_precision_loss, reason = "the spec limits the widths")]
-            let inputs = columns as f32;
-            return Self::Normal { deviation: (3.0 * inputs).sqrt().recip() };
         }
         let into_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
         let mut deviation = spec.initializer_range;
@@ -96,6 +108,13 @@ impl Fill {
         #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
         let deviation = deviation as f32;
         Self::Normal { deviation }
+    }
+
+    /// An adapter's `A` of so many inputs.
+    fn a(inputs: usize) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "the spec limits the widths")]
+        let inputs = inputs as f32;
+        Self::Normal { deviation: (3.0 * inputs).sqrt().recip() }
     }
 
     /// Elements from number `first` on.

@@ -35,6 +35,6 @@ pub use load::{
     LoadError, Naming, StoredError, TensorSource, WeightReader, load_adapter, load_weights,
     stored_encoding, stored_encodings, tensor_f32, tensors,
 };
-pub use names::{Placement, TensorMap, TensorSlice};
+pub use names::{Placement, Role, TensorMap, TensorSlice};
 pub use pack::{PackCheck, PackSource};
 pub use save::{gather_bytes_max, gather_bytes_max_of, out_tensors, out_tensors_of, widened_bf16};

@@ -23,6 +23,8 @@ use cairn_spec::model::{Family, Mlp};
 
 use crate::weights::{self, WeightShape};
 
+pub use crate::weights::Role;
+
 /// How a family names and stores the weights. Modules not listed keep their name.
 pub(crate) struct Names {
     /// What stands before the modules of a block; `{}` is the block's number.
@@ -112,6 +114,10 @@ pub enum Placement {
 pub struct TensorSlice {
     /// The weight's name in the program.
     pub weight: String,
+    /// What the weight is.
+    pub role: Role,
+    /// The block it belongs to; `None` before the first and after the last.
+    pub block: Option<usize>,
     /// The first of the weight's rows that lie here; 0 unless the weight lies in several tensors.
     pub first_row: usize,
     /// Rows (outputs) that lie here; the length of a vector.
@@ -180,18 +186,21 @@ impl TensorMap {
     /// The map of the program itself: every weight is a tensor of its own name, whole; stacked
     /// experts are one.
     pub fn of_program(spec: &ModelSpec) -> Self {
-        let blocks = (0..spec.num_hidden_layers)
-            .map(|layer| (format!("model.layers.{layer}."), weights::block(spec, layer)));
-        let outside = |list| (String::new(), list);
+        let blocks =
+            (0..spec.num_hidden_layers).map(|layer| (Some(layer), weights::block(spec, layer)));
+        let outside = |list| (None, list);
         let all = std::iter::once(outside(weights::embedding(spec)))
             .chain(blocks)
             .chain(std::iter::once(outside(weights::head(spec))));
-        let slices = all.flat_map(|(prefix, list)| {
+        let slices = all.flat_map(|(block, list)| {
+            let prefix = block.map_or_else(String::new, |n| format!("model.layers.{n}."));
             list.into_iter().map(move |weight| {
                 let name = format!("{prefix}{}.{}", weight.module, weight.part);
                 let rows = weight.parts.unwrap_or(1) * weight.rows;
                 TensorSlice {
                     weight: name.clone(),
+                    role: weight.role,
+                    block,
                     first_row: 0,
                     rows,
                     columns: weight.columns.unwrap_or(1),
@@ -324,6 +333,8 @@ impl TensorMap {
                 };
                 self.slices.push(TensorSlice {
                     weight: name.clone(),
+                    role: weight.role,
+                    block: layer,
                     first_row: entry * weight.rows,
                     rows: parts * weight.rows,
                     columns: weight.columns.unwrap_or(1),

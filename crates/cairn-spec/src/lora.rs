@@ -17,7 +17,7 @@ use crate::unique_json;
 pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 /// Ranks that an adapter may have.
 pub const RANKS: RangeInclusive<usize> = 1..=4096;
-/// The value of `target_modules` that means every projection but the head.
+/// The value of `target_modules` that means every projection but the head over the vocabulary.
 pub const ALL_LINEAR: &str = "all-linear";
 
 /// Which projections of a model have an adapter, and how large it is.
@@ -46,7 +46,8 @@ pub struct LoraSpec {
 /// Which modules have an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetModules {
-    /// Every projection but the head.
+    /// Every projection but the head over the vocabulary, as PEFT has it: in models with experts the
+    /// experts, their routers and the attention.
     AllLinear,
     /// Modules whose name is, or ends with a dot and, one of these.
     Named(Vec<String>),
@@ -178,16 +179,17 @@ impl LoraSpec {
         })
     }
 
-    /// The rank of the adapter of a module of block `layer`, or `None` where it has none. `module`
-    /// is the family's full name of it.
+    /// The rank of the adapter of a module of block `layer`, or `None` where it has none. `module` is
+    /// the family's full name of it; which modules are linear is the model's to say. Where only some
+    /// blocks have adapters, modules outside of the blocks have none.
     pub fn rank(&self, module: &str, layer: Option<usize>) -> Option<usize> {
-        if let (Some(layers), Some(layer)) = (&self.layers_to_transform, layer)
-            && !layers.contains(&layer)
+        if let Some(layers) = &self.layers_to_transform
+            && !layer.is_some_and(|layer| layers.contains(&layer))
         {
             return None;
         }
         let is_target = match &self.target_modules {
-            TargetModules::AllLinear => layer.is_some(),
+            TargetModules::AllLinear => true,
             TargetModules::Named(names) => names.iter().any(|name| ends_in(module, name)),
         };
         is_target.then(|| pattern(&self.rank_pattern, module).unwrap_or(self.r))

@@ -71,6 +71,12 @@ impl ModelSpec {
     pub fn into_fields(self) -> ModelFields {
         self.0
     }
+
+    /// The same model with a head of its own, whether or not its head is the embedding.
+    #[must_use]
+    pub fn untied(&self) -> Self {
+        Self(ModelFields { tie_word_embeddings: false, ..self.0.clone() })
+    }
 }
 
 impl Deref for ModelSpec {

@@ -1,6 +1,8 @@
 //! The engine on the golden models.
 
 #[cfg(test)]
+mod adapters;
+#[cfg(test)]
 mod allocations;
 #[cfg(test)]
 mod batches;

@@ -1,12 +1,15 @@
 //! Golden models, engines over them, and a plain forward pass to compare with.
 
-use std::ops::ControlFlow;
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 
 use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
 use cairn_engine::{Engine, EngineOptions, EnginePlan, Event, Request, SamplingParams};
 use cairn_kernels::{Compute, Cpu, Encoding, Layout, SeqSlot};
-use cairn_model::{BuildOptions, Head, build_program, load_weights};
+use cairn_model::{
+    AdapterMap, BuildOptions, Head, TensorSource, build_adapted_program, load_adapter, load_weights,
+};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
@@ -99,15 +102,26 @@ impl Uncached {
         (encoding, layout): (Encoding, Layout),
         compute: Compute,
     ) -> Self {
-        let spec = spec(name);
         let options = BuildOptions { encoding, layout, compute, ..BuildOptions::new(head) };
-        let program = build_program(&spec, &options).unwrap();
+        let none = Tensors(BTreeMap::new());
+        Self::beside(name, &options, (&AdapterMap::default(), &none))
+    }
+
+    /// With an adapter beside the model.
+    pub(crate) fn beside(
+        name: &str,
+        options: &BuildOptions,
+        (adapters, adapter): (&AdapterMap, &Tensors),
+    ) -> Self {
+        let spec = spec(name);
+        let program = build_adapted_program(&spec, options, adapters).unwrap();
         let sizes = Sizes::dense(CONTEXT, 1);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let plan = MemoryPlan::new(vec![program], None).unwrap();
         let mut session = Session::new(plan, Cpu::detect(1)).unwrap();
         let weights = WeightFolder::open(&folder(name)).unwrap();
         load_weights(&mut session, &spec, &weights).unwrap();
+        load_adapter(&mut session, &spec, adapters, adapter).unwrap();
         Self { session, vocab_size: spec.vocab_size }
     }
 
@@ -132,6 +146,24 @@ impl Uncached {
     /// Log-probability of each token after the first.
     pub(crate) fn logprobs(&mut self, ids: &[u32]) -> Vec<f32> {
         self.run(&ids[..ids.len() - 1], &ids[1..], "logprob")
+    }
+}
+
+/// Tensors in memory, by name.
+pub(crate) struct Tensors(pub(crate) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl TensorSource for Tensors {
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.get(name).map(|(shape, _)| shape.clone())
+    }
+
+    fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+        out.copy_from_slice(&self.0[name].1[elements]);
+        Ok(())
     }
 }
 

@@ -38,12 +38,85 @@ fn all_linear_leaves_tables_norms_and_head_alone() {
     assert_eq!(adapters.weights().len(), 2 * 7 * spec.num_hidden_layers);
     assert!(adapters.get("lm_head.weight").is_none());
     assert!(adapters.get("model.embed_tokens.weight").is_none());
-    // Beside experts it is the attention's projections.
-    let spec = self::spec("deepseek_v2");
-    let adapters = AdapterMap::new(&spec, &LoraSpec::new(2, TargetModules::AllLinear)).unwrap();
-    let modules = adapters.modules();
-    assert!(modules.len() >= 3 * spec.num_hidden_layers, "{modules:?}");
-    assert!(modules.iter().all(|module| module.contains(".self_attn.")), "{modules:?}");
+}
+
+/// What PEFT 0.21 with transformers 5 takes on the golden folders (`get_peft_model`, then the names of
+/// what it made): in models with experts these, their routers and the attention.
+#[test]
+fn all_linear_is_what_peft_makes_of_it() {
+    let attention =
+        ["q_proj", "k_proj", "v_proj", "o_proj"].map(|name| format!("self_attn.{name}"));
+    let latent = ["kv_a_proj_with_mqa", "kv_b_proj", "o_proj"];
+    let latent = latent.map(|name| format!("self_attn.{name}"));
+    let experts = |names: [&str; 3]| names.map(|name| format!("experts.{name}"));
+    let plain = experts(["gate_proj", "up_proj", "down_proj"]);
+    for (name, expected) in [
+        ("mixtral", [&attention[..], &experts(["w1", "w2", "w3"]), &["moe.gate".into()]].concat()),
+        ("qwen3_moe", [&attention[..], &plain, &["mlp.gate".into()]].concat()),
+        (
+            "deepseek_v2",
+            [&latent[..], &plain, &["mlp.gate".into(), "self_attn.q_proj".into()]].concat(),
+        ),
+        ("bert", ["key", "query", "value", "dense"].map(|name| format!("_.{name}")).to_vec()),
+    ] {
+        let spec = spec(name);
+        let adapters = AdapterMap::new(&spec, &LoraSpec::new(2, TargetModules::AllLinear)).unwrap();
+        // The last two parts of a name, without an expert's number.
+        let ends: BTreeSet<String> = adapters
+            .modules()
+            .into_iter()
+            .map(|module| {
+                let parts: Vec<&str> =
+                    module.split('.').filter(|part| part.parse::<usize>().is_err()).collect();
+                let [.., before, last] = &parts[..] else { panic!("{module}") };
+                let before = match *before {
+                    "block_sparse_moe" => "moe",
+                    "self" | "output" | "intermediate" | "transform" => "_",
+                    before => before,
+                };
+                format!("{before}.{last}")
+            })
+            .collect();
+        assert_eq!(ends, expected.into_iter().collect(), "{name}");
+    }
+    let bert = AdapterMap::new(&spec("bert"), &LoraSpec::new(2, TargetModules::AllLinear)).unwrap();
+    assert!(bert.modules().contains(&"cls.predictions.transform.dense"));
+    assert!(!bert.modules().contains(&"cls.predictions.decoder"));
+}
+
+#[test]
+fn experts_are_stacked_and_what_no_file_has_is_left_open() {
+    let spec = spec("mixtral");
+    let adapters = AdapterMap::new(&spec, &lora(&["experts.2.w1", "experts.0.w1"])).unwrap();
+    let adapted = adapters.get("model.layers.1.mlp.experts.gate_proj.weight").unwrap();
+    let map = adapters.tensor_map();
+    let rows = |weight: &str| -> Vec<(usize, usize)> {
+        map.slices_of(weight).iter().map(|slice| (slice.first_row, slice.rows)).collect()
+    };
+    let f = spec.mlp.intermediate_size();
+    assert_eq!(rows(&adapted.a), [(0, 4), (8, 4)]);
+    assert_eq!(rows(&adapted.b), [(0, f), (2 * f, f)]);
+    assert!(!adapters.shares_weights());
+    let mut unlike = lora(&["w1", "w2"]);
+    unlike.rank_pattern.insert("experts.1.w2".to_owned(), 2);
+    let error = AdapterMap::new(&spec, &unlike).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "adapters of experts of one layer differ: model.layers.0.block_sparse_moe.experts.0.w2 has \
+         rank 4 and scale 2, model.layers.0.block_sparse_moe.experts.1.w2 has rank 2 and scale 4"
+    );
+    assert!(error.hints()[0].contains("rank_pattern"));
+}
+
+#[test]
+fn the_parts_of_kv_b_proj_share_a() {
+    let spec = spec("deepseek_v2");
+    let adapters = AdapterMap::new(&spec, &lora(&["kv_b_proj"])).unwrap();
+    let [k, v] = ["k_b_proj", "v_b_proj"]
+        .map(|part| adapters.get(&format!("model.layers.0.self_attn.{part}.weight")).unwrap());
+    assert_eq!(k.a, v.a);
+    assert_ne!(k.b, v.b);
+    assert!(adapters.shares_weights());
 }
 
 #[test]
@@ -55,18 +128,30 @@ fn names_that_are_not_there_are_refused_with_those_that_are() {
     beyond.layers_to_transform = Some(vec![99]);
     let error = AdapterMap::new(&spec("llama"), &beyond).unwrap_err();
     assert!(matches!(&error, AdapterError::Nothing { .. }) && error.hints()[0].contains("99"));
+    for (name, module) in [("llama", "embed_tokens"), ("gpt2", "wte"), ("bert", "word_embeddings")]
+    {
+        let error = AdapterMap::new(&spec(name), &lora(&[module])).unwrap_err();
+        assert!(matches!(error, AdapterError::Table { .. }), "{name} {module}: {error:?}");
+    }
+}
+
+/// PEFT's module of the head is there also where the head is the embedding.
+#[test]
+fn the_head_may_have_one_where_it_is_named() {
     for (name, module) in [
-        ("llama", "embed_tokens"),
         ("llama", "lm_head"),
-        ("mixtral", "gate"),
-        ("deepseek_v2", "kv_b_proj"),
+        ("gpt2", "lm_head"),
+        ("gpt_neox", "embed_out"),
+        ("gpt_neox", "lm_head"),
         ("bert", "decoder"),
     ] {
-        let error = AdapterMap::new(&spec(name), &lora(&[module])).unwrap_err();
-        let is_named = matches!(
-            error,
-            AdapterError::NotAProjection { .. } | AdapterError::NoSuchModule { .. }
-        );
-        assert!(is_named, "{name} {module}: {error:?}");
+        let adapters = AdapterMap::new(&spec(name), &lora(&[module])).unwrap();
+        assert!(adapters.get("lm_head.weight").is_some(), "{name}");
+        assert!(adapters.modules()[0].ends_with(module), "{name}: {:?}", adapters.modules());
+        // Where only some blocks have adapters, the head has none.
+        let mut blocks = lora(&[module]);
+        blocks.layers_to_transform = Some(vec![0]);
+        let error = AdapterMap::new(&spec(name), &blocks).unwrap_err();
+        assert!(matches!(error, AdapterError::Nothing { .. }), "{error:?}");
     }
 }

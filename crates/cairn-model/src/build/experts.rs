@@ -7,6 +7,7 @@ use cairn_spec::model::Mlp;
 use cairn_spec::model::moe::{self, Moe, Router};
 
 use super::{Lowering, act, to_f32};
+use crate::adapter::Adapted;
 
 /// Outputs that share a panel.
 const PANEL_ROWS: usize = 16;
@@ -78,7 +79,9 @@ impl Lowering<'_> {
         // A router is small, and what it chooses hangs on small differences: always f32.
         let storage = (Encoding::F32, self.options.layout);
         let gate = self.builder.matrix(&weight("weight"), &[e], &[self.width], storage);
-        let logits = self.builder.push(&name("router"), Op::Matmul, &[x, gate])?;
+        let names = (name("router"), weight("weight"));
+        let sizes = (&[e][..], &[self.width][..]);
+        let logits = self.beside((&names.0, &names.1), Op::Matmul, &[x, gate], sizes)?;
         let bias = moe.router.correction_bias;
         let bias = bias.then(|| self.builder.weight(&weight("e_score_correction_bias"), &[e]));
         let op = Op::Route(routing(moe.num_experts_per_tok, &moe.router));
@@ -119,18 +122,48 @@ impl Lowering<'_> {
         (rows, columns): (Dim, Dim),
     ) -> Result<ValueId, VerifyError> {
         let &Experts { layer, e, chosen } = experts;
-        let fills_panels = rows.size.is_some_and(|rows| rows.is_multiple_of(PANEL_ROWS));
-        let storage = match (self.options.encoding, self.options.layout) {
-            (encoding, layout) if fills_panels => (encoding, layout),
-            (encoding, _) if encoding.layouts().contains(&Layout::RowMajor) => {
-                (encoding, Layout::RowMajor)
-            }
-            // What lies in panels only, and experts that begin inside of one.
-            _ => (Encoding::Bf16, Layout::RowMajor),
-        };
         let weight = format!("model.layers.{layer}.mlp.experts.{what}_proj.weight");
-        let w = self.builder.matrix(&weight, &[e, rows], &[columns], storage);
-        self.builder.push(&format!("{layer}.mlp.experts.{what}"), Op::ExpertMatmul, &[x, w, chosen])
+        let storage = self.experts_storage(self.options.encoding, rows);
+        let (outputs, inputs) = ([e, rows], [columns]);
+        let w = self.builder.matrix(&weight, &outputs, &inputs, storage);
+        let name = format!("{layer}.mlp.experts.{what}");
+        let operands = [x, w, chosen];
+        self.beside((&name, &weight), Op::ExpertMatmul, &operands, (&outputs, &inputs))
+    }
+
+    /// How matrices of `rows` outputs, one for each expert, are stored.
+    fn experts_storage(&self, encoding: Encoding, rows: Dim) -> (Encoding, Layout) {
+        let fills_panels = rows.size.is_some_and(|rows| rows.is_multiple_of(PANEL_ROWS));
+        if fills_panels {
+            (encoding, self.options.layout)
+        } else if encoding.layouts().contains(&Layout::RowMajor) {
+            (encoding, Layout::RowMajor)
+        } else {
+            // What lies in panels only, and experts that begin inside of one.
+            (Encoding::Bf16, Layout::RowMajor)
+        }
+    }
+
+    /// `(s · x·Aᵀ)·Bᵀ` with the adapter of each row's expert. What is zeroed of a token in training is
+    /// zeroed for all experts that it goes to.
+    pub(super) fn experts_adapter(
+        &mut self,
+        name: &str,
+        adapted: &Adapted,
+        (x, chosen): (ValueId, ValueId),
+        (outputs, inputs): (&[Dim], &[Dim]),
+    ) -> Result<ValueId, VerifyError> {
+        let &[e, rows] = outputs else { unreachable!("the outputs of each expert") };
+        let rank = Dim::fixed(DimName::Rank, adapted.rank);
+        let storage = self.experts_storage(Encoding::F32, rank);
+        let a = self.builder.matrix(&adapted.a, &[e, rank], inputs, storage);
+        let storage = self.experts_storage(Encoding::F32, rows);
+        let b = self.builder.matrix(&adapted.b, outputs, &[rank], storage);
+        let part = |what: &str| format!("{name}.lora{what}");
+        let x = self.drop(x, self.adapters.dropout(), &part(".dropped"))?;
+        let low = self.builder.push(&part(".low"), Op::ExpertMatmul, &[x, a, chosen])?;
+        let scaled = self.builder.push(&part(".scaled"), Op::Scale(adapted.scale), &[low])?;
+        self.builder.push(&part(""), Op::ExpertMatmul, &[scaled, b, chosen])
     }
 
     /// A gated feed-forward part without biases, its modules called `mlp.<group><what>_proj`.

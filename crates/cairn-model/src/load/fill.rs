@@ -28,16 +28,16 @@ pub(super) fn fill(
     (source, spelled): (&dyn TensorSource, &Spelled<'_>),
     offset: &dyn Fn(&str) -> f32,
 ) -> Result<(), LoadError> {
-    let weights: Vec<(String, ValueType)> = session
+    let weights: Vec<(String, ValueType, usize)> = session
         .persistent()
         .filter(|(name, class, ..)| *class == Class::Weight && select(name))
         .filter(|(name, ..)| !session.is_lent(name))
-        .map(|(name, _, value_type, _)| (name.to_owned(), value_type))
+        .map(|(name, _, value_type, shape)| (name.to_owned(), value_type, shape.row_elements()))
         .collect();
     let entries = map.by_weight();
     let mut too_large = Vec::new();
     let mut narrowest = Encoding::F32;
-    for (name, value_type) in weights {
+    for (name, value_type, elements) in weights {
         let slices = entries.get(name.as_str()).copied().unwrap_or_default();
         let slices: Vec<TensorSlice> = slices
             .iter()
@@ -47,8 +47,9 @@ pub(super) fn fill(
             return Err(LoadError::Unmapped { name });
         }
         let encoding = value_type.encoding().expect("a weight has an encoding");
-        let layout = value_type.layout();
-        let filling = Filling { slices: &slices, encoding, layout, source, compares: false };
+        let form = (encoding, value_type.layout());
+        let rows = elements / slices[0].columns.max(1);
+        let filling = Filling { slices: &slices, rows, form, source, compares: false };
         let (cpu, stored) = session.stored_mut_with_cpu(&name).expect("listed by the session");
         let stored = stored.u8s();
         let found = filling.fill(cpu, stored)?;
@@ -123,16 +124,17 @@ impl Filled {
 /// What one weight is filled from, and how it is stored.
 pub(super) struct Filling<'a> {
     pub(super) slices: &'a [TensorSlice],
-    pub(super) encoding: Encoding,
-    pub(super) layout: Layout,
+    /// Those of the weight; the ones that no slice has are zeros.
+    pub(super) rows: usize,
+    pub(super) form: (Encoding, Layout),
     pub(super) source: &'a dyn TensorSource,
     /// Whether what was rounded is compared with what it was.
     pub(super) compares: bool,
 }
 
 impl Filling<'_> {
-    fn rows(&self) -> usize {
-        self.slices.iter().map(|slice| slice.rows).sum()
+    fn is_complete(&self) -> bool {
+        self.slices.iter().map(|slice| slice.rows).sum::<usize>() == self.rows
     }
 
     fn columns(&self) -> usize {
@@ -145,23 +147,28 @@ impl Filling<'_> {
 
     /// Fills all of it; says what did not fit.
     pub(super) fn fill(&self, cpu: &Cpu, stored: &mut [u8]) -> Result<Filled, LoadError> {
-        if self.read_stored(cpu, stored)? {
+        let (encoding, layout) = self.form;
+        let is_complete = self.is_complete();
+        if is_complete && self.read_stored(cpu, stored)? {
             return Ok(Filled::EXACT);
         }
-        let is_kept = matches!(self.encoding, Encoding::Q8 | Encoding::Q4);
-        if is_kept && self.keep_codes(stored)? {
+        let is_kept = matches!(encoding, Encoding::Q8 | Encoding::Q4);
+        if is_complete && is_kept && self.keep_codes(stored)? {
             return Ok(Filled::EXACT);
         }
         let at_a_time = self.rows_at_a_time();
-        let chunk = Weight::stored_bytes(self.encoding, self.layout, at_a_time, self.columns());
+        let chunk = Weight::stored_bytes(encoding, layout, at_a_time, self.columns());
         if chunk == 0 {
             return Ok(Filled::EXACT);
+        }
+        if !is_complete {
+            stored.fill(0);
         }
         let outcome: Mutex<(Filled, Option<(usize, LoadError)>)> =
             Mutex::new((Filled::EXACT, None));
         cpu.parallel_chunks(stored, chunk, |start, bytes, _| {
             let first = start / chunk * at_a_time;
-            let count = at_a_time.min(self.rows() - first);
+            let count = at_a_time.min(self.rows - first);
             let filled = self.fill_rows(first, count, bytes);
             let mut outcome = outcome.lock().expect("no piece panics");
             match filled {
@@ -191,24 +198,23 @@ impl Filling<'_> {
             return Ok(false);
         };
         self.source
-            .read_stored(tensor, (self.encoding, self.layout), cpu, stored)
+            .read_stored(tensor, self.form, cpu, stored)
             .map_err(|problem| LoadError::Unreadable { name: tensor.clone(), problem })
     }
 
     /// Fills `count` rows from `first` on; `bytes` are theirs.
     fn fill_rows(&self, first: usize, count: usize, bytes: &mut [u8]) -> Result<Filled, LoadError> {
-        let form = (self.encoding, self.layout);
+        let (form, (encoding, layout)) = (self.form, self.form);
         let shape = (count, self.columns());
         let elements = count * self.columns();
-        let unencodable = |problem| LoadError::Unencodable {
-            name: self.slices[0].tensor.clone(),
-            encoding: self.encoding,
-            problem,
+        let unencodable = |problem| {
+            let name = self.slices[0].tensor.clone();
+            LoadError::Unencodable { name, encoding, problem }
         };
-        let held = if self.encoding == Encoding::Bf16z { Encoding::Bf16 } else { self.encoding };
+        let held = if encoding == Encoding::Bf16z { Encoding::Bf16 } else { encoding };
         let is_kept = |slice: &TensorSlice| self.source.encoding(&slice.tensor) == Some(held);
-        match self.encoding {
-            Encoding::F32 if self.layout == Layout::RowMajor => {
+        match encoding {
+            Encoding::F32 if layout == Layout::RowMajor => {
                 self.gather(first, BytesMut::new(bytes).f32s(), &|tensor, range, out| {
                     self.source.read_f32(tensor, range, out)
                 })?;
@@ -223,7 +229,7 @@ impl Filling<'_> {
             _ => {
                 let values = self.decoded(first, count)?;
                 try_encode(form, shape, &values, bytes).map_err(unencodable)?;
-                let too_large = TooLarge::of(&values, self.encoding.overflow_bound());
+                let too_large = TooLarge::of(&values, encoding.overflow_bound());
                 let is_exact = self.compares && self.decodes_to(shape, bytes, &values);
                 return Ok(Filled { too_large, is_exact });
             }
@@ -233,7 +239,8 @@ impl Filling<'_> {
 
     /// Whether rows that are encoded have these values, bit for bit.
     fn decodes_to(&self, (n, k): (usize, usize), bytes: &[u8], values: &[f32]) -> bool {
-        let weight = Weight { encoding: self.encoding, layout: self.layout, n, k, bytes };
+        let (encoding, layout) = self.form;
+        let weight = Weight { encoding, layout, n, k, bytes };
         let mut decoded = vec![0.0; values.len()];
         weight.decode(&mut decoded);
         decoded.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits())
@@ -272,7 +279,7 @@ impl Filling<'_> {
     /// Keeps a weight as the source has it, if all of it lies there in blocks of its encoding, `q8` or
     /// `q4`; otherwise changes nothing and returns `false`.
     fn keep_codes(&self, stored: &mut [u8]) -> Result<bool, LoadError> {
-        let (rows, columns) = (self.rows(), self.columns());
+        let (rows, columns) = (self.rows, self.columns());
         let is_plain =
             |slice: &TensorSlice| !matches!(slice.placement, Placement::TransposedColumns { .. });
         if !columns.is_multiple_of(Q8_BLOCK) || !self.slices.iter().all(is_plain) {
@@ -290,7 +297,7 @@ impl Filling<'_> {
                 let elements = row * columns..(row + run) * columns;
                 let values = &mut values[first * columns..(first + run) * columns];
                 let scales = &mut scales[first * blocks..(first + run) * blocks];
-                let read = match self.encoding {
+                let read = match self.form.0 {
                     Encoding::Q8 => self.source.read_q8(&slice.tensor, elements, values, scales),
                     _ => self.source.read_q4(&slice.tensor, elements, values, scales),
                 };
@@ -300,7 +307,7 @@ impl Filling<'_> {
                 done += run;
             }
         }
-        let store = if self.encoding == Encoding::Q8 { store_q8 } else { store_q4 };
+        let store = if self.form.0 == Encoding::Q8 { store_q8 } else { store_q4 };
         Ok(store((rows, columns), (&values, &scales), stored))
     }
 }

@@ -77,7 +77,9 @@ impl<'a> WeightReader<'a> {
         let encoding = value_type.encoding().expect("a weight has an encoding");
         let layout = value_type.layout();
         let source = self.source;
-        let filling = Filling { slices: &slices, encoding, layout, source, compares: true };
+        let rows = slices.iter().map(|slice| slice.rows).sum();
+        let form = (encoding, layout);
+        let filling = Filling { slices: &slices, rows, form, source, compares: true };
         let filled = filling.fill(cpu, stored)?;
         let offset = self.naming.offset(&self.spec, weight);
         if offset != 0.0 {

@@ -254,11 +254,14 @@ fn halves(whole: &TensorSlice, head_dim: usize) -> Vec<TensorSlice> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Role;
 
     #[test]
     fn halves_of_a_head_are_every_second_row() {
         let whole = TensorSlice {
             weight: "q".to_owned(),
+            role: Role::Attention,
+            block: Some(0),
             first_row: 0,
             rows: 8,
             columns: 1,

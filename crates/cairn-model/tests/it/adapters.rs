@@ -1,17 +1,18 @@
 //! Low-rank adapters against PEFT: beside the projections, merged into them, and in training.
 
+use std::collections::BTreeSet;
+
 use cairn_artifacts::safetensors::{SafetensorsFile, WeightFolder};
-use cairn_kernels::{Cpu, Encoding};
+use cairn_kernels::{Cpu, Layout};
 use cairn_model::{
-    AdapterMap, BuildOptions, Head, Merge, MergedSource, TensorSource, build_adapted_program,
-    init_adapter, load_adapter, load_weights,
+    AdapterMap, BuildOptions, Head, Merge, MergedSource, Role, TensorMap, TensorSlice,
+    TensorSource, build_adapted_program, load_adapter, load_weights,
 };
 use cairn_program::{
-    Class, Feed, KvPlacement, Loss, MemoryPlan, ProgramId, Recompute, Run, Session, SessionProgram,
-    Sizes, differentiate, recompute,
+    Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
 use cairn_spec::model::Family;
-use cairn_spec::{Hint, LoraSpec, ModelSpec, TargetModules};
+use cairn_spec::{LoraSpec, ModelSpec, TargetModules};
 
 use crate::goldens::{Tensors, assert_close, folder, folders, positions, slots, spec, tokens};
 
@@ -47,25 +48,14 @@ impl Case {
         }
     }
 
-    /// A golden folder with a made-up adapter on every projection of its model.
+    /// A golden folder with a made-up adapter on every projection of its model, the head among them.
     fn made_up(name: &str) -> Self {
         let golden = SafetensorsFile::open(&folder(name).join("golden.safetensors")).unwrap();
         let (shape, ids) = tokens(&golden, "input_ids");
         let spec = spec(name);
-        let lora = LoraSpec::new(4, TargetModules::AllLinear);
-        let adapters = AdapterMap::new(&spec, &lora).unwrap();
-        let mut state = 1_u32;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 24) as f32 * 0.1 - 0.05
-        };
-        let tensors = adapters.tensor_map();
-        let made = tensors.tensors().into_iter().map(|(name, shape)| {
-            let values = (0..shape.iter().product()).map(|_| next()).collect();
-            (name.to_owned(), (shape.to_vec(), values))
-        });
+        let adapters = AdapterMap::new(&spec, &everywhere(&spec)).unwrap();
         Self {
-            adapter: Box::new(Tensors(made.collect())),
+            adapter: Box::new(made_up(&adapters, 0.05)),
             adapters,
             spec,
             base: WeightFolder::open(&folder(name)).unwrap(),
@@ -75,20 +65,32 @@ impl Case {
         }
     }
 
-    /// Logits of the golden's ids, with the adapters as instructions if `beside`.
-    fn run(&self, source: &dyn TensorSource, beside: bool) -> Vec<f32> {
-        let none = AdapterMap::default();
-        let adapters = if beside { &self.adapters } else { &none };
-        let options = BuildOptions::new(Head::Logits);
-        let program = build_adapted_program(&self.spec, &options, adapters).unwrap();
+    /// Logits of the golden's ids, with the adapters as instructions beside the model.
+    fn beside(&self) -> Vec<f32> {
+        self.run((&self.spec, &self.base), &self.adapters, Layout::RowMajor)
+    }
+
+    /// Logits of the golden's ids without adapters.
+    fn alone(&self, spec: &ModelSpec, source: &dyn TensorSource) -> Vec<f32> {
+        self.run((spec, source), &AdapterMap::default(), Layout::RowMajor)
+    }
+
+    fn run(
+        &self,
+        (spec, source): (&ModelSpec, &dyn TensorSource),
+        adapters: &AdapterMap,
+        layout: Layout,
+    ) -> Vec<f32> {
+        let options = BuildOptions { layout, ..BuildOptions::new(Head::Logits) };
+        let program = build_adapted_program(spec, &options, adapters).unwrap();
         let (rows, length) = (self.shape[0], self.shape[1]);
         let sizes = Sizes::dense(rows * length, rows);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let plan = MemoryPlan::new(vec![program], None).unwrap();
         let mut session = Session::new(plan, Cpu::detect(2)).unwrap();
-        load_weights(&mut session, &self.spec, source).unwrap();
-        if beside {
-            load_adapter(&mut session, &self.spec, adapters, &*self.adapter).unwrap();
+        load_weights(&mut session, spec, source).unwrap();
+        if !adapters.is_empty() {
+            load_adapter(&mut session, spec, adapters, &*self.adapter).unwrap();
         }
         let positions = positions(rows, length);
         let feeds = [Feed::u32("ids", &self.ids), Feed::u32("positions", &positions)];
@@ -102,182 +104,173 @@ impl Case {
     }
 }
 
-fn worst(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).fold(0.0, |worst, (a, b)| worst.max((a - b).abs()))
+/// An adapter of rank 4 on every projection that a model's files name.
+pub(crate) fn everywhere(spec: &ModelSpec) -> LoraSpec {
+    let map = TensorMap::new(&spec.untied());
+    let is_projection = |slice: &&TensorSlice| !matches!(slice.role, Role::Vector | Role::Table);
+    let modules: BTreeSet<String> = map
+        .slices
+        .iter()
+        .filter(is_projection)
+        .map(|slice| slice.tensor.strip_suffix(".weight").unwrap().to_owned())
+        .collect();
+    LoraSpec::new(4, TargetModules::Named(modules.into_iter().collect()))
 }
 
-#[test]
-fn beside_the_projections_they_compute_what_peft_does() {
-    for case in CASES {
-        let opened = Case::open(case);
-        assert_close(case.0, &opened.run(&opened.base, true), &opened.logits);
-        // The adapter matters: without it the logits are others.
-        assert!(worst(&opened.run(&opened.base, false), &opened.logits) > 0.1, "{}", case.0);
-    }
-}
-
-#[test]
-fn merged_equals_unmerged_and_comes_out_again() {
-    for case in CASES {
-        let opened = Case::open(case);
-        let merged = opened.merged(&opened.base, Merge::Merge);
-        let off = worst(&opened.run(&merged, false), &opened.run(&opened.base, true));
-        assert!(off <= 1e-5, "{}: {off}", case.0);
-        let back = opened.merged(&merged, Merge::Unmerge);
-        let off = worst(&opened.run(&back, false), &opened.run(&opened.base, false));
-        assert!(off <= 1e-5, "{}: {off}", case.0);
-    }
-}
-
-#[test]
-fn merged_equals_unmerged_in_every_family() {
-    let folders = folders();
-    for family in Family::ALL {
-        assert!(folders.iter().any(|name| spec(name).family == family), "{family}");
-    }
-    for name in folders {
-        let case = Case::made_up(&name);
-        let (merged, beside) = (case.merged(&case.base, Merge::Merge), case.run(&case.base, true));
-        let off = worst(&case.run(&merged, false), &beside);
-        let largest = beside.iter().fold(1.0_f32, |largest, x| largest.max(x.abs()));
-        assert!(off <= 1e-5 * largest, "{name}: off by {off} of {largest}");
-        // The adapters matter.
-        let effect = worst(&beside, &case.logits);
-        assert!(effect > 1e-2, "{name}: {effect}");
-    }
-}
-
-#[test]
-fn what_no_program_runs_beside_its_weights_is_merged_all_the_same() {
-    let (spec, base) = (spec("deepseek_v2"), WeightFolder::open(&folder("deepseek_v2")).unwrap());
-    let targets = ["q_proj", "kv_b_proj", "experts.3.up_proj", "mlp.gate", "lm_head"];
-    let named = targets.iter().map(|name| (*name).to_owned()).collect();
-    let lora = LoraSpec::new(4, TargetModules::Named(named));
-    let hints = AdapterMap::new(&spec, &lora).unwrap_err().hints();
-    assert!(hints[0].starts_with("merge it into the model: cairn adapter merge"), "{hints:?}");
-    let adapters = AdapterMap::to_merge(&spec, &lora).unwrap();
+/// Numbers up to `largest` in every tensor of an adapter.
+pub(crate) fn made_up(adapters: &AdapterMap, largest: f32) -> Tensors {
     let mut state = 1_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        ((state >> 8) as f32 / (1 << 24) as f32 * 2.0 - 1.0) * largest
     };
     let map = adapters.tensor_map();
     let made = map.tensors().into_iter().map(|(name, shape)| {
         let values = (0..shape.iter().product()).map(|_| next()).collect();
         (name.to_owned(), (shape.to_vec(), values))
     });
-    let adapter = Tensors(made.collect());
-    let merged = MergedSource::new(&spec, &adapters, (&base, &adapter), Merge::Merge).unwrap();
-    let back = MergedSource::new(&spec, &adapters, (&merged, &adapter), Merge::Unmerge).unwrap();
+    Tensors(made.collect())
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).fold(0.0, |worst, (a, b)| worst.max((a - b).abs()))
+}
+
+/// Each element within 1e-5 · max(1, |reference|) of its reference.
+fn assert_same(what: &str, found: &[f32], reference: &[f32]) {
+    assert_eq!(found.len(), reference.len(), "{what}");
+    for (index, (found, reference)) in found.iter().zip(reference).enumerate() {
+        let off = (found - reference).abs();
+        let bound = 1e-5 * reference.abs().max(1.0);
+        assert!(off <= bound, "{what}, element {index}: {found} instead of {reference}");
+    }
+}
+
+#[test]
+fn beside_the_projections_they_compute_what_peft_does() {
+    for case in CASES {
+        let opened = Case::open(case);
+        assert_close(case.0, &opened.beside(), &opened.logits);
+        // The adapter matters: without it the logits are others.
+        let alone = opened.alone(&opened.spec, &opened.base);
+        assert!(worst(&alone, &opened.logits) > 0.1, "{}", case.0);
+    }
+}
+
+/// Every family and every golden folder, its head among the projections.
+#[test]
+fn merged_equals_beside_on_every_projection_of_every_family() {
+    let folders = folders();
+    for family in Family::ALL {
+        assert!(folders.iter().any(|name| spec(name).family == family), "{family}");
+    }
+    let opened = CASES.map(Case::open).into_iter();
+    for (name, case) in CASES
+        .into_iter()
+        .map(|(name, _)| name.to_owned())
+        .zip(opened)
+        .chain(folders.iter().map(|name| (name.clone(), Case::made_up(name))))
+    {
+        let (merged, beside) = (case.merged(&case.base, Merge::Merge), case.beside());
+        assert_same(&name, &case.alone(merged.spec(), &merged), &beside);
+        // The adapters matter.
+        let effect = worst(&beside, &case.alone(&case.spec, &case.base));
+        assert!(effect > 1e-2, "{name}: {effect}");
+        check_unmerged(&name, &case, &merged);
+    }
+}
+
+/// What is merged comes out again: each weight within 2⁻²⁴ · (|merged| + |found|) of what it was, half
+/// a unit in the last place for each of the two roundings.
+fn check_unmerged(name: &str, case: &Case, merged: &MergedSource<'_>) {
+    let spec = merged.spec();
+    let back = (merged as &dyn TensorSource, &*case.adapter);
+    let back = MergedSource::new(spec, &case.adapters, back, Merge::Unmerge).unwrap();
     let read = |source: &dyn TensorSource, name: &str| {
         let mut values = vec![0.0; source.shape(name).unwrap().iter().product()];
         source.read_f32(name, 0..values.len(), &mut values).unwrap();
         values
     };
     let mut changed = 0;
-    for name in base.names() {
-        let before = read(&base, &name);
-        let module = name.strip_suffix(".weight").unwrap_or(&name);
-        let of = |part: &str| format!("base_model.model.{module}.lora_{part}.weight");
-        assert_eq!(merged.changes(&name), adapter.0.contains_key(&of("A")), "{name}");
-        let (Some((_, a)), Some((_, b))) = (adapter.0.get(&of("A")), adapter.0.get(&of("B")))
-        else {
-            assert_eq!(read(&merged, &name), before, "{name}");
-            continue;
+    for tensor in merged.names() {
+        let origin = match merged.new_head() {
+            Some((head, table)) if head == tensor => table,
+            _ => &tensor,
         };
-        let inputs = a.len() / 4;
-        #[expect(clippy::cast_possible_truncation, reason = "applied to f32 values")]
-        let scale = lora.scale(module, 4) as f32;
-        let expected: Vec<f32> = (0..before.len())
-            .map(|i| {
-                let product: f32 =
-                    (0..4).map(|r| b[i / inputs * 4 + r] * a[r * inputs + i % inputs]).sum();
-                before[i] + scale * product
-            })
-            .collect();
-        assert!(worst(&read(&merged, &name), &expected) < 1e-5, "{name}");
-        assert!(worst(&read(&back, &name), &before) < 1e-6, "{name}");
-        changed += 1;
-    }
-    // Two layers, the second with experts; the head.
-    assert_eq!(changed, 2 * 2 + 2 + 1);
-}
-
-/// One training step of the adapters on a base in `encoding`: what the step returns as gradients.
-fn gradients(name: &str, encoding: Encoding) -> Vec<(String, f64)> {
-    let spec = spec(name);
-    let lora = LoraSpec::new(4, TargetModules::AllLinear);
-    let adapters = AdapterMap::new(&spec, &lora).unwrap();
-    let options = BuildOptions { encoding, ..BuildOptions::new(Head::TokenLogprob) };
-    let forward = build_adapted_program(&spec, &options, &adapters).unwrap();
-    let training = differentiate(&forward, &adapters.weights(), &Loss::CrossEntropy).unwrap();
-    let training = recompute(&training, Recompute::ALL_BLOCKS);
-    let sizes = Sizes::dense(16, 1);
-    let program = SessionProgram { program: training, sizes, kv: KvPlacement::Arena };
-    let plan = MemoryPlan::new(vec![program], None).unwrap();
-    let mut session = Session::new(plan, Cpu::detect(2)).unwrap();
-    load_weights(&mut session, &spec, &WeightFolder::open(&folder(name)).unwrap()).unwrap();
-    init_adapter(&mut session, &spec, 3);
-    let before: Vec<Vec<u8>> = stored(&session, Class::Weight);
-    let ids: Vec<u32> = (0..16).map(|i| 7 * i % 90).collect();
-    let targets: Vec<u32> = ids.iter().map(|id| (id + 5) % 90).collect();
-    let weights = [1.0 / 16.0; 16];
-    let positions = positions(1, 16);
-    let feeds = [
-        Feed::u32("ids", &ids),
-        Feed::u32("positions", &positions),
-        Feed::u32("targets", &targets),
-        Feed::f32("loss_weights", &weights),
-    ];
-    session.run(ProgramId(0), &Run::forward(&feeds, &slots(1, 16))).unwrap();
-    assert!(before == stored(&session, Class::Weight), "a step writes no weight");
-    let names: Vec<String> = session
-        .persistent()
-        .filter(|(_, class, ..)| *class == Class::Gradient)
-        .map(|(name, ..)| name.to_owned())
-        .collect();
-    let norm = |name: &String| {
-        let values = session.stored_f32(name).unwrap();
-        values.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
-    };
-    names.iter().map(|name| (name.clone(), norm(name))).collect()
-}
-
-fn stored(session: &Session, class: Class) -> Vec<Vec<u8>> {
-    let of_class = session.persistent().filter(|(_, found, ..)| *found == class);
-    of_class.map(|(name, ..)| session.stored(name).unwrap().to_vec()).collect()
-}
-
-#[test]
-fn only_adapters_have_gradients_whatever_the_base_is_stored_in() {
-    let every = [
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "mixtral",
-        "qwen3_moe",
-        "deepseek_v2",
-        "deepseek_v3",
-        "gpt_neox",
-        "phi3",
-        "olmo2",
-        "gemma2",
-        "gemma3_text",
-        "bert",
-        "modernbert",
-    ];
-    let every = every.into_iter().map(|name| (name, &[Encoding::F32, Encoding::Q8][..]));
-    let all = &[Encoding::F32, Encoding::Bf16, Encoding::Q8][..];
-    for (name, encodings) in [("llama", all), ("gpt2", all)].into_iter().chain(every) {
-        for &encoding in encodings {
-            let gradients = gradients(name, encoding);
-            assert!(!gradients.is_empty());
-            for (weight, norm) in gradients {
-                // B starts at zero: nothing reaches A in the first step, everything reaches B.
-                let expected = weight.ends_with(".lora_B.weight");
-                assert!(weight.contains(".lora_"), "{weight}");
-                assert_eq!(norm > 0.0, expected, "{name} {encoding:?} {weight} {norm}");
-            }
+        let before = read(&case.base, origin);
+        let (between, after) = (read(merged, &tensor), read(&back, &tensor));
+        assert_eq!(merged.changes(&tensor), between != before, "{name} {tensor}");
+        for ((before, between), after) in before.iter().zip(&between).zip(&after) {
+            let bound = 0.5 * f32::EPSILON * (between.abs() + after.abs());
+            let off = (after - before).abs();
+            assert!(off <= bound, "{name} {tensor}: {after} after {between}, was {before}");
         }
+        changed += usize::from(between != before);
+    }
+    assert_eq!(changed, case.adapters.modules().len(), "{name}");
+}
+
+/// A program without a head, or of the first blocks alone, needs only what it reads of an adapter.
+#[test]
+fn programs_without_a_head_or_last_blocks_leave_its_adapter_out() {
+    for name in folders() {
+        let case = Case::made_up(&name);
+        for (head, num_blocks) in [(Head::Hidden, None), (Head::Logits, Some(1))] {
+            let options = BuildOptions { num_blocks, ..BuildOptions::new(head) };
+            let program = build_adapted_program(&case.spec, &options, &case.adapters).unwrap();
+            let reads = |weight: &str| program.find(weight).is_some();
+            assert!(reads(&case.adapters.get(&first_projection(&case)).unwrap().a), "{name}");
+            let head_is_read = reads("lm_head.lora_B.weight");
+            assert_eq!(head_is_read, head == Head::Logits, "{name}");
+        }
+    }
+}
+
+fn first_projection(case: &Case) -> String {
+    let map = TensorMap::new(&case.spec);
+    let first = map.slices.iter().find(|slice| slice.role == Role::Attention);
+    first.unwrap().weight.clone()
+}
+
+/// Small ranks do not fill panels, and larger ones do.
+#[test]
+fn how_adapters_are_laid_out_changes_no_bit() {
+    for name in ["llama", "mixtral", "deepseek_v3"] {
+        for rank in [4, 16, 17] {
+            let spec = spec(name);
+            let lora = LoraSpec { r: rank, ..everywhere(&spec) };
+            let adapters = AdapterMap::new(&spec, &lora).unwrap();
+            let adapter = Box::new(made_up(&adapters, 0.05));
+            let case = Case { adapter, adapters, ..Case::made_up(name) };
+            let [rows, panels] = [Layout::RowMajor, Layout::Panel]
+                .map(|layout| case.run((&case.spec, &case.base), &case.adapters, layout));
+            assert_eq!(rows, panels, "{name}, rank {rank}");
+        }
+    }
+}
+
+/// An adapter of two experts is that of all, zeros in the others.
+#[test]
+fn experts_that_no_target_names_compute_as_before() {
+    for (name, targets) in [
+        ("mixtral", ["experts.1.w1", "experts.3.w2"]),
+        ("qwen3_moe", ["experts.0.up_proj", "experts.2.down_proj"]),
+    ] {
+        let whole = Case::made_up(name);
+        let targets: Vec<String> = targets.map(str::to_owned).to_vec();
+        let lora = LoraSpec::new(4, TargetModules::Named(targets.clone()));
+        let adapters = AdapterMap::new(&whole.spec, &lora).unwrap();
+        let Tensors(all) = made_up(&whole.adapters, 0.05);
+        let is_named = |tensor: &str| targets.iter().any(|name| tensor.contains(name));
+        let zeros = all.clone().into_iter().map(|(tensor, (shape, values))| {
+            let values = if is_named(&tensor) { values } else { vec![0.0; values.len()] };
+            (tensor, (shape, values))
+        });
+        let zeros = Case { adapter: Box::new(Tensors(zeros.collect())), ..Case::made_up(name) };
+        let some = all.into_iter().filter(|(tensor, _)| is_named(tensor)).collect();
+        let some = Case { adapter: Box::new(Tensors(some)), adapters, ..whole };
+        let (found, expected) = (some.beside(), zeros.beside());
+        assert_eq!(found, expected, "{name}");
+        assert!(worst(&found, &some.alone(&some.spec, &some.base)) > 1e-3, "{name}");
     }
 }

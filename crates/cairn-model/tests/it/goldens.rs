@@ -17,6 +17,7 @@ use cairn_spec::model::Family;
 const TOLERANCE: f32 = 1e-4;
 
 /// Tensors in memory, by name.
+#[derive(Clone)]
 pub(crate) struct Tensors(pub(crate) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
 
 impl TensorSource for Tensors {

@@ -1,6 +1,7 @@
 //! The models against what transformers and PyTorch compute for them.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod adapter_training;
 mod adapters;
 mod compute;
 mod detect;

@@ -26,8 +26,8 @@ pub struct AdapterSection {
     pub lora_dropout: Option<f64>,
     /// Scale by `lora_alpha / √r` (Kalajdzievski 2023); false if absent.
     pub use_rslora: Option<bool>,
-    /// Names of modules, or `"all-linear"`, which it is if absent: every projection but the head, and in
-    /// models with experts the attention's alone.
+    /// Names of modules, or `"all-linear"`, which it is if absent: every projection but the head; in
+    /// models with experts these, their routers and the attention.
     pub target_modules: Option<TargetModulesKey>,
     /// Blocks that have adapters; all if absent.
     pub layers_to_transform: Option<Vec<usize>>,

@@ -347,8 +347,8 @@ fn start(
             })?;
         }
     }
-    if adapter.is_some() {
-        init_adapter(learner.session_mut(), spec, recipe.run.seed);
+    if let Some(adapter) = adapter {
+        init_adapter(learner.session_mut(), &adapter.map, recipe.run.seed);
     }
     learner.start_states();
     Ok(())

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use cairn_artifacts::FileError;
 use cairn_artifacts::atomic::FolderDraft;
-use cairn_artifacts::checkpoint::{ADAPTER_FILE, MANIFEST_FILE};
+use cairn_artifacts::checkpoint::{ADAPTER_FILE, CONFIG_FILE, MANIFEST_FILE};
 use cairn_artifacts::safetensors::{
     OutTensor, SINGLE_FILE, SafetensorsFile, TensorView, WeightFolder, write,
 };
@@ -111,7 +111,7 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
             .into());
     };
     let lora = read_lora(adapter)?;
-    let adapters = AdapterMap::to_merge(&base.spec, &lora)
+    let adapters = AdapterMap::new(&base.spec, &lora)
         .map_err(anyhow::Error::from)
         .with_context(|| format!("{} does not fit this model", adapter.display()))?;
     let tensors = SafetensorsFile::open(&adapter.join(ADAPTER_FILE))?;
@@ -123,6 +123,10 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
         let what = "folders, or the weights before the change";
         let text = format!("{}: {what}", files.left_out.join(", "));
         context.terminal.step("Left out", text);
+    }
+    if let Some((head, table)) = merged.new_head() {
+        let text = format!("{head} from {table}: the head is a matrix of its own now");
+        context.terminal.step("Untied", text);
     }
     let verb = if merge == Merge::Merge { "Merged" } else { "Unmerged" };
     let text = format!("{changed} tensors, into {}", output.display());
@@ -182,7 +186,7 @@ fn save(
     files: &Files,
     output: &Path,
 ) -> anyhow::Result<usize> {
-    let tensors: Vec<TensorView<'_>> = weights.tensors().collect();
+    let tensors = tensors(weights, merged);
     let is_changed = |tensor: &&TensorView<'_>| merged.changes(tensor.name);
     let changed = tensors.iter().filter(is_changed).count();
     for tensor in tensors.iter().filter(is_changed) {
@@ -202,6 +206,11 @@ fn save(
     draft.write_file(SINGLE_FILE, |file| write(file, out, &std::collections::BTreeMap::new()))?;
     for name in &files.kept {
         let path = folder.join(name);
+        if name == CONFIG_FILE && merged.new_head().is_some() {
+            let text = untied(&path)?;
+            draft.write_file(name, |file| file.write_all(text.as_bytes()))?;
+            continue;
+        }
         if let Some(inner) = Path::new(name).parent().filter(|inner| *inner != Path::new("")) {
             let inner = draft.path().join(inner);
             fs::create_dir_all(&inner).map_err(FileError::on("create", &inner))?;
@@ -211,6 +220,27 @@ fn save(
     }
     draft.publish()?;
     Ok(changed)
+}
+
+/// What is written: a head that was the embedding lies beside it then, and a copy that repeated the
+/// embedding goes.
+fn tensors<'a>(weights: &'a WeightFolder, merged: &'a MergedSource<'_>) -> Vec<TensorView<'a>> {
+    let mut tensors: Vec<TensorView<'a>> = weights.tensors().collect();
+    if let Some((head, table)) = merged.new_head() {
+        tensors.retain(|tensor| tensor.name != head);
+        let table = tensors.iter().find(|tensor| tensor.name == table).copied();
+        tensors.extend(table.map(|table| TensorView { name: head, ..table }));
+    }
+    tensors
+}
+
+/// A model's description, changed to say that the head is not the embedding.
+fn untied(path: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(path).map_err(FileError::on("read", path))?;
+    let mut config: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+    config["tie_word_embeddings"] = false.into();
+    Ok(serde_json::to_string_pretty(&config)? + "\n")
 }
 
 /// Writes a changed tensor piece by piece, rounded to the type it had.

@@ -135,6 +135,51 @@ fn merged_halves_are_halves_and_never_infinite_by_rounding() {
     assert!(!merged.exists());
 }
 
+/// The head of a tied model is the embedding: an adapter of the head is merged into a head of its own.
+#[test]
+fn a_tied_head_becomes_one_of_its_own_when_it_is_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("adapter")).unwrap();
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["lm_head"]}"#;
+    std::fs::write(at("adapter/adapter_config.json"), config).unwrap();
+    let values = |rows: usize, columns: usize| -> Vec<f32> {
+        (0..rows * columns).map(|i| (i % 17) as f32 / 40.0 - 0.2).collect()
+    };
+    let (a, b) = (values(2, 64), values(320, 2));
+    let name = |part: &str| format!("base_model.model.lm_head.lora_{part}.weight");
+    let (a_name, b_name) = (name("A"), name("B"));
+    let out = vec![OutTensor::f32(&a_name, &[2, 64], &a), OutTensor::f32(&b_name, &[320, 2], &b)];
+    let mut file = std::fs::File::create(at("adapter/adapter_model.safetensors")).unwrap();
+    safetensors::write(&mut file, out, &Default::default()).unwrap();
+    let mut command = cairn(["adapter", "merge", "--model"]);
+    command.arg(golden("qwen3")).arg("--adapter").arg(at("adapter"));
+    let text = shown(&command.arg("--output").arg(at("merged")).output().unwrap(), None);
+    assert!(text.contains("lm_head.weight from model.embed_tokens.weight"), "{text}");
+    let config = std::fs::read(at("merged/config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    let open = |folder: &std::path::Path| {
+        SafetensorsFile::open(&folder.join("model.safetensors")).unwrap()
+    };
+    let (base, merged) = (open(&golden("qwen3")), open(&at("merged")));
+    assert_eq!(merged.tensors().count(), base.tensors().count() + 1);
+    for tensor in base.tensors() {
+        assert_eq!(merged.tensor(tensor.name).unwrap().bytes, tensor.bytes, "{}", tensor.name);
+    }
+    let ids = ["--prompt-ids", "5,6,7", "--max-new-tokens", "8", "--temperature", "0"];
+    let written = |model: &std::path::Path, adapter: Option<&std::path::Path>| {
+        let mut command = cairn(["generate", "--model"]);
+        command.arg(model).args(ids);
+        succeed(
+            command.args(adapter.iter().flat_map(|path| [std::path::Path::new("--adapter"), path])),
+        )
+    };
+    let beside = written(&golden("qwen3"), Some(&at("adapter")));
+    assert_eq!(written(&at("merged"), None), beside);
+    assert_ne!(written(&golden("qwen3"), None), beside);
+}
+
 #[test]
 fn a_folder_without_adapter_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -46,10 +46,17 @@ fn adapters_learn_beside_frozen_weights_and_resume_bit_for_bit() {
         ("llama", "nf4"),
         ("gpt2", "f32"),
         ("gpt2", "q8"),
+        // All linear: experts and routers too.
+        ("mixtral", "nf4"),
+        ("qwen3_moe", "q8"),
     ] {
         let name = format!("{base}-{encoding}");
         let encoding = format!("adapter.base_encoding={encoding}");
-        let recipe = adapter_recipe(&golden(base), &[&encoding, "optimizer.ema_decay=0.9"]);
+        let mut overrides = vec![encoding.as_str(), "optimizer.ema_decay=0.9"];
+        if base == "llama" {
+            overrides.push("adapter.target_modules=['q_proj', 'down_proj', 'lm_head']");
+        }
+        let recipe = adapter_recipe(&golden(base), &overrides);
         let mut straight = open_at(&fixture, &name, &recipe).unwrap();
         let before = frozen(&straight);
         let outcome = straight.run(&FakeHost::new(), &mut Silent).unwrap();
