@@ -129,8 +129,9 @@ impl GgufFile {
         Ok(())
     }
 
-    /// Reads elements of a `Q8_0` tensor as they are stored: signed bytes, and the scale of every
-    /// 32 of them. Returns `false`, and reads nothing, if the tensor is of another type.
+    /// Reads elements of a tensor of `format`, `Q8_0` or `Q4_0`, as they are stored: values as signed
+    /// bytes, those of `Q4_0` from -8 to 7, and the scale of every 32 of them. Returns `false`, and reads
+    /// nothing, if the tensor is of another type or the format has no such codes.
     ///
     /// # Errors
     ///
@@ -140,45 +141,16 @@ impl GgufFile {
     ///
     /// Panics if the elements are not whole blocks, or `values` and `scales` have no room for
     /// exactly them.
-    pub fn read_q8_0(
+    pub fn read_codes(
         &self,
+        format: Format,
         name: &str,
         elements: Range<usize>,
-        values: &mut [i8],
-        scales: &mut [f32],
+        codes: (&mut [i8], &mut [f32]),
     ) -> Result<bool, GgufError> {
-        assert_eq!(elements.len(), values.len(), "room for the elements");
-        let (tensor, format) = self.decodable(name, &elements)?;
-        if format != Format::Q8_0 {
-            return Ok(false);
-        }
-        block::copy_q8_0(self.bytes(tensor), elements, values, scales);
-        Ok(true)
-    }
-
-    /// As [`read_q8_0`](Self::read_q8_0), of a `Q4_0` tensor: values from -8 to 7.
-    ///
-    /// # Errors
-    ///
-    /// As [`read_f32`](Self::read_f32).
-    ///
-    /// # Panics
-    ///
-    /// As [`read_q8_0`](Self::read_q8_0).
-    pub fn read_q4_0(
-        &self,
-        name: &str,
-        elements: Range<usize>,
-        values: &mut [i8],
-        scales: &mut [f32],
-    ) -> Result<bool, GgufError> {
-        assert_eq!(elements.len(), values.len(), "room for the elements");
-        let (tensor, format) = self.decodable(name, &elements)?;
-        if format != Format::Q4_0 {
-            return Ok(false);
-        }
-        block::copy_q4_0(self.bytes(tensor), elements, values, scales);
-        Ok(true)
+        assert_eq!(elements.len(), codes.0.len(), "room for the elements");
+        let (tensor, stored) = self.decodable(name, &elements)?;
+        Ok(stored == format && block::copy_codes(format, self.bytes(tensor), elements, codes))
     }
 
     /// The format of a tensor that Cairn reads, and its bytes; `None` for another, or none.

@@ -19,7 +19,7 @@ use cairn_engine::{EngineOptions, EnginePlan};
 use cairn_kernels::memory::bytes_of_mut;
 use cairn_kernels::{Cpu, Encoding, Layout};
 use cairn_model::{
-    AdapterMap, BuildOptions, Head, LoadError, TensorMap, WeightReader, build_program,
+    AdapterMap, BuildOptions, Head, LoadError, TensorMap, WeightReader, build_stored_program,
 };
 use cairn_program::{Class, Program, Sizes, Value};
 use cairn_spec::model::MaskKind;
@@ -255,8 +255,7 @@ fn program(
         (false, false) => Head::Hidden,
     };
     let build = BuildOptions { encoding, layout: Layout::Panel, ..BuildOptions::new(head) };
-    let mut program = build_program(spec, &build)?;
-    program.store_as(encodings);
+    let program = build_stored_program(spec, &build, &AdapterMap::default(), encodings)?;
     if !generates {
         return Ok((program, None));
     }

@@ -305,21 +305,38 @@ impl Sensitivity {
                 let (width, color) = (width(*kl), COLORS[number % COLORS.len()]);
                 let _ = writeln!(
                     bars,
-                    r#"<rect x="{BARS_LEFT}" y="{y:.0}" width="{width:.1}" height="10" fill="{color}"/><text x="{:.1}" y="{:.0}">{encoding} {kl:.1e} · {perplexity_change:+.4} · {bytes}</text>"#,
+                    concat!(
+                        r#"<rect x="{}" y="{:.0}" width="{:.1}" height="10" fill="{}"/>"#,
+                        r#"<text x="{:.1}" y="{:.0}">{} {:.1e} · {:+.4} · {}</text>"#,
+                    ),
+                    BARS_LEFT,
+                    y,
+                    width,
+                    color,
                     BARS_LEFT + width + 4.0,
                     y + 9.0,
+                    encoding,
+                    kl,
+                    perplexity_change,
+                    bytes,
                 );
                 y += 12.0;
             }
             y += 6.0;
         }
         format!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{:.0}" height="{:.0}" font-family="sans-serif" font-size="10" fill="#555">
-<text x="4" y="12">KL(as stored ‖ rounded), nats a token, from 1e{low:.0} to 1e{high:.0} · change of perplexity · bytes</text>
-{bars}</svg>
-"##,
+            concat!(
+                r#"<svg xmlns="http://www.w3.org/2000/svg" width="{:.0}" height="{:.0}""#,
+                r##" font-family="sans-serif" font-size="10" fill="#555">"##,
+                "\n",
+                r#"<text x="4" y="12">KL(as stored ‖ rounded), nats a token,"#,
+                " from 1e{:.0} to 1e{:.0} · change of perplexity · bytes</text>\n{}</svg>\n",
+            ),
             BARS_LEFT + BARS_WIDTH + 230.0,
             y + 4.0,
+            low,
+            high,
+            bars,
         )
     }
 }

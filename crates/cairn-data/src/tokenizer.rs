@@ -120,14 +120,14 @@ impl Tokenizer {
     /// [`TokenizerError::Parse`] if it is not a tokenizer, [`TokenizerError::Vocab`] if its
     /// vocabulary is empty or too large, [`TokenizerError::EmptyToken`],
     /// [`TokenizerError::DuplicateId`] and [`TokenizerError::AddedTokenId`] if its tokens
-    /// contradict each other, [`TokenizerError::Growth`] if it may make far more of a text than the
-    /// text is.
+    /// contradict each other, [`TokenizerError::OverLimit`] if it may make far more of a text than
+    /// the text is.
     pub fn parse(json: Vec<u8>, path: &Path) -> Result<Self, TokenizerError> {
         let parse = |reason: String| TokenizerError::Parse { path: path.to_owned(), reason };
-        let excess = |Excess { what, growth, limit }| TokenizerError::Growth {
+        let excess = |Excess { what, actual, limit }| TokenizerError::OverLimit {
             path: path.to_owned(),
             what,
-            growth,
+            actual,
             limit,
         };
         growth::check_values(&json).map_err(excess)?;

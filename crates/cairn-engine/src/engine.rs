@@ -516,6 +516,23 @@ impl Engine {
         Ok(logits_v.iter().map(|logit| logit - lse).collect())
     }
 
+    /// Runs the model over one token by itself and calls `observe` with the index of each instruction of
+    /// the session's first program and its seconds. Kept prompts are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`GenerateError::Busy`] with requests under way, [`GenerateError::Engine`] if the run fails.
+    pub fn observe_token(
+        &mut self,
+        token: u32,
+        observe: &mut dyn FnMut(usize, f64),
+    ) -> Result<(), GenerateError> {
+        self.check_idle()?;
+        self.forget_kept();
+        self.executor.run_observed(token, observe).map_err(EngineError::from)?;
+        Ok(())
+    }
+
     /// Runs the only request to its end.
     fn run_alone(
         &mut self,

@@ -108,6 +108,26 @@ impl Executor {
         depth: Depth,
         pieces: impl Iterator<Item = Piece<'a>>,
     ) -> Result<(), RunError> {
+        self.execute(depth, pieces, None)
+    }
+
+    /// As [`run`](Self::run), one token that is by itself in the cache's first block; `observe` is called
+    /// with the index of each instruction and its seconds.
+    pub(crate) fn run_observed(
+        &mut self,
+        token: u32,
+        observe: &mut dyn FnMut(usize, f64),
+    ) -> Result<(), RunError> {
+        let piece = Piece { tokens: &[token], cached: 0, blocks: &[0], num_logits: 1 };
+        self.execute(Depth::Whole, std::iter::once(piece), Some(observe))
+    }
+
+    fn execute<'a>(
+        &mut self,
+        depth: Depth,
+        pieces: impl Iterator<Item = Piece<'a>>,
+        observe: Option<&mut dyn FnMut(usize, f64)>,
+    ) -> Result<(), RunError> {
         let Self { ids, positions, rows, .. } = self;
         [&mut *ids, positions, rows].into_iter().for_each(Vec::clear);
         let mut slots = recycle(std::mem::take(&mut self.slots));
@@ -125,7 +145,10 @@ impl Executor {
         ];
         let run = Run { outputs: self.rows.len(), ..Run::forward(&feeds, &slots) };
         let program = self.buckets.program(depth, &run.sizes());
-        let result = self.session.run(program, &run);
+        let result = match observe {
+            Some(observe) => self.session.run_observed(program, &run, observe),
+            None => self.session.run(program, &run),
+        };
         self.slots = recycle(slots);
         self.last = program;
         result

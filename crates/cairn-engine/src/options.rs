@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use cairn_kernels::{CacheType, Compute, Encoding, Layout};
-use cairn_model::{AdapterMap, BuildOptions, Head, build_adapted_program};
+use cairn_model::{AdapterMap, BuildOptions, Head, build_stored_program};
 use cairn_program::{CacheOptions, KvPlacement, MemoryPlan, SessionProgram, Sizes};
 use cairn_program::{PlannedBytes, Program};
 use cairn_spec::ModelSpec;
@@ -169,9 +169,7 @@ impl EnginePlan {
             ..BuildOptions::new(Head::GatheredLogits)
         };
         let build_stored = |build: &BuildOptions| {
-            let mut program = build_adapted_program(spec, build, adapters)?;
-            program.store_as(encodings);
-            Ok::<_, EngineError>(program)
+            Ok::<_, EngineError>(build_stored_program(spec, build, adapters, encodings)?)
         };
         let whole = build_stored(&build)?;
         let shallow = match options.speculative.map(|options| options.method) {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use cairn_kernels::{Compute, Cpu, Encoding, Layout, SeqSlot};
 use cairn_model::{
-    AdapterMap, BuildOptions, Head, TensorSource, build_adapted_program, load_adapter, load_weights,
+    AdapterMap, BuildOptions, Head, TensorSource, build_stored_program, load_adapter, load_weights,
 };
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, PlannedBytes, ProgramId, Run, Session, SessionProgram, Sizes,
@@ -182,8 +182,7 @@ impl ModelScorerPlan {
             layout: Layout::Panel,
             ..BuildOptions::new(Head::TokenLogprob)
         };
-        let mut program = build_adapted_program(spec, &build, adapters)?;
-        program.store_as(encodings);
+        let program = build_stored_program(spec, &build, adapters, encodings)?;
         let sizes = Sizes::dense(limits.tokens, limits.pieces);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let memory = MemoryPlan::new(vec![program], None)?;

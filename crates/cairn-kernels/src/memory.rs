@@ -1,7 +1,8 @@
 //! Regions of memory and spans in them: what a plan's offsets point into.
 //!
 //! A plan never holds pointers; it holds [`Span`]s. [`Memory`] owns the regions (anonymous memory,
-//! touched when it is added, or what somebody else keeps and lends for reading) and hands out slices. **Invariant:** two
+//! touched when it is added, or what somebody else keeps and lends for reading) and hands out slices.
+//! **Invariant:** two
 //! slices handed out together never overlap if one of them can be written; [`Memory::split`] checks.
 
 use std::marker::PhantomData;

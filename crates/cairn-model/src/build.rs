@@ -10,6 +10,7 @@
 //! | `build/block` | the forms of a block, and its feed-forward part |
 //! | `build/attention`, `build/latent` | the attention of a block |
 //! | `build/experts` | a feed-forward part of experts |
+//! | `build/stored` | some weights in encodings of their own |
 //!
 //! Inputs: `ids [t]`, `positions [t]`; `token_types [t]` where the model has token types (zero
 //! unless fed); `rows [o]` where the head reads gathered rows; `targets` for log-probabilities.
@@ -20,6 +21,7 @@ mod attention;
 mod block;
 mod experts;
 mod latent;
+mod stored;
 
 use cairn_kernels::{Act, Compute, Encoding, Layout};
 use cairn_program::{
@@ -30,6 +32,8 @@ use cairn_spec::model::{Norm, NormKind, Position};
 use cairn_spec::{Activation, ModelSpec, model};
 
 use crate::adapter::{Adapted, AdapterMap};
+
+pub use stored::build_stored_program;
 
 /// What the program ends in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +110,16 @@ pub enum BuildError {
     /// adapters.
     #[error("an adapter has no place in the program")]
     UnusedAdapter,
+    /// A weight would be stored in a form that the program does not multiply by.
+    #[error("weight {weight} cannot be stored as {found}: the program needs {expected}")]
+    Stored {
+        /// The weight.
+        weight: String,
+        /// What the instruction that reads it needs.
+        expected: String,
+        /// The form and the shape that it would have.
+        found: String,
+    },
     /// The program does not verify: a bug in the lowering.
     #[error("the program of this spec does not verify")]
     Verify(#[from] VerifyError),

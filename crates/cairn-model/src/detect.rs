@@ -6,9 +6,11 @@
 //! reading: the vocabulary, the width, the number of layers and experts.
 //!
 //! - `fingerprint`: how each family names its tensors, and what is asked of its models.
+//! - `roberta`: models that name their tensors as BERT does and count their positions from two.
 //! - `shapes`: what names and shapes tell.
 
 mod fingerprint;
+mod roberta;
 mod shapes;
 
 use std::collections::BTreeSet;
@@ -20,6 +22,8 @@ use serde_json::{Map, Value};
 use self::fingerprint::{FINGERPRINTS, Fingerprint, questions};
 use crate::load::{LoadError, TensorSource, check_tensors};
 use crate::names::TensorMap;
+
+pub use self::fingerprint::assumed_fields;
 
 /// Why it is not known which model this is.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -36,6 +40,18 @@ pub enum DetectError {
     Ambiguous {
         /// The families.
         families: Vec<Family>,
+    },
+    /// The tensors are, or may be, those of a model that computes something else of tensors that are
+    /// named like BERT's.
+    #[error(
+        "the tensors {} those of roberta, xlm-roberta or camembert, which number positions from 2: {evidence}",
+        if *.may_be_bert { "may be those of bert, or" } else { "are" }
+    )]
+    Roberta {
+        /// What of them says so.
+        evidence: String,
+        /// Whether BERT may have it as well.
+        may_be_bert: bool,
     },
     /// The configuration and the tensors' names tell different families.
     #[error(
@@ -71,7 +87,15 @@ impl Hint for DetectError {
                 let families: Vec<&str> = Family::ALL.iter().map(|f| f.model_type()).collect();
                 vec![format!("known families: {}", families.join(", "))]
             }
-            Self::Ambiguous { .. } => vec!["set model_type to one of them".to_owned()],
+            Self::Ambiguous { .. } => vec![
+                "set model_type to one of them".to_owned(),
+                "families that are not known, such as gemma and granite, have the same names"
+                    .to_owned(),
+            ],
+            Self::Roberta { may_be_bert: true, .. } => {
+                vec!["set model_type to bert if it is one".to_owned()]
+            }
+            Self::Roberta { .. } => Vec::new(),
             Self::OtherFamily { .. } => {
                 vec!["the config.json and the tensors belong to different models".to_owned()]
             }
@@ -115,7 +139,8 @@ fn list(families: &[Family]) -> String {
 /// let error = detect_model_spec(&serde_json::Map::new(), &tensors).unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon, activation_function"
+///     "a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon, activation_function, \
+///      scale_attn_weights, scale_attn_by_inverse_layer_idx"
 /// );
 /// ```
 pub fn detect_model_spec(
@@ -167,6 +192,7 @@ fn from_tensors(
             DetectError::Spec(SpecError::UnsupportedFamily { model_type: name.to_owned() })
         })?),
     };
+    roberta::refuse(asked, tensors, names)?;
     let family = match (asked, named) {
         (_, []) => {
             let example = names.first().cloned().unwrap_or_else(|| "no tensor at all".to_owned());

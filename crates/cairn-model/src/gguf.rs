@@ -134,24 +134,19 @@ impl TensorSource for GgufFile {
         self.read_f32(name, elements, out).map_err(|error| error.to_string())
     }
 
-    fn read_q8(
+    fn read_codes(
         &self,
+        encoding: Encoding,
         name: &str,
         elements: Range<usize>,
-        values: &mut [i8],
-        scales: &mut [f32],
+        codes: (&mut [i8], &mut [f32]),
     ) -> Result<bool, String> {
-        self.read_q8_0(name, elements, values, scales).map_err(|error| error.to_string())
-    }
-
-    fn read_q4(
-        &self,
-        name: &str,
-        elements: Range<usize>,
-        values: &mut [i8],
-        scales: &mut [f32],
-    ) -> Result<bool, String> {
-        self.read_q4_0(name, elements, values, scales).map_err(|error| error.to_string())
+        let format = match encoding {
+            Encoding::Q8 => Format::Q8_0,
+            Encoding::Q4 => Format::Q4_0,
+            _ => return Ok(false),
+        };
+        self.read_codes(format, name, elements, codes).map_err(|error| error.to_string())
     }
 
     fn encoding(&self, name: &str) -> Option<Encoding> {

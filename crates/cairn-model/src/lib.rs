@@ -28,12 +28,14 @@ mod save;
 mod weights;
 
 pub use adapter::{Adapted, AdapterError, AdapterMap, Merge, MergedSource, is_adapter_weight};
-pub use build::{BuildError, BuildOptions, Head, build_adapted_program, build_program};
-pub use detect::{DetectError, detect_model_spec};
+pub use build::{
+    BuildError, BuildOptions, Head, build_adapted_program, build_program, build_stored_program,
+};
+pub use detect::{DetectError, assumed_fields, detect_model_spec};
 pub use init::{init_adapter, init_weights};
 pub use load::{
-    LoadError, Naming, StoredError, TensorSource, WeightReader, load_adapter, load_weights,
-    stored_encoding, stored_encodings, tensor_f32, tensors,
+    LoadError, Naming, StoredError, StoredWeights, TensorSource, WeightReader, load_adapter,
+    load_weights, stored_weights, tensor_f32, tensors,
 };
 pub use names::{Placement, Role, TensorMap, TensorSlice};
 pub use pack::{PackCheck, PackSource};

@@ -7,7 +7,7 @@
 //! - `fill`: one weight after the other, kept as it is stored where that is the encoding wanted.
 //! - `copies`: tensors that repeat another are compared with it.
 //! - `reader`: the same for one weight, into memory of the caller's.
-//! - `stored`: which encoding keeps all that a source holds.
+//! - `stored`: which encodings keep all that a source holds.
 
 mod copies;
 mod fill;
@@ -27,7 +27,7 @@ use crate::adapter::{AdapterMap, is_adapter_weight};
 use crate::names::{Placement, TensorMap, TensorSlice};
 
 pub use reader::WeightReader;
-pub use stored::{StoredError, stored_encoding, stored_encodings};
+pub use stored::{StoredError, StoredWeights, stored_weights};
 
 /// A set of named tensors: a file, several shards, or memory.
 pub trait TensorSource: Sync {
@@ -44,34 +44,19 @@ pub trait TensorSource: Sync {
     /// A text that says why the tensor cannot be read as floats.
     fn read_f32(&self, name: &str, elements: Range<usize>, out: &mut [f32]) -> Result<(), String>;
 
-    /// Reads elements of a tensor that is stored as [`Encoding::Q8`] has it: signed bytes, and the
-    /// scale of every 32 of them. Returns `false` where the tensor is stored otherwise.
+    /// Reads elements of a tensor that is stored as `encoding` has it, [`Encoding::Q8`] or
+    /// [`Encoding::Q4`]: values as signed bytes, those of `q4` from -8 to 7, and the scale of every 32 of
+    /// them. Returns `false`, and reads nothing, where the tensor is stored otherwise.
     ///
     /// # Errors
     ///
     /// A text that says why the tensor cannot be read.
-    fn read_q8(
+    fn read_codes(
         &self,
+        _encoding: Encoding,
         _name: &str,
         _elements: Range<usize>,
-        _values: &mut [i8],
-        _scales: &mut [f32],
-    ) -> Result<bool, String> {
-        Ok(false)
-    }
-
-    /// As [`read_q8`](Self::read_q8), of a tensor that is stored as [`Encoding::Q4`] has it: values from
-    /// -8 to 7.
-    ///
-    /// # Errors
-    ///
-    /// A text that says why the tensor cannot be read.
-    fn read_q4(
-        &self,
-        _name: &str,
-        _elements: Range<usize>,
-        _values: &mut [i8],
-        _scales: &mut [f32],
+        (_values, _scales): (&mut [i8], &mut [f32]),
     ) -> Result<bool, String> {
         Ok(false)
     }
@@ -396,13 +381,15 @@ impl Hint for LoadError {
     }
 }
 
-/// Fills the weights of a session from a family's tensors, but for those that it was lent, encoding each as the session stores it:
-/// kept bit for bit where the tensor is stored so, otherwise rounded to the nearest, ties to even.
+/// Fills the weights of a session from a family's tensors, but for those that it was lent, encoding each
+/// as the session stores it: kept bit for bit where the tensor is stored so, otherwise rounded to the
+/// nearest, ties to even.
 ///
 /// # Errors
 ///
 /// [`LoadError::Mismatch`] lists every missing, extra and misshaped tensor, [`LoadError::Copy`] names a
-/// second head that a tied model would not use; nothing is loaded then. [`LoadError::Overflow`] lists the weights with finite values that the encoding makes infinite.
+/// second head that a tied model would not use; nothing is loaded then. [`LoadError::Overflow`] lists the
+/// weights with finite values that the encoding makes infinite.
 pub fn load_weights(
     session: &mut Session,
     spec: &ModelSpec,

@@ -187,7 +187,8 @@ impl PackSource {
         Ok(part)
     }
 
-    /// Hands rows of a weight to `take`, in its own encoding and row-major if that has such, until it has had `elements`:
+    /// Hands rows of a weight to `take`, in its own encoding and row-major if that has such, until it has
+    /// had `elements`:
     /// with each part of them, which elements of the weight it holds.
     fn parts(
         &self,
@@ -272,15 +273,17 @@ impl TensorSource for PackSource {
         })
     }
 
-    fn read_q8(
+    fn read_codes(
         &self,
+        encoding: Encoding,
         name: &str,
         elements: Range<usize>,
-        values: &mut [i8],
-        scales: &mut [f32],
+        (values, scales): (&mut [i8], &mut [f32]),
     ) -> Result<bool, String> {
         let (tensor, form) = self.tensor(name)?;
-        if form.encoding != Encoding::Q8 || !form.columns.is_multiple_of(Q8_BLOCK) {
+        // Codes of four bits leave a pack only as they are stored.
+        let is_q8 = (encoding, form.encoding) == (Encoding::Q8, Encoding::Q8);
+        if !is_q8 || !form.columns.is_multiple_of(Q8_BLOCK) {
             return Ok(false);
         }
         let blocks = elements.start / Q8_BLOCK..elements.end / Q8_BLOCK;

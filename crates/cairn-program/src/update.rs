@@ -1,7 +1,8 @@
 //! The update: gradients to new weights, moments and averages, in two programs.
 //!
 //! The first measures the norm of all gradients and changes nothing, so that whoever trains can look
-//! at it before the second applies them. They share weights, gradients and states by name with the training program of the same session.
+//! at it before the second applies them. They share weights, gradients and states by name with the
+//! training program of the same session.
 //! Per weight `W`: state `adamw.m.W`, `adamw.v.W`; a bf16 weight also has its f32 `master.W`, which
 //! the optimizer updates and rounds to the weight; with averaging, `ema.W`.
 

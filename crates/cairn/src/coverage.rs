@@ -2,16 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use cairn_kernels::{Compute, Encoding, Isa, SeqSlot, registry};
-use cairn_model::{BuildOptions, Head, build_adapted_program};
-use cairn_program::{
-    Class, Feed, Instr, KvPlacement, MemoryPlan, Program, ProgramId, Run, SessionProgram, Sizes,
-};
+use cairn_engine::Engine;
+use cairn_kernels::{Encoding, Isa, registry};
+use cairn_program::{Class, Instr, Program, ProgramId};
 use serde::Serialize;
 
-use crate::context::Context;
 use crate::figures::Percent;
-use crate::model_folder::ModelFolder;
 
 /// Runs of one token whose times count, after one that does not.
 const RUNS: usize = 4;
@@ -56,30 +52,18 @@ impl Coverage {
         coverage
     }
 
-    /// Counts, and measures a token of the model by itself.
-    pub(crate) fn measured(
-        model: &ModelFolder,
-        (encoding, compute): (Encoding, Compute),
-        context: &Context,
-    ) -> anyhow::Result<Self> {
-        let layout = cairn_kernels::Layout::Panel;
-        let options = BuildOptions { encoding, compute, layout, ..BuildOptions::new(Head::Logits) };
-        let mut program = build_adapted_program(&model.spec, &options, &model.adapters())?;
-        program.store_as(&model.encodings(encoding));
-        let mut coverage = Self::of(&program, context.isa);
+    /// Counts, and measures a token by itself, in an engine that is loaded and idle.
+    pub(crate) fn measured(engine: &mut Engine, isa: Isa) -> anyhow::Result<Self> {
+        let program = engine.session().program(ProgramId(0));
+        let mut coverage = Self::of(program, isa);
         let own: Vec<bool> = program
             .instrs
             .iter()
-            .map(|instr| !coverage.missing.contains(&kernel_of(&program, instr, context.isa)))
+            .map(|instr| !coverage.missing.contains(&kernel_of(program, instr, isa)))
             .collect();
-        let planned = SessionProgram { program, sizes: Sizes::dense(1, 1), kv: KvPlacement::Arena };
-        let memory = MemoryPlan::new(vec![planned], None)?;
-        let mut session = model.session(memory, context.cpu()?)?;
-        let slots = [SeqSlot { start: 0, len: 1, cached: 0, blocks: &[] }];
-        let feeds = [Feed::u32("ids", &[1]), Feed::u32("positions", &[0])];
         let (mut all, mut specialized) = (0.0, 0.0);
         for run in 0..=RUNS {
-            session.run_observed(ProgramId(0), &Run::forward(&feeds, &slots), &mut |at, s| {
+            engine.observe_token(1, &mut |at, s| {
                 if run > 0 {
                     all += s;
                     specialized += if own[at] { s } else { 0.0 };

@@ -6,14 +6,15 @@
 use std::ops::Range;
 
 use anyhow::Context as _;
-use cairn_kernels::{Encoding, SeqSlot};
-use cairn_model::{BuildOptions, Head, build_adapted_program};
+use cairn_kernels::SeqSlot;
+use cairn_model::{BuildOptions, Head, build_stored_program};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
 
 use crate::context::Context;
 use crate::model_folder::ModelFolder;
+use crate::storage::Storage;
 
 /// Tokens of a run, where no text is longer.
 const RUN_TOKENS: usize = 2048;
@@ -71,7 +72,7 @@ fn sizes_of(texts: &[Vec<u32>], wanted: Wanted<'_>) -> Sizes {
 impl Encoder {
     /// Loads the model for these texts.
     pub(crate) fn load(
-        (model, encoding): (&ModelFolder, Encoding),
+        (model, storage): (&ModelFolder, &Storage),
         texts: &[Vec<u32>],
         wanted: Wanted<'_>,
         context: &Context,
@@ -81,9 +82,10 @@ impl Encoder {
             Wanted::Logits(_) => (Head::GatheredLogits, "logits".to_owned()),
         };
         let layout = model.layout();
+        let encoding = storage.encoding;
         let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
-        let mut program = build_adapted_program(&model.spec, &options, &model.adapters())?;
-        program.store_as(&model.encodings(encoding));
+        let adapters = model.adapters();
+        let program = build_stored_program(&model.spec, &options, &adapters, &storage.own)?;
         let sizes = sizes_of(texts, wanted);
         let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
         let session = model.session(MemoryPlan::new(vec![program], None)?, context.cpu()?)?;

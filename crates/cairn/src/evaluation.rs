@@ -18,7 +18,6 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
-use crate::gate_file;
 use crate::model_folder::ModelFolder;
 use crate::outside::{code_revision, timestamp};
 use crate::progress_line::ProgressLine;
@@ -63,12 +62,11 @@ pub(crate) fn measure(
     }
     let windows = Windows::new(length, how.stride.unwrap_or(length))?;
     let mut options = ModelScorerOptions::new(length, TOKENS_AT_ONCE);
-    options.encoding = how.dtype.encoding(model, context.terminal)?;
+    let storage = how.dtype.storage(model, how.compute, context)?;
+    options.encoding = storage.encoding;
     options.compute = how.compute;
-    gate_file::check(model, (options.encoding, options.compute), context)?;
-    let encodings = model.encodings(options.encoding);
     let adapters = model.adapters();
-    let plan = ModelScorerPlan::with_storage(&model.spec, options, &adapters, &encodings)?;
+    let plan = ModelScorerPlan::with_storage(&model.spec, options, &adapters, &storage.own)?;
     let mut scorer = ModelScorer::load_adapted(plan, context.cpu()?, model.tensors())
         .with_context(|| format!("cannot load {}", model.path.display()))?;
     let documents = sample(corpus, how.split, &tokenizer, how.max_bytes)?;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
+use crate::storage::Storage;
 
 const SCHEMA: &str = "gates/1";
 
@@ -74,19 +75,38 @@ pub(crate) fn keep(gates: &[Gate], context: &Context) -> anyhow::Result<Option<P
 
 /// What was found of a pair here; `None` where nothing was, or not by this machine, these kernels and
 /// this instruction set.
-pub(crate) fn verdict(pair: (Encoding, Compute), context: &Context) -> Option<Verdict> {
-    load(context)?.verdict(pair)
+pub(crate) fn verdict(
+    pair: (Encoding, Compute),
+    context: &Context,
+) -> anyhow::Result<Option<Verdict>> {
+    Ok(load(context)?.and_then(|stored| stored.verdict(pair)))
 }
 
-/// What was found here; `None` as for [`verdict`].
-fn load(context: &Context) -> Option<Stored> {
-    let text = std::fs::read(path(context)?).ok()?;
-    let stored: Stored = serde_json::from_slice(&text).ok()?;
-    let is_ours = stored.schema == SCHEMA
-        && stored.kernels == KERNELS_VERSION
+/// What was found here; `None` as for [`verdict`]. A file that cannot be read forbids nothing and allows
+/// nothing: that is an error.
+fn load(context: &Context) -> anyhow::Result<Option<Stored>> {
+    let Some(path) = path(context) else { return Ok(None) };
+    let damaged = |error: &dyn std::fmt::Display| {
+        let message = format!("what was measured of encodings here cannot be read: {error}");
+        UserError::new(message)
+            .hint(format!("measure again (cairn bench gates), or remove {}", path.display()))
+    };
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(damaged(&error).into()),
+    };
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    // Another version wrote it, about its own kernels.
+    if value.get("schema").is_some_and(|schema| schema.is_string() && schema != SCHEMA) {
+        return Ok(None);
+    }
+    let stored: Stored = serde_json::from_value(value).map_err(|error| damaged(&error))?;
+    let is_ours = stored.kernels == KERNELS_VERSION
         && stored.isa == context.isa
         && stored.machine == Machine::read().cpu_model;
-    is_ours.then_some(stored)
+    Ok(is_ours.then_some(stored))
 }
 
 impl Stored {
@@ -99,12 +119,12 @@ impl Stored {
 /// Refuses a plan for a model that would multiply by weights in a way that it must not use.
 pub(crate) fn check(
     model: &ModelFolder,
-    (encoding, compute): (Encoding, Compute),
+    (storage, compute): (&Storage, Compute),
     context: &Context,
 ) -> anyhow::Result<()> {
     let strict = model.pack().is_some_and(|pack| pack.check().strict);
-    let Some(stored) = load(context) else { return Ok(()) };
-    for encoding in model.encodings_in_use(encoding) {
+    let Some(stored) = load(context)? else { return Ok(()) };
+    for encoding in storage.in_use() {
         let compute = if compute.multiplies(encoding) { compute } else { Compute::F32 };
         check_pair((encoding, compute), stored.verdict((encoding, compute)), strict, context)?;
     }

@@ -35,6 +35,7 @@ mod shell_word;
 mod signals;
 mod speculative;
 mod stop_strings;
+mod storage;
 mod table;
 mod terminal;
 mod text_input;

@@ -1,6 +1,5 @@
 //! A model on disk: a folder with `config.json` and safetensors, or a GGUF file.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +26,7 @@ use crate::context::Context;
 use crate::failure::UserError;
 use crate::pack_args::PackArgs;
 use crate::runs;
+use crate::storage::Storage;
 use crate::terminal::Terminal;
 use crate::undescribed;
 
@@ -130,24 +130,14 @@ impl TensorSource for ModelWeights {
         self.source().read_f32(name, elements, out)
     }
 
-    fn read_q8(
+    fn read_codes(
         &self,
+        encoding: Encoding,
         name: &str,
         elements: Range<usize>,
-        values: &mut [i8],
-        scales: &mut [f32],
+        codes: (&mut [i8], &mut [f32]),
     ) -> Result<bool, String> {
-        self.source().read_q8(name, elements, values, scales)
-    }
-
-    fn read_q4(
-        &self,
-        name: &str,
-        elements: Range<usize>,
-        values: &mut [i8],
-        scales: &mut [f32],
-    ) -> Result<bool, String> {
-        self.source().read_q4(name, elements, values, scales)
+        self.source().read_codes(encoding, name, elements, codes)
     }
 
     fn encoding(&self, name: &str) -> Option<Encoding> {
@@ -229,20 +219,6 @@ impl ModelFolder {
         self.pack().map_or(Layout::RowMajor, |pack| pack.storage().1)
     }
 
-    /// Encodings of single weights, where the model is to be held in `encoding`: those of a pack that has
-    /// most of its matrices in it.
-    pub(crate) fn encodings(&self, encoding: Encoding) -> BTreeMap<String, Encoding> {
-        let pack = self.pack().filter(|pack| pack.storage().0 == encoding);
-        pack.map(PackSource::encodings).unwrap_or_default()
-    }
-
-    /// The encodings that matrices have, where the model is held in `encoding`.
-    pub(crate) fn encodings_in_use(&self, encoding: Encoding) -> Vec<Encoding> {
-        let own = self.encodings(encoding);
-        let used = |known: &Encoding| *known == encoding || own.values().any(|own| own == known);
-        Encoding::ALL.into_iter().filter(used).collect()
-    }
-
     /// Where the small files are.
     pub(crate) fn files(&self) -> ModelFiles<'_> {
         match self.pack() {
@@ -321,10 +297,15 @@ impl ModelFolder {
         Ok(session)
     }
 
-    /// The model as an engine.
-    pub(crate) fn engine(&self, options: EngineOptions, cpu: Cpu) -> anyhow::Result<Engine> {
-        let encodings = self.encodings(options.encoding);
-        let plan = EnginePlan::with_storage(&self.spec, options, &self.adapters(), &encodings)?;
+    /// The model as an engine, its weights held as `storage` says.
+    pub(crate) fn engine(
+        &self,
+        options: EngineOptions,
+        storage: &Storage,
+        cpu: Cpu,
+    ) -> anyhow::Result<Engine> {
+        let options = EngineOptions { encoding: storage.encoding, ..options };
+        let plan = EnginePlan::with_storage(&self.spec, options, &self.adapters(), &storage.own)?;
         Engine::load_adapted(plan, cpu, self.tensors())
             .with_context(|| format!("cannot load {}", self.path.display()))
     }

@@ -5,15 +5,14 @@ use std::path::Path;
 use cairn_artifacts::leanpack::{PackFile, Profile};
 use cairn_artifacts::machine::Machine;
 use cairn_kernels::Isa;
-use cairn_model::{BuildOptions, Head, PackCheck, PackSource, build_program};
-use cairn_program::Program;
-use cairn_spec::ModelSpec;
+use cairn_model::{PackCheck, PackSource};
 use clap::Args;
 
 use crate::context::Context;
 use crate::coverage::Coverage;
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
+use crate::storage::Storage;
 
 /// A cache line, in bytes, of every processor that these kernels are made for.
 const CACHE_LINE_BYTES: u64 = 64;
@@ -96,7 +95,7 @@ fn check_strictly(pack: &PackSource, isa: Isa) -> anyhow::Result<()> {
     for entry in &file.header().files {
         file.read_file(&entry.name)?;
     }
-    let program = program_of(&file.header().spec, pack)?;
+    let program = storage_of(pack).program(&file.header().spec, pack.storage().1)?;
     let coverage = Coverage::of(&program, isa);
     let Some(kernel) = coverage.missing.first() else { return Ok(()) };
     Err(UserError::new(format!("{kernel} would be run by its plain fallback"))
@@ -104,12 +103,7 @@ fn check_strictly(pack: &PackSource, isa: Isa) -> anyhow::Result<()> {
         .into())
 }
 
-/// The program that generates with the pack, or reads whole texts with it.
-pub(crate) fn program_of(spec: &ModelSpec, pack: &PackSource) -> anyhow::Result<Program> {
-    let (encoding, layout) = pack.storage();
-    let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
-    let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
-    let mut program = build_program(spec, &options)?;
-    program.store_as(&pack.encodings());
-    Ok(program)
+/// The weights of a pack as they are stored.
+pub(crate) fn storage_of(pack: &PackSource) -> Storage {
+    Storage { encoding: pack.storage().0, own: pack.encodings() }
 }

@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::figures::Percent;
 use crate::model_folder::ModelFolder;
 use crate::runs;
+use crate::weight_type::WeightType;
 
 /// The flags.
 #[derive(Clone, Debug, Args)]
@@ -84,8 +85,9 @@ impl SpeculativeArgs {
         let options = engine.options();
         let max_context = options.max_context.min(model.spec.context_limit());
         let mut draft = EngineOptions::new(options.max_num_seqs, max_context);
-        draft.encoding = crate::weight_type::WeightType::AUTO.encoding(&model, context.terminal)?;
-        let draft = model.engine(draft, context.cpu()?)?;
+        let storage = WeightType::AUTO.storage(&model, draft.compute, context)?;
+        draft.encoding = storage.encoding;
+        let draft = model.engine(draft, &storage, context.cpu()?)?;
         let what = || format!("{} cannot guess for this model", folder.display());
         engine.attach_draft(draft).with_context(what)
     }

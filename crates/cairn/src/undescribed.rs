@@ -42,6 +42,9 @@ impl Hint for Undescribed {
                     .collect();
                 vec![format!("tell which: cairn inspect {path} {}", told.join(" or "))]
             }
+            DetectError::Roberta { may_be_bert: true, .. } => {
+                vec![format!("if it is bert: cairn inspect {path} --set model_type=bert")]
+            }
             _ => Vec::new(),
         }
     }

@@ -2,24 +2,25 @@
 
 use std::sync::LazyLock;
 
-use cairn_kernels::{Encoding, Layout};
-use cairn_model::{
-    BuildOptions, Head, TensorSource, build_program, stored_encoding, stored_encodings,
-};
-use cairn_program::{Class, Sizes};
+use cairn_kernels::{Compute, Encoding};
+use cairn_model::{StoredWeights, TensorSource, stored_weights};
 use cairn_spec::{DType, ModelSpec};
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use serde::{Serialize, Serializer};
 
+use crate::context::Context;
+use crate::gate_file;
 use crate::model_folder::{ModelFolder, ModelWeights};
+use crate::pack_args::storage_of;
+use crate::storage::Storage;
 use crate::terminal::Terminal;
 
 /// The flag.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct WeightTypeArgs {
-    /// Type of weight matrices in memory; `auto` keeps the stored one, or takes f32 where matrices are
-    /// stored in several, so that no value changes
+    /// Type of weight matrices in memory; `auto` keeps each as it is stored, or takes f32 for what is
+    /// stored as nothing that is computed with here, so that no value changes
     #[arg(
         long,
         value_enum,
@@ -28,15 +29,6 @@ pub(crate) struct WeightTypeArgs {
         default_value_t = WeightType::AUTO
     )]
     pub(crate) dtype: WeightType,
-}
-
-/// Bytes of a model's weights in an encoding, as generation lays them out.
-pub(crate) fn weight_bytes(spec: &ModelSpec, encoding: Encoding) -> anyhow::Result<usize> {
-    let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
-    let options = BuildOptions { encoding, layout: Layout::Panel, ..BuildOptions::new(head) };
-    let program = build_program(spec, &options)?;
-    let sizes = Sizes::dense(1, 1);
-    Ok(program.of_class(Class::Weight).map(|(_, weight)| weight.bytes(&sizes)).sum())
 }
 
 /// What can be asked for: an encoding, or `auto`, as stored. All but `auto` round to the nearest where
@@ -87,66 +79,66 @@ impl WeightType {
         self.0.map_or("auto", Encoding::name)
     }
 
-    /// The encoding for a model's weights; says on `terminal` where keeping what is stored takes more
-    /// memory than the file.
-    pub(crate) fn encoding(
+    /// How the weights of a model are held that is to be computed with in `compute`: the one place that
+    /// asks whether that may be done on this machine. Says where keeping what is stored takes more memory
+    /// than the file.
+    pub(crate) fn storage(
         self,
         model: &ModelFolder,
-        terminal: Terminal,
-    ) -> anyhow::Result<Encoding> {
-        if let (Self::AUTO, Some(pack)) = (self, model.pack()) {
-            // Each matrix stays as it is stored: `ModelFolder::encodings`.
-            return Ok(pack.storage().0);
-        }
-        let encoding = self.encoding_of(&model.spec, Some(&model.weights))?;
-        if self == Self::AUTO && encoding == Encoding::F32 {
-            warn_of_widening(model, terminal)?;
-        }
-        Ok(encoding)
+        compute: Compute,
+        context: &Context,
+    ) -> anyhow::Result<Storage> {
+        let storage = match (self.0, model.pack()) {
+            (Some(asked), _) => Storage::uniform(asked),
+            (None, Some(pack)) => storage_of(pack),
+            (None, None) => {
+                let stored = stored_weights(&model.spec, &model.weights)?;
+                warn_of_widening(&stored, model, context.terminal);
+                as_stored(&stored)
+            }
+        };
+        gate_file::check(model, (&storage, compute), context)?;
+        Ok(storage)
     }
 
-    /// The encoding for a model whose weights may be missing: `auto` is then what the description
+    /// How the weights of a model are held that may be missing: `auto` is then what the description
     /// says.
-    pub(crate) fn encoding_of(
+    pub(crate) fn storage_of(
         self,
         spec: &ModelSpec,
         weights: Option<&dyn TensorSource>,
-    ) -> anyhow::Result<Encoding> {
+    ) -> anyhow::Result<Storage> {
         Ok(match (self.0, weights) {
-            (Some(asked), _) => asked,
-            (None, Some(weights)) => stored_encoding(spec, weights)?,
-            (None, None) => match spec.dtype {
+            (Some(asked), _) => Storage::uniform(asked),
+            (None, Some(weights)) => as_stored(&stored_weights(spec, weights)?),
+            (None, None) => Storage::uniform(match spec.dtype {
                 DType::Bf16 => Encoding::Bf16,
                 DType::F16 => Encoding::F16,
                 _ => Encoding::F32,
-            },
+            }),
         })
     }
 }
 
+/// Each matrix as it is stored, or in f32.
+fn as_stored(stored: &StoredWeights) -> Storage {
+    Storage { encoding: stored.most(), own: stored.others() }
+}
+
 /// Says that matrices are held in more bytes than they are stored in, where they are.
-fn warn_of_widening(model: &ModelFolder, terminal: Terminal) -> anyhow::Result<()> {
+fn warn_of_widening(stored: &StoredWeights, model: &ModelFolder, terminal: Terminal) {
     const NARROWER: &str = "--dtype bf16 takes half of that, q8 a quarter";
+    if !stored.encodings().contains(&None) {
+        return;
+    }
+    let mut names = Vec::new();
     if let ModelWeights::Gguf(file) = &model.weights {
         let is_decoded = |name: &&str| model.weights.encoding(name).is_none();
         let tensors = file.tensors().filter(|tensor| is_decoded(&&*tensor.name));
-        let mut names: Vec<&str> = tensors.map(|tensor| tensor.tensor_type.name()).collect();
+        names.extend(tensors.map(|tensor| tensor.tensor_type.name()));
         names.sort_unstable();
         names.dedup();
-        if !names.is_empty() {
-            let names = names.join(" and ");
-            terminal.warn(format_args!("{names} weights are held as f32; {NARROWER}"));
-            return Ok(());
-        }
     }
-    let stored = stored_encodings(&model.spec, &model.weights)?;
-    if stored.len() > 1 {
-        let names =
-            stored.into_iter().map(|encoding| encoding.map_or("other types", Encoding::name));
-        let names = names.collect::<Vec<_>>().join(" and ");
-        terminal.warn(format_args!(
-            "weight matrices are stored as {names}, so all are held as f32; {NARROWER}"
-        ));
-    }
-    Ok(())
+    let names = if names.is_empty() { "some".to_owned() } else { names.join(" and ") };
+    terminal.warn(format_args!("{names} weights are held as f32; {NARROWER}"));
 }

@@ -235,36 +235,32 @@ fn decode_q6_k(block: &[u8; 210], out: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
-/// Copies whole blocks of a `Q8_0` tensor as signed bytes and scales.
-pub(super) fn copy_q8_0(
+/// Copies whole blocks of a tensor of `format` as values in signed bytes and scales; returns `false`, and
+/// copies nothing, if the format has none.
+pub(super) fn copy_codes(
+    format: Format,
     tensor: &[u8],
     elements: Range<usize>,
-    values: &mut [i8],
-    scales: &mut [f32],
-) {
+    codes: (&mut [i8], &mut [f32]),
+) -> bool {
     const BYTES: usize = Format::Q8_0.block_bytes();
-    copy_blocks::<BYTES>(tensor, elements, (values, scales), |block, values| {
-        for (value, &byte) in values.iter_mut().zip(&block[2..]) {
-            *value = byte.cast_signed();
-        }
-    });
-}
-
-/// Copies whole blocks of a `Q4_0` tensor as values from -8 to 7 and scales.
-pub(super) fn copy_q4_0(
-    tensor: &[u8],
-    elements: Range<usize>,
-    values: &mut [i8],
-    scales: &mut [f32],
-) {
-    const BYTES: usize = Format::Q4_0.block_bytes();
-    copy_blocks::<BYTES>(tensor, elements, (values, scales), |block, values| {
-        let value = |nibble: u8| nibble.cast_signed() - 8;
-        for (i, &byte) in block[2..].iter().enumerate() {
-            values[i] = value(byte & 15);
-            values[i + SMALL_BLOCK / 2] = value(byte >> 4);
-        }
-    });
+    const NIBBLES: usize = Format::Q4_0.block_bytes();
+    match format {
+        Format::Q8_0 => copy_blocks::<BYTES>(tensor, elements, codes, |block, values| {
+            for (value, &byte) in values.iter_mut().zip(&block[2..]) {
+                *value = byte.cast_signed();
+            }
+        }),
+        Format::Q4_0 => copy_blocks::<NIBBLES>(tensor, elements, codes, |block, values| {
+            let value = |nibble: u8| nibble.cast_signed() - 8;
+            for (i, &byte) in block[2..].iter().enumerate() {
+                values[i] = value(byte & 15);
+                values[i + SMALL_BLOCK / 2] = value(byte >> 4);
+            }
+        }),
+        _ => return false,
+    }
+    true
 }
 
 /// Copies blocks of 32 elements that begin with their scale.

@@ -300,20 +300,21 @@ fn a_range_of_elements_is_that_part_of_the_whole() {
 fn q8_0_and_q4_0_are_read_as_they_are_stored() {
     let file = GgufFile::open(&golden("blocks.gguf")).unwrap();
     let (mut values, mut scales) = (vec![0; 64], vec![0.0; 2]);
-    assert!(file.read_q8_0("Q8_0", 32..96, &mut values, &mut scales).unwrap());
+    assert!(file.read_codes(Format::Q8_0, "Q8_0", 32..96, (&mut values, &mut scales)).unwrap());
     let mut decoded = vec![0.0; 64];
     file.read_f32("Q8_0", 32..96, &mut decoded).unwrap();
     for (i, value) in decoded.iter().enumerate() {
         assert_eq!((f32::from(values[i]) * scales[i / 32]).to_bits(), value.to_bits());
     }
-    assert!(!file.read_q8_0("Q4_0", 0..64, &mut values, &mut scales).unwrap());
-    assert!(file.read_q4_0("Q4_0", 32..96, &mut values, &mut scales).unwrap());
+    assert!(!file.read_codes(Format::Q8_0, "Q4_0", 0..64, (&mut values, &mut scales)).unwrap());
+    assert!(file.read_codes(Format::Q4_0, "Q4_0", 32..96, (&mut values, &mut scales)).unwrap());
     file.read_f32("Q4_0", 32..96, &mut decoded).unwrap();
     for (i, value) in decoded.into_iter().enumerate() {
         assert!((-8..8).contains(&values[i]));
         assert_eq!((f32::from(values[i]) * scales[i / 32]).to_bits(), value.to_bits());
     }
-    assert!(!file.read_q4_0("Q8_0", 0..64, &mut values, &mut scales).unwrap());
+    assert!(!file.read_codes(Format::Q4_0, "Q8_0", 0..64, (&mut values, &mut scales)).unwrap());
+    assert!(!file.read_codes(Format::F32, "F32", 0..64, (&mut values, &mut scales)).unwrap());
 }
 
 #[test]

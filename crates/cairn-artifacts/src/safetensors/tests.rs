@@ -348,7 +348,11 @@ proptest! {
 
     #[test]
     fn any_tensors_survive_the_way_through_a_file(
-        tensors in prop::collection::btree_map("[a-z\u{e9}\"\\\\. ]{1,8}", prop::collection::vec(any::<f32>(), 0..20), 0..6),
+        tensors in prop::collection::btree_map(
+            "[a-z\u{e9}\"\\\\. ]{1,8}",
+            prop::collection::vec(any::<f32>(), 0..20),
+            0..6,
+        ),
     ) {
         let out = tensors.iter().map(|(name, values)| OutTensor::f32(name, &[values.len()], values));
         let bytes = written(out.collect());

@@ -10,7 +10,8 @@ use cairn_artifacts::safetensors::{self, OutTensor, WeightFolder};
 use cairn_convert::{ConvertError, PackJob, PackSettings, ProfileChoice, pack, unpack};
 use cairn_kernels::{Cpu, Encoding, Layout, SeqSlot};
 use cairn_model::{
-    BuildOptions, Head, LoadError, PackCheck, PackSource, TensorSource, build_program, load_weights,
+    AdapterMap, BuildOptions, Head, LoadError, PackCheck, PackSource, TensorSource,
+    build_stored_program, load_weights,
 };
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
@@ -78,8 +79,8 @@ pub(crate) fn mixed_logits(
         None => (Head::Hidden, format!("hidden_{}", spec.num_hidden_layers)),
     };
     let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
-    let mut program = build_program(spec, &options).unwrap();
-    program.store_as(encodings);
+    let adapters = AdapterMap::default();
+    let program = build_stored_program(spec, &options, &adapters, encodings).unwrap();
     let tokens = TOKENS as usize;
     let program =
         SessionProgram { program, sizes: Sizes::dense(tokens, 1), kv: KvPlacement::Arena };
@@ -287,7 +288,7 @@ fn license_lineage_and_files_are_those_of_the_folder() {
     let sources: Vec<&str> = header.source.files.iter().map(|file| file.name.as_str()).collect();
     assert!(sources.contains(&"model.safetensors") && !sources.contains(&"notes.bin"));
     let plan = header.plan.unwrap();
-    assert_eq!(plan.token_buckets, [1, 2, 4, 8, 16, 32, 64, 128, 256]);
+    assert_eq!(plan.token_buckets, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
     let back = target.path().join("back");
     unpack(&source(&path, PackCheck::default()), &back).unwrap();
     let template = fs::read(back.join("additional_chat_templates/tool_use.jinja")).unwrap();

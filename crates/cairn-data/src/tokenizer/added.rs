@@ -130,10 +130,10 @@ pub(super) fn tokens_by_id(
     let longest = tokens.iter().map(|(_, token)| token.len()).max().unwrap_or(0);
     if longest > TOKEN_BYTES_MAX {
         #[expect(clippy::cast_precision_loss, reason = "a file is below 2^52 bytes")]
-        return Err(TokenizerError::Growth {
+        return Err(TokenizerError::OverLimit {
             path: path.to_owned(),
             what: "bytes of its longest token",
-            growth: longest as f64,
+            actual: longest as f64,
             limit: TOKEN_BYTES_MAX as f64,
         });
     }

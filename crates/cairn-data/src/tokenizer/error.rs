@@ -66,18 +66,19 @@ pub enum TokenizerError {
         /// Its id.
         id: u32,
     },
-    /// It may make far more of a text than the text is.
+    /// There is too much of something: it may make far more of a text than the text is, or has more
+    /// steps or longer tokens than any known one.
     #[error(
-        "tokenizer {path}: {what}: {growth}, more than the limit of {limit}",
-        path = path.display(), growth = shown(*growth)
+        "tokenizer {path}: {what}: {actual}, more than the limit of {limit}",
+        path = path.display(), actual = shown(*actual)
     )]
-    Growth {
+    OverLimit {
         /// The `tokenizer.json`.
         path: PathBuf,
         /// What there is too much of.
         what: &'static str,
-        /// How much there may be.
-        growth: f64,
+        /// How much there is, or may be.
+        actual: f64,
         /// The limit.
         limit: f64,
     },
@@ -201,7 +202,7 @@ impl Hint for TokenizerError {
             | Self::Gguf { .. }
             | Self::GgufExport { .. }
             | Self::Vocab { .. }
-            | Self::Growth { .. }
+            | Self::OverLimit { .. }
             | Self::Train { .. }
             | Self::Encode { .. }
             | Self::Decode { .. } => Vec::new(),

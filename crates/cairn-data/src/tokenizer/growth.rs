@@ -64,8 +64,8 @@ const UNICODE_RUN: f64 = 17.0;
 pub(super) struct Excess {
     /// What there is too much of.
     pub(super) what: &'static str,
-    /// How much there may be.
-    pub(super) growth: f64,
+    /// How much there is, or may be.
+    pub(super) actual: f64,
     /// The limit.
     pub(super) limit: f64,
 }
@@ -114,9 +114,9 @@ impl Growth {
             ("steps of its post_processor", num_steps(&post_processor, "processors"), STEPS_MAX),
             ("steps of its decoder", num_steps(&decoder, "decoders"), STEPS_MAX),
         ];
-        let excess = limits.into_iter().find(|(_, growth, limit)| growth > limit);
+        let excess = limits.into_iter().find(|(_, actual, limit)| actual > limit);
         Ok(match excess {
-            Some((what, growth, limit)) => Err(Excess { what, growth, limit }),
+            Some((what, actual, limit)) => Err(Excess { what, actual, limit }),
             None => Ok(Self(growth)),
         })
     }
@@ -171,7 +171,7 @@ pub(super) fn check_values(json: &[u8]) -> Result<(), Excess> {
         return Ok(());
     }
     #[expect(clippy::cast_precision_loss, reason = "a file is below 2^52 bytes")]
-    Err(Excess { what: "values in it", growth: values as f64, limit: VALUES_MAX as f64 })
+    Err(Excess { what: "values in it", actual: values as f64, limit: VALUES_MAX as f64 })
 }
 
 /// A part as its newest form has it; null where there is none.

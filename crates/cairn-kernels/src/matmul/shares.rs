@@ -1,15 +1,12 @@
 //! How the panels of streamed products are shared out over the threads.
 //!
-//! Long tasks first, two for each thread, for the memory's streams: what a thread asks for ahead is then what
-//! it reads, and not what another one took. Short ones at the end, so that threads end together: in one
-//! token's run through a model there are hundreds of ends.
+//! Long tasks first, for the memory's streams; short ones at the end, so that threads end together: in
+//! one token's run through a model there are hundreds of ends.
 
 use std::ops::Range;
 
-/// Long tasks of a thread.
-const LONG_TASKS: usize = 2;
-/// Weight bytes for each thread that are left to short tasks, at least.
-const END_BYTES: usize = 128 << 10;
+/// Weight bytes of a long task, at most.
+const LONG_BYTES: usize = 128 << 10;
 /// Weight bytes of a short task, at most, if that many panels are not too few.
 const SHORT_BYTES: usize = 64 << 10;
 /// Panels that are read together for one token.
@@ -23,10 +20,9 @@ pub(super) struct Shares<const N: usize> {
 impl<const N: usize> Shares<N> {
     /// `products` are panels, and bytes of one.
     pub(super) fn new(products: [(usize, usize); N], threads: usize) -> Self {
-        let mut shares =
-            products.map(|(panels, panel_bytes)| Share::new(panels, panel_bytes, threads, 0));
+        let mut shares = products.map(|(panels, panel_bytes)| Share::new(panels, panel_bytes, 0));
         if let (Some(share), Some(&(panels, panel_bytes))) = (shares.last_mut(), products.last()) {
-            *share = Share::new(panels, panel_bytes, threads, threads * END_BYTES);
+            *share = Share::new(panels, panel_bytes, threads * LONG_BYTES);
         }
         Self { shares }
     }
@@ -62,12 +58,11 @@ struct Share {
 
 impl Share {
     /// `short_bytes` are those that short tasks get, at least.
-    fn new(panels: usize, panel_bytes: usize, threads: usize, short_bytes: usize) -> Self {
+    fn new(panels: usize, panel_bytes: usize, short_bytes: usize) -> Self {
         let of_bytes = |bytes: usize| bytes / panel_bytes.max(1);
         let groups = |panels: usize| (panels / GROUP_PANELS * GROUP_PANELS).max(GROUP_PANELS);
-        let first = panels.saturating_sub(of_bytes(short_bytes));
-        let long = groups(first / (LONG_TASKS * threads));
-        let num_long = first / long;
+        let long = groups(of_bytes(LONG_BYTES));
+        let num_long = panels.saturating_sub(of_bytes(short_bytes)) / long;
         let is_group_short = GROUP_PANELS * panel_bytes <= SHORT_BYTES;
         let short =
             if is_group_short { groups(of_bytes(SHORT_BYTES) / 2) } else { GROUP_PANELS / 2 };
@@ -118,7 +113,7 @@ mod tests {
         // The second is 3072 × 1024 in bf16z.
         let shares = Shares::new([(128, 1000), (192, 25_472)], 2);
         let lens: Vec<usize> = (0..shares.tasks()).map(|task| shares.of(task).1.len()).collect();
-        assert_eq!(lens[..8], [32, 32, 32, 32, 44, 44, 44, 44]);
-        assert_eq!(lens[8..], [2; 8]);
+        assert_eq!(lens[..2], [128, 4]);
+        assert_eq!(lens[lens.len() - 7..], [4, 2, 2, 2, 2, 2, 2]);
     }
 }

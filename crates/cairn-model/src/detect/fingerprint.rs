@@ -1,7 +1,8 @@
 //! How each family names its tensors, and what its models need that no shape tells.
 //!
 //! A family is told by endings of names. What is asked are the fields that files of the family set to
-//! different values; any other field is what transformers takes where a file leaves it out.
+//! different values; any other field that its `config.json` may have and that changes numbers is in
+//! [`assumed_fields`], with what transformers takes where a file leaves it out.
 
 use cairn_spec::model::Family;
 use serde_json::{Map, Value};
@@ -126,18 +127,23 @@ const WINDOWED_LAYERS: Question = Question {
     or: &["layer_types"],
     when: Some(("use_sliding_window", Answer::True)),
 };
+/// Which layers have the window that there is.
+const LAYERS_OF_WINDOW: Question = ask_when("layer_types", ("sliding_window", Answer::Something));
+/// Without a tensor of the head: the head may be the embedding, or lost with a shard, or this is the
+/// body alone (`architectures`).
+const TIED: Question = ask_or("tie_word_embeddings", &["architectures"]);
 const SCORE_SCALE: Question = ask("query_pre_attn_scalar");
 const EXPERT_SCALE: Question = ask("routed_scaling_factor");
 const GROUP_LIMITED: (&str, Answer) = ("topk_method", Answer::Text("group_limited_greedy"));
 
 /// What decides a family's numbers, in the order in which it is asked.
 const QUESTIONS: [(&[Family], &[Question]); 14] = [
-    (&[Family::Llama, Family::Olmo2], &[HEADS, EPS, THETA, SCALING, LENGTH]),
-    (&[Family::Mistral], &[HEADS, EPS, THETA, SCALING, LENGTH, WINDOW]),
-    (&[Family::Mixtral], &[HEADS, EPS, THETA, SCALING, LENGTH, WINDOW, PER_TOKEN]),
+    (&[Family::Llama, Family::Olmo2], &[HEADS, EPS, THETA, SCALING, LENGTH, TIED]),
+    (&[Family::Mistral], &[HEADS, EPS, THETA, SCALING, LENGTH, WINDOW, LAYERS_OF_WINDOW, TIED]),
+    (&[Family::Mixtral], &[HEADS, EPS, THETA, SCALING, LENGTH, WINDOW, PER_TOKEN, TIED]),
     (
         &[Family::Qwen2, Family::Qwen3],
-        &[HEADS, EPS, THETA, SCALING, LENGTH, HAS_WINDOW, OPTIONAL_WINDOW, WINDOWED_LAYERS],
+        &[HEADS, EPS, THETA, SCALING, LENGTH, HAS_WINDOW, OPTIONAL_WINDOW, WINDOWED_LAYERS, TIED],
     ),
     (
         &[Family::Qwen3Moe],
@@ -151,6 +157,7 @@ const QUESTIONS: [(&[Family], &[Question]); 14] = [
             OPTIONAL_WINDOW,
             PER_TOKEN,
             ask("norm_topk_prob"),
+            TIED,
         ],
     ),
     (
@@ -166,6 +173,7 @@ const QUESTIONS: [(&[Family], &[Question]); 14] = [
             ask("topk_method"),
             ask_when("n_group", GROUP_LIMITED),
             ask_when("topk_group", GROUP_LIMITED),
+            TIED,
         ],
     ),
     (
@@ -181,6 +189,7 @@ const QUESTIONS: [(&[Family], &[Question]); 14] = [
             ask("norm_topk_prob"),
             ask("n_group"),
             ask("topk_group"),
+            TIED,
         ],
     ),
     (
@@ -222,6 +231,7 @@ const QUESTIONS: [(&[Family], &[Question]); 14] = [
             ask_when("original_max_position_embeddings", ("rope_scaling", Answer::Something)),
             LENGTH,
             WINDOW,
+            TIED,
         ],
     ),
     (
@@ -230,6 +240,8 @@ const QUESTIONS: [(&[Family], &[Question]); 14] = [
             ask_or("n_head", &["num_attention_heads"]),
             ask("layer_norm_epsilon"),
             ask("activation_function"),
+            ask("scale_attn_weights"),
+            ask("scale_attn_by_inverse_layer_idx"),
         ],
     ),
     (
@@ -243,6 +255,7 @@ const QUESTIONS: [(&[Family], &[Question]); 14] = [
             LENGTH,
             ask("use_parallel_residual"),
             ask("hidden_act"),
+            TIED,
         ],
     ),
     (&[Family::Bert], &[HEADS, ask("layer_norm_eps"), ask("hidden_act")]),
@@ -264,4 +277,41 @@ const QUESTIONS: [(&[Family], &[Question]); 14] = [
 pub(super) fn questions(family: Family) -> &'static [Question] {
     let found = QUESTIONS.iter().find(|(families, _)| families.contains(&family));
     found.map_or(&[], |(_, questions)| *questions)
+}
+
+const SILU: (&str, &str) = ("hidden_act", "silu");
+const GELU_TANH: (&str, &str) = ("hidden_activation", "gelu_pytorch_tanh");
+/// Where the rotation's own object has one, that.
+const ORIGINAL: (&str, &str) = ("original_max_position_embeddings", "null");
+
+/// Fields of a family's `config.json` that change numbers, that no tensor tells and that are not asked
+/// for: hardly a file of the family says otherwise. They are taken as transformers takes them where a
+/// file leaves them out; whatever is told counts.
+pub fn assumed_fields(family: Family) -> &'static [(&'static str, &'static str)] {
+    match family {
+        Family::Gpt2 | Family::GptNeox => &[],
+        Family::Bert => &[("is_decoder", "false"), ("position_embedding_type", "absolute")],
+        Family::ModernBert => &[("hidden_activation", "gelu"), ("classifier_activation", "gelu")],
+        Family::Gemma2 => &[GELU_TANH, ORIGINAL, ("layer_types", "null")],
+        Family::Gemma3Text => &[GELU_TANH, ORIGINAL, ("final_logit_softcapping", "null")],
+        // Asked for where it counts.
+        Family::Phi3 => &[SILU],
+        Family::DeepseekV2 => {
+            &[SILU, ORIGINAL, ("scoring_func", "softmax"), ("norm_topk_prob", "false")]
+        }
+        Family::DeepseekV3 => &[
+            SILU,
+            ORIGINAL,
+            ("scoring_func", "sigmoid"),
+            ("topk_method", "noaux_tc"),
+            ("rope_interleave", "true"),
+        ],
+        Family::Llama
+        | Family::Mistral
+        | Family::Mixtral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::Qwen3Moe
+        | Family::Olmo2 => &[SILU, ORIGINAL],
+    }
 }

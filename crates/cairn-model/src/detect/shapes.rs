@@ -61,6 +61,27 @@ const fn flags_of(family: Family) -> &'static [(&'static str, &'static str)] {
     }
 }
 
+/// Whether a model without a tensor of its own for the head has the embedding there, which is so in
+/// families whose files say nothing else; of others, it is asked.
+const fn tied_without_head(family: Family) -> Option<bool> {
+    match family {
+        Family::Gpt2 | Family::Gemma2 | Family::Gemma3Text | Family::Bert | Family::ModernBert => {
+            Some(true)
+        }
+        Family::Llama
+        | Family::Mistral
+        | Family::Mixtral
+        | Family::Qwen2
+        | Family::Qwen3
+        | Family::Qwen3Moe
+        | Family::Olmo2
+        | Family::Phi3
+        | Family::GptNeox
+        | Family::DeepseekV2
+        | Family::DeepseekV3 => None,
+    }
+}
+
 /// Tensors by the endings of their names.
 struct Shapes<'a> {
     tensors: &'a dyn TensorSource,
@@ -127,7 +148,8 @@ pub(super) fn read(
     }
     let heads = ["lm_head.weight", "embed_out.weight", "decoder.weight"];
     let has_own_head = heads.iter().any(|ending| shapes.name(ending).is_some());
-    found.set("tie_word_embeddings", Some(!has_own_head));
+    let is_tied = if has_own_head { Some(false) } else { tied_without_head(family) };
+    found.set("tie_word_embeddings", is_tied);
     let transform = match family {
         Family::Bert => "cls.predictions.transform.dense.weight",
         Family::ModernBert => "head.dense.weight",

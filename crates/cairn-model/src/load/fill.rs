@@ -297,10 +297,8 @@ impl Filling<'_> {
                 let elements = row * columns..(row + run) * columns;
                 let values = &mut values[first * columns..(first + run) * columns];
                 let scales = &mut scales[first * blocks..(first + run) * blocks];
-                let read = match self.form.0 {
-                    Encoding::Q8 => self.source.read_q8(&slice.tensor, elements, values, scales),
-                    _ => self.source.read_q4(&slice.tensor, elements, values, scales),
-                };
+                let codes = (values, scales);
+                let read = self.source.read_codes(self.form.0, &slice.tensor, elements, codes);
                 if !read.map_err(unreadable)? {
                     return Ok(false);
                 }

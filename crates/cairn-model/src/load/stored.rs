@@ -1,13 +1,20 @@
-//! The encoding that keeps a model as its files hold it.
+//! The encodings that keep a model as its files hold it, matrix by matrix.
 
-use cairn_kernels::Encoding;
-use cairn_program::Class;
+use std::collections::BTreeMap;
+
+use cairn_kernels::encoding::Q8_BLOCK;
+use cairn_kernels::{Encoding, Layout};
+use cairn_program::{Class, DimName, Value};
 use cairn_spec::ModelSpec;
 
 use super::{LoadError, TensorSource};
 use crate::build::{BuildError, BuildOptions, Head, build_program};
+use crate::names::{Placement, TensorSlice};
 
-/// Why a model's stored encoding cannot be told.
+/// Rows of a panel: what is stored in panels only needs as many in each of its parts.
+const PANEL_ROWS: usize = 16;
+
+/// Why a model's stored encodings cannot be told.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoredError {
@@ -19,25 +26,64 @@ pub enum StoredError {
     Load(#[from] LoadError),
 }
 
-/// The encoding in which the weight matrices of a model take the fewest bytes without a change of any
-/// value: that in which all of them are stored, or `f32` where they are stored in several, or in one
-/// that Cairn decodes only.
-///
-/// # Errors
-///
-/// As [`stored_encodings`].
-pub fn stored_encoding(
-    spec: &ModelSpec,
-    source: &dyn TensorSource,
-) -> Result<Encoding, StoredError> {
-    Ok(match stored_encodings(spec, source)?.as_slice() {
-        [Some(encoding)] => *encoding,
-        _ => Encoding::F32,
-    })
+/// The weight matrices of a model with the encodings that keep every value as it is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredWeights {
+    /// In the order of the program.
+    matrices: Vec<StoredMatrix>,
 }
 
-/// The encodings in which the weight matrices of a model are stored, each once, in the order of the
-/// program; `None` for those that Cairn decodes only.
+/// One matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct StoredMatrix {
+    weight: String,
+    elements: usize,
+    /// `None` where values are stored as Cairn decodes them only.
+    encoding: Option<Encoding>,
+}
+
+impl StoredWeights {
+    /// The encodings there are, each once, in the order of the program; `None` for matrices that Cairn
+    /// decodes only.
+    pub fn encodings(&self) -> Vec<Option<Encoding>> {
+        let mut found = Vec::new();
+        for matrix in &self.matrices {
+            if !found.contains(&matrix.encoding) {
+                found.push(matrix.encoding);
+            }
+        }
+        found
+    }
+
+    /// The encoding of most elements, `f32` only where there is no narrower one.
+    pub fn most(&self) -> Encoding {
+        let mut elements: Vec<(Encoding, usize)> = Vec::new();
+        for matrix in &self.matrices {
+            let Some(encoding) = matrix.encoding.filter(|kept| *kept != Encoding::F32) else {
+                continue;
+            };
+            match elements.iter_mut().find(|(known, _)| *known == encoding) {
+                Some((_, sum)) => *sum += matrix.elements,
+                None => elements.push((encoding, matrix.elements)),
+            }
+        }
+        // Of equally many, the first in the program.
+        let most = elements.into_iter().rev().max_by_key(|(_, elements)| *elements);
+        most.map_or(Encoding::F32, |(encoding, _)| encoding)
+    }
+
+    /// The encodings of the matrices that have another than [`most`](Self::most), by name; what is
+    /// decoded only is `f32`, which holds its values.
+    pub fn others(&self) -> BTreeMap<String, Encoding> {
+        let most = self.most();
+        let all = self.matrices.iter();
+        all.map(|matrix| (matrix.weight.clone(), matrix.encoding.unwrap_or(Encoding::F32)))
+            .filter(|(_, encoding)| *encoding != most)
+            .collect()
+    }
+}
+
+/// Looks how the weight matrices of a model are stored.
 ///
 /// Weights that a program holds in `f32` whatever it is asked for, such as norms and routers, do not
 /// count. Tensors that are missing do not count either; loading lists them.
@@ -45,10 +91,10 @@ pub fn stored_encoding(
 /// # Errors
 ///
 /// [`StoredError`] if no program or no names are known for the model.
-pub fn stored_encodings(
+pub fn stored_weights(
     spec: &ModelSpec,
     source: &dyn TensorSource,
-) -> Result<Vec<Option<Encoding>>, StoredError> {
+) -> Result<StoredWeights, StoredError> {
     // Whatever is stored in the encoding that is asked for follows it.
     let asked = Encoding::Bf16;
     let head = if spec.head.is_some() { Head::Logits } else { Head::Hidden };
@@ -56,22 +102,49 @@ pub fn stored_encodings(
         build_program(spec, &BuildOptions { encoding: asked, ..BuildOptions::new(head) })?;
     let map = source.naming().map(spec, |tensor| source.shape(tensor).is_some())?;
     let entries = map.by_weight();
-    let mut found = Vec::new();
-    for (_, weight) in program.of_class(Class::Weight) {
-        if weight.value_type.encoding() != Some(asked) {
+    let mut matrices = Vec::new();
+    for (_, value) in program.of_class(Class::Weight) {
+        if value.value_type.encoding() != Some(asked) {
             continue;
         }
-        for slice in entries.get(weight.name.as_str()).copied().unwrap_or_default() {
-            let spellings = source.naming().spellings(spec.family, &slice.tensor);
-            let Some(tensor) = spellings.into_iter().find(|name| source.shape(name).is_some())
-            else {
-                continue;
-            };
-            let encoding = source.encoding(&tensor);
-            if !found.contains(&encoding) {
-                found.push(encoding);
-            }
-        }
+        let slices = entries.get(value.name.as_str()).copied().unwrap_or_default();
+        let Some(stored) = encoding_of(spec, slices, source) else { continue };
+        matrices.push(StoredMatrix {
+            weight: value.name.clone(),
+            elements: value.shape.row_elements(),
+            encoding: stored.filter(|encoding| can_have(value, slices, *encoding)),
+        });
     }
-    Ok(found)
+    Ok(StoredWeights { matrices })
+}
+
+/// The encoding of all tensors that hold a weight; the outer `None` if there is none of them.
+fn encoding_of(
+    spec: &ModelSpec,
+    slices: &[TensorSlice],
+    source: &dyn TensorSource,
+) -> Option<Option<Encoding>> {
+    let found = slices.iter().filter_map(|slice| {
+        let spellings = source.naming().spellings(spec.family, &slice.tensor);
+        let tensor = spellings.into_iter().find(|name| source.shape(name).is_some())?;
+        Some(source.encoding(&tensor))
+    });
+    found.reduce(|all, other| if all == other { all } else { None })
+}
+
+/// Whether the weight can be held in that encoding without a change of any value.
+fn can_have(value: &Value, slices: &[TensorSlice], encoding: Encoding) -> bool {
+    if encoding.layouts().contains(&Layout::RowMajor) {
+        return true;
+    }
+    let dims = &value.shape.0;
+    let parts = dims.first().filter(|dim| dim.name == DimName::Experts).and_then(|dim| dim.size);
+    let columns = slices.first().map_or(1, |slice| slice.columns).max(1);
+    let rows = value.shape.row_elements() / columns / parts.unwrap_or(1).max(1);
+    let is_in_panels = parts.is_none() || rows.is_multiple_of(PANEL_ROWS);
+    // Codes are taken over in whole groups, and a transposed matrix has them the other way round.
+    let is_plain =
+        |slice: &TensorSlice| !matches!(slice.placement, Placement::TransposedColumns { .. });
+    let keeps_groups = columns.is_multiple_of(Q8_BLOCK) && slices.iter().all(is_plain);
+    is_in_panels && keeps_groups
 }

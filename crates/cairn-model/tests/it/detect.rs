@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use cairn_artifacts::safetensors::WeightFolder;
-use cairn_model::{DetectError, LoadError, TensorSource, detect_model_spec};
+use cairn_model::{DetectError, LoadError, TensorSource, assumed_fields, detect_model_spec};
 use cairn_spec::model::moe::DenseLayers;
 use cairn_spec::model::{AttentionForm, Dropout, Family, Mlp, QkNorm, SpecError, SpecialTokens};
 use cairn_spec::{ModelFields, ModelSpec};
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::goldens::{folder, folders, spec};
 
 /// Names and shapes of a golden folder, to change.
-struct Shapes(BTreeMap<String, Vec<usize>>);
+pub(crate) struct Shapes(pub(crate) BTreeMap<String, Vec<usize>>);
 
 impl Shapes {
     fn of(name: &str) -> Self {
@@ -75,7 +75,7 @@ fn a_configuration_of_another_family_or_other_sizes_is_refused_with_both_reading
 }
 
 /// Fields that a rotation's one object in the newer style answers.
-const ROPE: [&str; 8] = [
+pub(crate) const ROPE: [&str; 8] = [
     "rope_theta",
     "rope_scaling",
     "rope_local_base_freq",
@@ -91,10 +91,6 @@ const ROPE: [&str; 8] = [
 fn answered(name: &str) -> (ModelSpec, Vec<&'static str>) {
     let (config, shapes) = (config(name), Shapes::of(name));
     let mut told = Map::new();
-    if name == "mistral_windows" {
-        // Not asked: hardly a file of the family says other than that all layers have the window.
-        told.insert("layer_types".to_owned(), config["layer_types"].clone());
-    }
     let mut asked = Vec::new();
     for _ in 0..4 {
         match detect_model_spec(&told, &shapes) {
@@ -108,7 +104,9 @@ fn answered(name: &str) -> (ModelSpec, Vec<&'static str>) {
                 for field in questions {
                     let field_or_object =
                         if ROPE.contains(&field) { "rope_parameters" } else { field };
-                    told.insert(field_or_object.to_owned(), config[field_or_object].clone());
+                    // A file may leave out what its family's class takes for granted.
+                    let answer = config.get(field_or_object).cloned().unwrap_or_default();
+                    told.insert(field_or_object.to_owned(), answer);
                     asked.push(field);
                 }
             }
@@ -119,14 +117,15 @@ fn answered(name: &str) -> (ModelSpec, Vec<&'static str>) {
 }
 
 /// The fields that change a number of the model's outputs.
-fn numbers(spec: &ModelSpec) -> ModelFields {
+pub(crate) fn numbers(spec: &ModelSpec) -> ModelFields {
     let mut fields = ModelFields::clone(spec);
     fields.tokens = SpecialTokens::default();
     fields.dropout = Dropout::default();
     fields.initializer_range = 0.0;
     if let Mlp::Moe(moe) = &mut fields.mlp
-        && moe.dense_layers == DenseLayers::None
+        && (0..fields.num_hidden_layers).all(|layer| moe.has_experts(layer))
     {
+        moe.dense_layers = DenseLayers::None;
         // The width of layers that there are none of.
         moe.intermediate_size = 0;
     }
@@ -229,13 +228,25 @@ fn a_norm_as_wide_as_all_queries_tells_no_head() {
 
 #[test]
 fn answers_complete_what_shapes_tell() {
-    let told = json!({"n_head": 6, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"});
+    let mut told = json!({"n_head": 6, "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new", "scale_attn_weights": true,
+        "scale_attn_by_inverse_layer_idx": false});
     let found = detect_model_spec(told.as_object().unwrap(), &Shapes::of("gpt2")).unwrap();
     assert_eq!(found, spec("gpt2"));
     // Shapes would fit 12 heads as well: what is told decides.
-    let told = json!({"n_head": 12, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"});
+    told["n_head"] = 12.into();
     let other = detect_model_spec(told.as_object().unwrap(), &Shapes::of("gpt2")).unwrap();
     assert_eq!(other.attention.form.num_attention_heads(), 12);
+    // What no shape tells and files of the family do say.
+    told["scale_attn_by_inverse_layer_idx"] = true.into();
+    let other = detect_model_spec(told.as_object().unwrap(), &Shapes::of("gpt2")).unwrap();
+    assert!(other.attention.scale_by_inverse_layer);
+    let asked =
+        refusal(&json!({"sliding_window": 8, "model_type": "mistral"}), &Shapes::of("mistral"));
+    assert!(asked.contains("layer_types"), "{asked}");
+    let told = json!({"sliding_window": null, "model_type": "mistral"});
+    let asked = refusal(&told, &Shapes::of("mistral"));
+    assert!(!asked.contains("layer_types"), "{asked}");
 
     let told = json!({"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 16, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
@@ -245,4 +256,60 @@ fn answers_complete_what_shapes_tell() {
 
     let error = detect_model_spec(&Map::new(), &Shapes(BTreeMap::new())).unwrap_err();
     assert!(matches!(error, DetectError::UnknownNames { .. }), "{error}");
+}
+
+#[test]
+fn bodies_of_roberta_are_not_taken_for_berts() {
+    let bare = |types: usize, positions: usize| {
+        let mut shapes = Shapes(BTreeMap::new());
+        for (name, shape) in Shapes::of("bert").0 {
+            let Some(name) = name.strip_prefix("bert.") else { continue };
+            let shape = match name {
+                "embeddings.token_type_embeddings.weight" => vec![types, shape[1]],
+                "embeddings.position_embeddings.weight" => vec![positions, shape[1]],
+                _ => shape,
+            };
+            shapes.0.insert(name.to_owned(), shape);
+        }
+        shapes
+    };
+    let may_be = |shapes: &Shapes, evidence: &str| {
+        let text = refusal(&json!({}), shapes);
+        assert!(text.contains("may be those of bert, or those of roberta"), "{text}");
+        assert!(text.ends_with(evidence), "{text}");
+    };
+    may_be(&bare(1, 514), "there is one type of tokens and there are 514 positions");
+    may_be(&bare(1, 512), "there is one type of tokens");
+    may_be(&bare(2, 8194), "there are 8194 positions");
+    let asks = |told: &Value, shapes: &Shapes| {
+        let text = refusal(told, shapes);
+        assert!(text.starts_with("a bert model; its tensors do not tell"), "{text}");
+    };
+    asks(&json!({}), &bare(2, 512));
+    asks(&json!({"model_type": "bert"}), &bare(1, 514));
+    // Under its own name it is no BERT, whoever says so.
+    let mut own = Shapes(BTreeMap::new());
+    for (name, shape) in bare(1, 514).0 {
+        own.0.insert(format!("roberta.{name}"), shape);
+    }
+    for told in [json!({}), json!({"model_type": "bert"})] {
+        let text = refusal(&told, &own);
+        assert!(text.contains("are those of roberta, xlm-roberta or camembert"), "{text}");
+    }
+}
+
+#[test]
+fn what_is_assumed_is_what_transformers_takes_and_counts() {
+    for name in folders() {
+        let (config, spec) = (config(&name), spec(&name));
+        for (field, value) in assumed_fields(spec.family) {
+            let mut silent = config.clone();
+            silent.remove(*field);
+            let left_out = ModelSpec::from_hf_config(&Value::Object(silent.clone())).unwrap();
+            let value: Value = serde_json::from_str(value).unwrap_or_else(|_| (*value).into());
+            silent.insert((*field).to_owned(), value);
+            let said = ModelSpec::from_hf_config(&Value::Object(silent)).unwrap();
+            assert_eq!(numbers(&left_out), numbers(&said), "{name}: {field}");
+        }
+    }
 }

@@ -11,10 +11,11 @@ use cairn_artifacts::safetensors::{self, OutTensor, WeightFolder};
 use cairn_kernels::encoding::encode;
 use cairn_kernels::{Cpu, Encoding, Isa, Layout, Weight};
 use cairn_model::{
-    BuildOptions, Head, LoadError, TensorSource, build_program, gguf, load_weights, stored_encoding,
+    AdapterMap, BuildError, BuildOptions, Head, LoadError, TensorMap, TensorSource, build_program,
+    build_stored_program, gguf, load_weights, stored_weights,
 };
 use cairn_program::{KvPlacement, MemoryPlan, Session, SessionProgram, Sizes};
-use cairn_spec::model::Family;
+use cairn_spec::model::{Family, Mlp};
 use cairn_spec::{DType, Hint as _, ModelSpec};
 
 use crate::families::{bits, golden_rows, logits, source_of};
@@ -127,10 +128,14 @@ fn weights_kept_as_stored_compute_the_bits_of_f32() {
             let (narrow, wide) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             narrowed(&name, encoding, (narrow.path(), wide.path()));
             let (spec, rows) = (spec(&name), golden_rows(&name));
-            let stored = stored_encoding(&spec, &WeightFolder::open(narrow.path()).unwrap());
-            assert_eq!(stored.unwrap(), encoding, "{name}");
-            let stored = stored_encoding(&spec, &WeightFolder::open(wide.path()).unwrap());
-            assert_eq!(stored.unwrap(), Encoding::F32, "{name}");
+            let stored = |folder: &Path| {
+                stored_weights(&spec, &WeightFolder::open(folder).unwrap()).unwrap()
+            };
+            let (narrow_stored, wide_stored) = (stored(narrow.path()), stored(wide.path()));
+            assert_eq!(narrow_stored.encodings(), [Some(encoding)], "{name}");
+            assert_eq!(narrow_stored.most(), encoding, "{name}");
+            assert_eq!(wide_stored.most(), Encoding::F32, "{name}");
+            assert!(narrow_stored.others().is_empty() && wide_stored.others().is_empty());
             let run = |encoding, source: &Path| bits(&logits(&spec, encoding, source, &[&rows[0]]));
             let kept = run(encoding, narrow.path());
             assert!(kept == run(Encoding::F32, narrow.path()), "{name} {encoding} widened");
@@ -162,31 +167,112 @@ fn a_source_of_several_types_is_held_as_f32() {
             Some(if name.contains(self.1) { Encoding::F16 } else { Encoding::Bf16 })
         }
     }
+    let up = "model.layers.2.mlp.up_proj.weight";
     for (other, expected) in [
-        ("nowhere", Encoding::Bf16),
-        ("layers.2.mlp.up_proj", Encoding::F32),
+        ("nowhere", vec![]),
+        ("layers.2.mlp.up_proj", vec![(up.to_owned(), Encoding::F16)]),
         // Norms are f32 in any program, so theirs is not asked.
-        ("norm", Encoding::Bf16),
+        ("norm", vec![]),
     ] {
         let mixed = Mixed(source_of("llama"), other);
-        assert_eq!(stored_encoding(&spec("llama"), &mixed).unwrap(), expected, "{other}");
+        let stored = stored_weights(&spec("llama"), &mixed).unwrap();
+        assert_eq!(stored.most(), Encoding::Bf16, "{other}");
+        assert_eq!(stored.others(), expected.into_iter().collect(), "{other}");
     }
 }
 
 #[test]
 fn a_gguf_file_of_q8_0_is_kept() {
     let cases = [
-        ("llama", Encoding::Q8),
-        ("qwen3_moe", Encoding::Q8),
-        ("gemma3_text", Encoding::Q8),
+        ("llama", None),
+        ("qwen3_moe", None),
+        ("gemma3_text", None),
         // Its positions are a table too, and in f32.
-        ("gpt2", Encoding::F32),
+        ("gpt2", Some("model.embed_positions.weight")),
     ];
     for (family, expected) in cases {
         let file = GgufFile::open(&folder("gguf").join(format!("{family}.gguf"))).unwrap();
         let spec = gguf::spec(&file).unwrap();
-        assert_eq!(stored_encoding(&spec, &file).unwrap(), expected, "{family}");
+        let stored = stored_weights(&spec, &file).unwrap();
+        assert_eq!(stored.most(), Encoding::Q8, "{family}");
+        let others = expected.map(|weight| (weight.to_owned(), Encoding::F32));
+        assert_eq!(stored.others(), others.into_iter().collect(), "{family}");
     }
+}
+
+/// A mixture whose experts have rows that fill no panels.
+fn odd_mixtral() -> ModelSpec {
+    let mut fields = cairn_spec::ModelFields::clone(&spec("mixtral"));
+    if let Mlp::Moe(moe) = &mut fields.mlp {
+        (moe.intermediate_size, moe.moe_intermediate_size) = (40, 40);
+    }
+    ModelSpec::new(fields).unwrap()
+}
+
+#[test]
+fn what_no_kernel_multiplies_by_is_refused_by_the_weights_name() {
+    let spec = odd_mixtral();
+    let (encoding, layout) = (Encoding::Bf16, Layout::Panel);
+    let options = BuildOptions { encoding, layout, ..BuildOptions::new(Head::Logits) };
+    let stored = |weight: &str, encoding| {
+        let encodings = [(weight.to_owned(), encoding)].into_iter().collect();
+        build_stored_program(&spec, &options, &AdapterMap::default(), &encodings)
+    };
+    let gate = "model.layers.1.mlp.experts.gate_proj.weight";
+    for encoding in Encoding::ALL {
+        let is_in_panels_only = !encoding.layouts().contains(&Layout::RowMajor);
+        let built = stored(gate, encoding);
+        let refused = matches!(&built, Err(BuildError::Stored { weight, .. }) if weight == gate);
+        // Twelve bits are only taken where they are fewer.
+        let expected = is_in_panels_only && encoding.for_shape(160, 64) == encoding;
+        assert_eq!((refused, built.is_ok()), (expected, !expected), "{encoding}");
+        // Rows of the other matrices fill panels, and what there is no weight of counts for nothing.
+        assert!(stored("model.layers.1.mlp.experts.down_proj.weight", encoding).is_ok());
+        assert!(stored("model.layers.9.nothing.weight", encoding).is_ok());
+    }
+    let error = stored(gate, Encoding::Q8).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("weight {gate} cannot be stored as q8")), "{error}");
+}
+
+#[test]
+fn experts_that_fill_no_panels_are_not_kept_in_codes() {
+    struct Codes(ModelSpec);
+    impl TensorSource for Codes {
+        fn names(&self) -> Vec<String> {
+            TensorMap::new(&self.0).by_tensor().into_keys().map(str::to_owned).collect()
+        }
+        fn shape(&self, name: &str) -> Option<Vec<usize>> {
+            let map = TensorMap::new(&self.0);
+            map.by_tensor().get(name).map(|slices| slices[0].shape.clone())
+        }
+        fn read_f32(
+            &self,
+            _: &str,
+            _: std::ops::Range<usize>,
+            _: &mut [f32],
+        ) -> Result<(), String> {
+            Err("shapes only".to_owned())
+        }
+        fn encoding(&self, _: &str) -> Option<Encoding> {
+            Some(Encoding::Q8)
+        }
+    }
+    let spec = odd_mixtral();
+    let stored = stored_weights(&spec, &Codes(spec.clone())).unwrap();
+    assert_eq!(stored.most(), Encoding::Q8);
+    // Forty rows are no panels, forty columns no whole groups.
+    let others = stored.others();
+    assert_eq!(others.len(), 3 * spec.num_hidden_layers, "{others:?}");
+    assert!(
+        others.iter().all(|(weight, encoding)| {
+            weight.contains(".experts.") && *encoding == Encoding::F32
+        })
+    );
+    let options = BuildOptions { encoding: Encoding::Q8, ..BuildOptions::new(Head::Logits) };
+    let program = build_stored_program(&spec, &options, &AdapterMap::default(), &others).unwrap();
+    let held = |weight: &str| program.value(program.find(weight).unwrap()).value_type.encoding();
+    assert_eq!(held("model.layers.0.mlp.experts.gate_proj.weight"), Some(Encoding::F32));
+    assert_eq!(held("model.layers.0.self_attn.q_proj.weight"), Some(Encoding::Q8));
 }
 
 fn load(spec: &ModelSpec, encoding: Encoding, source: &Tensors) -> Result<(), LoadError> {

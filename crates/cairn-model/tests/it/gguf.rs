@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use cairn_artifacts::gguf::{Format, GgufFile, OutTensor};
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_kernels::{Cpu, Encoding, Isa, Layout, Weight};
-use cairn_model::{BuildOptions, Head, TensorSource, build_program, gguf, load_weights};
+use cairn_model::{
+    BuildOptions, Head, TensorSource, build_program, build_stored_program, gguf, load_weights,
+    stored_weights,
+};
 use cairn_program::{
-    Class, Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
+    Class, Feed, KvPlacement, MemoryPlan, Program, ProgramId, Run, Session, SessionProgram, Sizes,
 };
 use cairn_spec::model::ModelFields;
 use cairn_spec::{Hint, ModelSpec};
@@ -46,7 +49,10 @@ fn folder_spec(config: &str) -> ModelSpec {
 }
 
 fn session(spec: &ModelSpec, source: &dyn TensorSource, options: &BuildOptions) -> Session {
-    let program = build_program(spec, options).unwrap();
+    session_of(build_program(spec, options).unwrap(), spec, source)
+}
+
+fn session_of(program: Program, spec: &ModelSpec, source: &dyn TensorSource) -> Session {
     let sizes = Sizes::dense(TOKENS, 1);
     let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
     let plan = MemoryPlan::new(vec![program], None).unwrap();
@@ -66,12 +72,19 @@ fn logits_with(spec: &ModelSpec, source: &dyn TensorSource, options: &BuildOptio
         Some(_) => "logits".to_owned(),
         None => format!("hidden_{}", spec.num_hidden_layers),
     };
-    let mut session = session(spec, source, options);
+    output_of(session(spec, source, options), &output)
+}
+
+fn logits_of(session: Session) -> Vec<u32> {
+    output_of(session, "logits")
+}
+
+fn output_of(mut session: Session, output: &str) -> Vec<u32> {
     let ids: Vec<u32> = (3..).take(TOKENS).collect();
     let positions = positions(1, TOKENS);
     let feeds = [Feed::u32("ids", &ids), Feed::u32("positions", &positions)];
     session.run(ProgramId(0), &Run::forward(&feeds, &slots(1, TOKENS))).unwrap();
-    session.output(ProgramId(0), &output).iter().map(|number| number.to_bits()).collect()
+    session.output(ProgramId(0), output).iter().map(|number| number.to_bits()).collect()
 }
 
 /// What decides the numbers.
@@ -224,7 +237,91 @@ fn q4_keeps_the_nibbles_and_scales_of_the_file() {
     // What says so of a whole file is what `auto` goes by.
     let file = GgufFile::open(&folder.path().join("llama.gguf")).unwrap();
     let spec = gguf::spec(&file).unwrap();
-    assert_eq!(cairn_model::stored_encoding(&spec, &file).unwrap(), Encoding::Q4);
+    assert_eq!(stored_weights(&spec, &file).unwrap().most(), Encoding::Q4);
+}
+
+/// A LLaMA whose rows are long enough for every format.
+fn wide_llama() -> ModelSpec {
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 256, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 32,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": false,
+    });
+    ModelSpec::from_hf_config(&config).unwrap()
+}
+
+/// Writes a model with made-up weights, each tensor in the format that `format` says.
+fn made_up(spec: &ModelSpec, path: &Path, format: &dyn Fn(&str, usize) -> Format) {
+    let map = cairn_model::TensorMap::gguf_of_tensors(spec, |_| true).unwrap();
+    let tensors: Vec<OutTensor> = map
+        .tensors()
+        .into_iter()
+        .map(|(name, shape)| OutTensor {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            format: format(name, shape.len()),
+        })
+        .collect();
+    let mut state = 11_u32;
+    let mut out = std::fs::File::create(path).unwrap();
+    let metadata = gguf::metadata(spec).unwrap();
+    cairn_artifacts::gguf::write(&mut out, &metadata, &tensors, &mut |index, out| {
+        let (tensor, mut bytes) = (&tensors[index], Vec::new());
+        for _ in 0..tensor.bytes() / tensor.format.block_bytes() {
+            let mut block = vec![0_u8; tensor.format.block_bytes()];
+            for byte in &mut block {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                *byte = (state >> 24) as u8;
+            }
+            // A small scale, where the format has it.
+            let scale = 0x1000_u16.to_le_bytes();
+            match tensor.format {
+                Format::Q6K => block[208..].copy_from_slice(&scale),
+                Format::F32 => block.copy_from_slice(&1.0_f32.to_le_bytes()),
+                _ => block[..2].copy_from_slice(&scale),
+            }
+            bytes.extend(block);
+        }
+        out.write_all(&bytes)
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_file_of_several_types_is_kept_matrix_by_matrix() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mixed.gguf");
+    made_up(&wide_llama(), &path, &|name, dims| match name {
+        "output.weight" => Format::Q6K,
+        "token_embd.weight" => Format::Q8_0,
+        _ if dims > 1 => Format::Q4_0,
+        _ => Format::F32,
+    });
+    let file = GgufFile::open(&path).unwrap();
+    let spec = gguf::spec(&file).unwrap();
+    let stored = stored_weights(&spec, &file).unwrap();
+    assert_eq!(stored.most(), Encoding::Q4);
+    let expected = [("model.embed_tokens", Encoding::Q8), ("lm_head", Encoding::F32)];
+    let expected = expected.map(|(module, encoding)| (format!("{module}.weight"), encoding));
+    assert_eq!(stored.others(), expected.into_iter().collect());
+    assert_eq!(stored.encodings(), [Some(Encoding::Q8), Some(Encoding::Q4), None]);
+    // No value changes: the bits are those of the whole file in f32.
+    let plain = BuildOptions::new(Head::Logits);
+    let exact = logits_of(session(&spec, &file, &plain));
+    let held = |encoding, others| {
+        let options = BuildOptions { encoding, ..plain };
+        let adapters = cairn_model::AdapterMap::default();
+        let program = build_stored_program(&spec, &options, &adapters, others).unwrap();
+        session_of(program, &spec, &file)
+    };
+    let others = stored.others();
+    let kept = held(stored.most(), &others);
+    let (kept_bytes, wide_bytes) =
+        (kept.bytes().weights, session(&spec, &file, &plain).bytes().weights);
+    assert!(kept_bytes * 5 < wide_bytes * 2, "{kept_bytes} of {wide_bytes} bytes");
+    assert!(logits_of(kept) == exact);
+    // The same head in four bits is another one.
+    assert!(logits_of(held(Encoding::Q4, &std::collections::BTreeMap::new())) != exact);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod adapter_training;
 mod adapters;
 mod compute;
 mod detect;
+mod detect_any;
 mod dropout;
 mod encodings;
 mod experts;

@@ -96,7 +96,8 @@ pub enum SpecError {
     },
     /// All layers together have too many experts.
     #[error(
-        "'num_experts' = {num_experts} in 'num_hidden_layers' = {num_hidden_layers} layers are more than {max} experts in all"
+        "'num_experts' = {num_experts} in 'num_hidden_layers' = {num_hidden_layers} layers are more \
+         than {max} experts in all"
     )]
     TooManyExperts {
         /// Experts of a layer.

@@ -1,9 +1,9 @@
 //! `config.json` of a Hugging Face folder: read into a [`ModelSpec`] and written back.
 //!
 //! Both styles are read: the newer (`rope_parameters`, `dtype`) and the older (`rope_theta`,
-//! `rope_scaling`, `torch_dtype`); where a file has both, they must agree; a key that is there twice is refused. A field that
-//! transformers has a default for may be absent, a size may not. A field that changes the numbers
-//! is honored or refused by name; a field that is known to change none (`harmless`) is passed over;
+//! `rope_scaling`, `torch_dtype`); where a file has both, they must agree; a key that is there twice is
+//! refused. A field that transformers has a default for may be absent, a size may not. A field that
+//! changes the numbers is honored or refused by name; a field that is known to change none (`harmless`) is passed over;
 //! any other is passed over too, and named in [`HfConfig::ignored`] so that it can be said.
 //!
 //! Checked against transformers 5.23: the `configuration_*.py` of each family and

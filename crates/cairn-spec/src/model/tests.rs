@@ -354,7 +354,7 @@ fn zero_where_a_number_divides_is_refused_in_few_words() {
     check_refused(
         "gemma2",
         json!({"attn_logit_softcapping": 0}),
-        "'attn_logit_softcapping' must be between 0 (excluded) and 1000000000000000000, not 0",
+        "'attn_logit_softcapping' must be between 0 (excluded) and 1e18, not 0",
     );
     check_refused(
         "gemma2",
@@ -408,6 +408,40 @@ fn what_nobody_reads_is_named_unless_it_is_known_to_say_nothing() {
 }
 
 #[test]
+fn what_would_divide_a_row_of_zeros_by_zero_is_refused_by_name() {
+    for (name, changes, message) in [
+        (
+            "llama",
+            json!({"rms_norm_eps": -1.0}),
+            "'rms_norm_eps' must be between 1e-37 and 1, not -1",
+        ),
+        ("llama", json!({"rms_norm_eps": 0}), "'rms_norm_eps' must be between 1e-37 and 1, not 0"),
+        (
+            "bert",
+            json!({"layer_norm_eps": 0.0}),
+            "'layer_norm_eps' must be between 1e-37 and 1, not 0",
+        ),
+        (
+            "gpt2",
+            json!({"layer_norm_epsilon": 0}),
+            "'layer_norm_epsilon' must be between 1e-37 and 1, not 0",
+        ),
+        (
+            "modernbert",
+            json!({"norm_eps": 1e-50}),
+            "'norm_eps' must be between 1e-37 and 1, not 1e-50",
+        ),
+        (
+            "gemma2",
+            json!({"query_pre_attn_scalar": 0}),
+            "'query_pre_attn_scalar' must be between 0 (excluded) and 1e18, not 0",
+        ),
+    ] {
+        check_refused(name, changes, message);
+    }
+}
+
+#[test]
 fn malformed_fields_are_refused_by_name() {
     for (name, changes, message) in [
         (
@@ -439,7 +473,6 @@ fn malformed_fields_are_refused_by_name() {
         ("llama", json!({"hidden_size": -64}), "'hidden_size' must be a whole number, not -64"),
         ("llama", json!({"hidden_size": 64.5}), "'hidden_size' must be a whole number, not 64.5"),
         ("llama", json!({"vocab_size": null}), "'vocab_size' is missing"),
-        ("llama", json!({"rms_norm_eps": -1.0}), "'norm eps' must be between 0 and 1, not -1"),
         (
             "llama",
             json!({"rope_parameters": {"rope_theta": "NaN"}}),
@@ -448,7 +481,7 @@ fn malformed_fields_are_refused_by_name() {
         (
             "llama",
             json!({"rope_parameters": {"rope_theta": 0.5}}),
-            "'rope_theta' must be between 1.000001 and 1000000000000000000, not 0.5",
+            "'rope_theta' must be between 1.000001 and 1e18, not 0.5",
         ),
         (
             "llama",

@@ -2,8 +2,8 @@
 
 use super::rope::LongropeScaling;
 use super::{
-    Attention, AttentionForm, EXPERTS_OF_ALL_LAYERS_MAX, Gqa, HEAD_DIM_MAX, HIDDEN_SIZE_MAX,
-    INTERMEDIATE_SIZE_MAX, MAX_POSITION_EMBEDDINGS_MAX, Mla, Mlp, ModelFields,
+    Attention, AttentionForm, EXPERTS_OF_ALL_LAYERS_MAX, Family, Gqa, HEAD_DIM_MAX,
+    HIDDEN_SIZE_MAX, INTERMEDIATE_SIZE_MAX, MAX_POSITION_EMBEDDINGS_MAX, Mla, Mlp, ModelFields,
     NUM_ATTENTION_HEADS_MAX, NUM_EXPERTS_MAX, NUM_HIDDEN_LAYERS_MAX, Position, Rope, RopeScaling,
     SpecError, VOCAB_SIZE_MAX, WindowedLayers,
     moe::{DenseLayers, GroupScore, Moe},
@@ -12,6 +12,10 @@ use super::{
 /// Largest accepted factor, base or bound of a rotation: above every file seen, and its square is
 /// finite in f32.
 const REAL_MAX: f64 = 1e18;
+
+/// Least number that a norm may add. A row of zeros is divided by its root, in f32: by zero, it would
+/// become NaN, as it does in transformers.
+const EPS_MIN: f64 = 1e-37;
 
 pub(super) fn validate(fields: &ModelFields) -> Result<(), SpecError> {
     size("vocab_size", fields.vocab_size, VOCAB_SIZE_MAX)?;
@@ -25,7 +29,7 @@ pub(super) fn validate(fields: &ModelFields) -> Result<(), SpecError> {
     optional_real("embedding scale", fields.embedding.scale, REAL_MAX)?;
     let softcap = fields.head.and_then(|head| head.softcap);
     optional_real("final_logit_softcapping", softcap, REAL_MAX)?;
-    real("norm eps", fields.norm.eps, 0.0, 1.0)?;
+    real(eps_name(fields.family), fields.norm.eps, EPS_MIN, 1.0)?;
     real("initializer_range", fields.initializer_range, 0.0, 1.0)?;
     for (name, rate) in [
         ("embedding dropout", fields.dropout.embd),
@@ -44,6 +48,16 @@ pub(super) fn validate(fields: &ModelFields) -> Result<(), SpecError> {
     // Token ids outside the vocabulary are common in files (GPT-2's 50256 in a model cut down to
     // 320 tokens) and change no number, so they are not refused.
     Ok(())
+}
+
+/// What the family's files call the number that a norm adds.
+const fn eps_name(family: Family) -> &'static str {
+    match family {
+        Family::Gpt2 => "layer_norm_epsilon",
+        Family::Bert | Family::GptNeox => "layer_norm_eps",
+        Family::ModernBert => "norm_eps",
+        _ => "rms_norm_eps",
+    }
 }
 
 fn attention(attention: &Attention, num_hidden_layers: usize) -> Result<(), SpecError> {
@@ -214,22 +228,33 @@ fn size(field: &str, value: usize, max: usize) -> Result<(), SpecError> {
     })
 }
 
-fn real(field: &str, value: f64, min: f64, max: f64) -> Result<(), SpecError> {
+pub(super) fn real(field: &str, value: f64, min: f64, max: f64) -> Result<(), SpecError> {
     // Written so that NaN, which is in no range, is refused.
     if (min..=max).contains(&value) {
         return Ok(());
     }
     Err(SpecError::OutOfRange {
         field: field.to_owned(),
-        actual: value.to_string(),
+        actual: shown(value),
         // The least positive number is a way to leave out zero.
         min: if min.to_bits() == f64::MIN_POSITIVE.to_bits() {
             "0 (excluded)".to_owned()
         } else {
-            min.to_string()
+            shown(min)
         },
-        max: max.to_string(),
+        max: shown(max),
     })
+}
+
+/// A number without rows of zeros.
+fn shown(value: f64) -> String {
+    let is_plain = value == 0.0 || !value.is_finite() || (1e-7..1e15).contains(&value.abs());
+    if is_plain { value.to_string() } else { format!("{value:e}") }
+}
+
+/// A positive number.
+pub(super) fn positive(field: &str, value: f64) -> Result<(), SpecError> {
+    real(field, value, f64::MIN_POSITIVE, REAL_MAX)
 }
 
 /// Absent, or a positive number.

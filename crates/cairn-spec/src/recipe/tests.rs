@@ -448,7 +448,10 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_refused_or_read(text in "\\PC{0,200}", lines in prop::collection::vec("[a-z\\[\\]=:\\-\\{\\}\"0-9 .]{0,20}", 0..8)) {
+    fn any_text_is_refused_or_read(
+        text in "\\PC{0,200}",
+        lines in prop::collection::vec("[a-z\\[\\]=:\\-\\{\\}\"0-9 .]{0,20}", 0..8),
+    ) {
         for text in [text, format!("schema = \"train/2\"\n{}", lines.join("\n"))] {
             for format in [Format::Toml, Format::Yaml, Format::Json] {
                 let _ = RecipeFile::parse(&text, format);

@@ -94,9 +94,9 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
     let positions = model.spec.max_position_embeddings;
     let max_context = args.max_context.unwrap_or_else(|| MAX_CONTEXT.min(positions));
     let mut options = EngineOptions::new(1, max_context);
-    args.storage.apply(&mut options, (&model, context))?;
+    let storage = args.storage.apply(&mut options, (&model, context))?;
     args.speculative.apply(&mut options);
-    let mut engine = model.engine(options, context.cpu()?)?;
+    let mut engine = model.engine(options, &storage, context.cpu()?)?;
     args.speculative.attach(&mut engine, context)?;
     let mut stops = generation.eos_token_ids.clone();
     stops.extend(template.end_of_turn(&tokenizer, &config.special_tokens));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text, text_of};
 use cairn_data::tokenizer::{SpelledSpecials, Tokenizer};
+use cairn_kernels::Compute;
 use clap::Args;
 use serde_json::json;
 
@@ -72,8 +73,8 @@ pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     let texts = read_texts(&args.texts, args.file.as_deref())?;
     let ids = ids(args, &texts, &tokenizer, (&model, &settings))?;
     let width = model.spec.hidden_size;
-    let encoding = args.weights.dtype.encoding(&model, context.terminal)?;
-    let mut encoder = Encoder::load((&model, encoding), &ids, Wanted::Hidden, context)?;
+    let storage = args.weights.dtype.storage(&model, Compute::F32, context)?;
+    let mut encoder = Encoder::load((&model, &storage), &ids, Wanted::Hidden, context)?;
     let mut vectors = Vec::with_capacity(ids.len());
     for run in runs_of(&ids) {
         let mut rest = encoder.run(&ids[run.clone()], None)?;

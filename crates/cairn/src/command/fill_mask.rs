@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cairn_data::tokenizer::{SpelledSpecials, Tokenizer};
+use cairn_kernels::Compute;
 use cairn_spec::model::MaskKind;
 use clap::Args;
 use serde_json::{Value, json};
@@ -66,8 +67,8 @@ pub(crate) fn run(args: &FillMaskArgs, context: &Context) -> anyhow::Result<()> 
         .collect::<anyhow::Result<Vec<_>>>()?;
     let is_mask = |id: &&u32| **id == mask;
     let masks: Vec<usize> = ids.iter().map(|text| text.iter().filter(is_mask).count()).collect();
-    let encoding = args.weights.dtype.encoding(&model, context.terminal)?;
-    let mut encoder = Encoder::load((&model, encoding), &ids, Wanted::Logits(&masks), context)?;
+    let storage = args.weights.dtype.storage(&model, Compute::F32, context)?;
+    let mut encoder = Encoder::load((&model, &storage), &ids, Wanted::Logits(&masks), context)?;
     for run in runs_of(&ids) {
         let all: Vec<u32> = ids[run.clone()].concat();
         let rows: Vec<u32> =

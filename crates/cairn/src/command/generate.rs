@@ -20,11 +20,11 @@ use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::Count;
-use crate::gate_file;
 use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::sampling::{SamplingArgs, stated};
 use crate::speculative::{SpeculativeArgs, summary};
 use crate::stop_strings::StopStrings;
+use crate::storage::Storage;
 use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
@@ -153,20 +153,19 @@ pub(crate) struct StorageArgs {
 }
 
 impl StorageArgs {
-    /// Sets the encodings that were asked for.
+    /// Sets what was asked for; returns how the weights are held.
     pub(crate) fn apply(
         &self,
         options: &mut EngineOptions,
         (model, context): (&ModelFolder, &Context),
-    ) -> anyhow::Result<()> {
-        options.encoding = self.weights.dtype.encoding(model, context.terminal)?;
+    ) -> anyhow::Result<Storage> {
         options.compute = self.compute.compute();
-        gate_file::check(model, (options.encoding, options.compute), context)?;
+        let storage = self.weights.dtype.storage(model, options.compute, context)?;
         options.cache_type = self.kv_cache_dtype.cache_type();
         if let Some(most) = self.max_num_batched_tokens {
             options.max_num_batched_tokens = most;
         }
-        Ok(())
+        Ok(storage)
     }
 }
 
@@ -276,7 +275,8 @@ pub(crate) fn show_off(
     let room = model.spec.context_limit().saturating_sub(ids.len()).max(1);
     let max_new_tokens = max_new_tokens.min(room);
     let options = EngineOptions::new(1, ids.len() + max_new_tokens);
-    let mut engine = model.engine(options, context.cpu()?)?;
+    let storage = Storage::uniform(options.encoding);
+    let mut engine = model.engine(options, &storage, context.cpu()?)?;
     let fields =
         SamplingFields { temperature: 0.7, top_p: Some(0.95), ..SamplingFields::default() };
     let mut request = Request::new(ids.clone(), SamplingParams::new(fields)?, max_new_tokens);
@@ -401,9 +401,9 @@ fn engine(
     context: &Context,
 ) -> anyhow::Result<Engine> {
     let mut options = EngineOptions::new(args.beams.beams.unwrap_or(1).max(1), max_context);
-    args.storage.apply(&mut options, (model, context))?;
+    let storage = args.storage.apply(&mut options, (model, context))?;
     args.speculative.apply(&mut options);
-    let mut engine = model.engine(options, context.cpu()?)?;
+    let mut engine = model.engine(options, &storage, context.cpu()?)?;
     args.speculative.attach(&mut engine, context)?;
     Ok(engine)
 }

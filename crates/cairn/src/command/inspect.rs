@@ -11,7 +11,7 @@ use cairn_artifacts::atomic::write_bytes;
 use cairn_artifacts::leanpack::PackFile;
 use cairn_artifacts::run::{RunFolder, RunRecord};
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder, WeightsError};
-use cairn_model::{BuildOptions, Head, TensorSource, WeightReader, build_program};
+use cairn_model::{BuildOptions, Head, TensorSource, WeightReader, assumed_fields, build_program};
 use cairn_program::{Class, Cost, Loss, Program, Workload, differentiate};
 use cairn_spec::ModelSpec;
 use clap::Args;
@@ -26,7 +26,7 @@ use crate::model_folder::{CONFIG_FILE, ModelFolder, is_adapter, read_spec};
 use crate::runs;
 use crate::table::Table;
 use crate::undescribed;
-use crate::weight_type::{WeightTypeArgs, weight_bytes};
+use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +35,8 @@ Examples:
   cairn inspect model/ --picture model.svg
   cairn inspect model.safetensors
   cairn inspect model/ --set n_head=12 --set layer_norm_epsilon=1e-5 \
-      --set activation_function=gelu_new --write-config model/config.json
+      --set activation_function=gelu_new --set scale_attn_weights=true \
+      --set scale_attn_by_inverse_layer_idx=false --write-config model/config.json
   cairn inspect model.gguf
   cairn inspect model.leanpack --tensors";
 
@@ -242,8 +243,8 @@ fn inspect_spec(
     }
     let tokens = args.tokens.unwrap_or(TOKENS.min(spec.max_position_embeddings));
     let account = Account::new(spec, tokens)?;
-    let encoding = args.weights.dtype.encoding_of(spec, source)?;
-    let held = weight_bytes(spec, encoding)?;
+    let storage = args.weights.dtype.storage_of(spec, source)?;
+    let held = storage.weight_bytes(spec)?;
     let fits = || match source {
         Some(source) => WeightReader::new(spec, source).map(|_| ()),
         None => Ok(()),
@@ -258,14 +259,14 @@ fn inspect_spec(
     if args.json {
         let mut object = account.json(spec)?;
         object["tokenizer"] = json!(tokenizer);
-        object["in_memory"] = json!({ "dtype": encoding, "bytes": held });
+        object["in_memory"] = json!({ "dtype": storage.to_string(), "bytes": held });
         if args.parts.tensors {
             object["tensors"] = tensors.iter().map(tensor_json).collect();
         }
         context.terminal.print(serde_json::to_string_pretty(&object)?)?;
         return Ok(fits()?);
     }
-    let held = format!("{} as {encoding}", Bytes::of(held));
+    let held = format!("{} as {storage}", Bytes::of(held));
     let mut text = format!("{}\n\n{}", summary(spec, stored, &held), account.table(spec));
     if args.parts.tensors {
         let _ = write!(text, "\n\n{}", tensor_table(&tensors));
@@ -280,6 +281,22 @@ fn inspect_spec(
 /// Writes, draws and prints what was asked for.
 fn draw(spec: &ModelSpec, args: &InspectArgs, context: &Context) -> anyhow::Result<()> {
     if let Some(path) = &args.write_config {
+        if path.exists() {
+            return Err(UserError::new(format!("{} is there already", path.display()))
+                .hint("remove it, or name another file")
+                .into());
+        }
+        let assumed: Vec<String> = assumed_fields(spec.family)
+            .iter()
+            .filter(|(field, _)| !args.told.iter().any(|told| names(told, field)))
+            .map(|(field, value)| format!("{field}={value}"))
+            .collect();
+        if !assumed.is_empty() {
+            let fields = assumed.join(", ");
+            context
+                .terminal
+                .warn(format_args!("not told by the tensors, and taken as is usual: {fields}"));
+        }
         let config = format!("{:#}\n", spec.to_hf_config()?);
         write_bytes(path, config.as_bytes())?;
         context.terminal.step("Described", path.display());
@@ -293,6 +310,11 @@ fn draw(spec: &ModelSpec, args: &InspectArgs, context: &Context) -> anyhow::Resu
         context.terminal.print_piece(&program_of(spec, args.parts.training)?.to_string())?;
     }
     Ok(())
+}
+
+/// Whether `field=value` is about this field.
+fn names(told: &str, field: &str) -> bool {
+    told.split_once('=').is_some_and(|(name, _)| name.trim() == field)
 }
 
 fn program_of(spec: &ModelSpec, training: bool) -> anyhow::Result<Program> {

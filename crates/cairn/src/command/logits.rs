@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use cairn_artifacts::atomic;
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
-use cairn_kernels::{Compute, Cpu, Encoding, SeqSlot};
-use cairn_model::{BuildOptions, Head, build_adapted_program};
+use cairn_kernels::{Compute, Cpu, SeqSlot};
+use cairn_model::{BuildOptions, Head, build_stored_program};
 use cairn_program::{Feed, KvPlacement, MemoryPlan, ProgramId, Run, SessionProgram, Sizes};
 use clap::Args;
 
@@ -16,6 +16,7 @@ use crate::compute_dtype::ComputeDtypeArgs;
 use crate::context::Context;
 use crate::failure::UserError;
 use crate::model_folder::{ModelArgs, ModelFolder};
+use crate::storage::Storage;
 use crate::weight_type::WeightTypeArgs;
 
 const EXAMPLES: &str = "\
@@ -54,9 +55,9 @@ pub(crate) fn run(args: &LogitsArgs, context: &Context) -> anyhow::Result<()> {
             input.row_tokens, model.spec.max_position_embeddings
         ));
     }
-    let encoding = args.weights.dtype.encoding(&model, context.terminal)?;
-    let form = (encoding, args.compute.compute());
-    let outputs = compute((&model, form), &input, context.cpu()?)?;
+    let arithmetic = args.compute.compute();
+    let storage = args.weights.dtype.storage(&model, arithmetic, context)?;
+    let outputs = compute(&model, (&storage, arithmetic), &input, context.cpu()?)?;
     let tensors = outputs.iter().map(|(name, width, values)| {
         OutTensor::f32(name.as_str(), &[input.rows, input.row_tokens, *width], values)
     });
@@ -101,21 +102,22 @@ impl Input {
 
 /// Names, widths and values `[b, t, width]` of all outputs, one row at a time.
 fn compute(
-    (model, (encoding, compute)): (&ModelFolder, (Encoding, Compute)),
+    model: &ModelFolder,
+    (storage, compute): (&Storage, Compute),
     input: &Input,
     cpu: Cpu,
 ) -> anyhow::Result<Vec<(String, usize, Vec<f32>)>> {
     const PROGRAM: ProgramId = ProgramId(0);
     let options = BuildOptions {
-        encoding,
+        encoding: storage.encoding,
         compute,
         layout: model.layout(),
         keep_hidden: true,
         text_len: Some(input.row_tokens),
         ..BuildOptions::new(Head::Logits)
     };
-    let mut program = build_adapted_program(&model.spec, &options, &model.adapters())?;
-    program.store_as(&model.encodings(encoding));
+    let adapters = model.adapters();
+    let program = build_stored_program(&model.spec, &options, &adapters, &storage.own)?;
     let sizes = Sizes::dense(input.row_tokens, 1);
     let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
     let mut session = model.session(MemoryPlan::new(vec![program], None)?, cpu)?;

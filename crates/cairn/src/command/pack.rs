@@ -132,11 +132,13 @@ fn choose(
                 .into());
         }
     };
-    let usable = |encoding: &Encoding| {
-        let verdict = gate_file::verdict((*encoding, Compute::F32), context);
-        matches!(verdict, None | Some(Verdict::Passed))
-    };
-    let encodings: Vec<Encoding> = Encoding::ALL.into_iter().filter(usable).collect();
+    let mut encodings = Vec::new();
+    for encoding in Encoding::ALL {
+        let verdict = gate_file::verdict((encoding, Compute::F32), context)?;
+        if matches!(verdict, None | Some(Verdict::Passed)) {
+            encodings.push(encoding);
+        }
+    }
     let probe = SensitivityJob {
         spec: &model.spec,
         source: &model.weights,

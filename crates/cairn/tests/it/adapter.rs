@@ -344,7 +344,7 @@ fn an_adapter_without_its_model_asks_for_it() {
 }
 
 #[test]
-fn weights_of_several_types_are_widened_with_a_word() {
+fn weights_of_several_types_are_each_kept_as_they_are_stored() {
     let halves = in_halves("llama");
     let path = halves.path().join("model.safetensors");
     let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = {
@@ -354,13 +354,18 @@ fn weights_of_several_types_are_widened_with_a_word() {
         });
         tensors.collect()
     };
-    let warned = |flags: &[&str]| {
-        let mut command = cairn(["generate", "--prompt-ids", "5", "--max-new-tokens", "1"]);
-        let output = command.args(flags).arg("--model").arg(halves.path()).output().unwrap();
-        assert!(output.status.success(), "{}", shown(&output, None));
-        shown(&output, None).contains("stored as f16 and f32, so all are held as f32; --dtype bf16")
+    let held = |flags: &[&str]| {
+        let text = succeed(cairn(["inspect", "--json"]).args(flags).arg(halves.path()));
+        let object: Value = serde_json::from_str(&text).unwrap();
+        let bytes = object["in_memory"]["bytes"].as_u64().unwrap();
+        (object["in_memory"]["dtype"].as_str().unwrap().to_owned(), bytes)
     };
-    assert!(!warned(&[]), "all of one type");
+    let generated = |flags: &[&str]| {
+        let mut command = cairn(["generate", "--json", "--prompt-ids", "5", "--temperature", "0"]);
+        succeed(command.args(flags).arg("--model").arg(halves.path()))
+    };
+    let (encoding, narrow_bytes) = held(&[]);
+    assert_eq!(encoding, "f16");
     // One matrix in f32, the others in halves.
     let stored: Vec<(DType, Vec<u8>)> = tensors
         .iter()
@@ -379,8 +384,13 @@ fn weights_of_several_types_are_widened_with_a_word() {
     let mut file = std::fs::File::create(&path).unwrap();
     safetensors::write(&mut file, out.collect(), &Default::default()).unwrap();
     drop(file);
-    assert!(warned(&[]));
-    assert!(!warned(&["--dtype", "f32"]) && !warned(&["--dtype", "bf16"]), "asked for");
+    let (encoding, bytes) = held(&[]);
+    assert_eq!(encoding, "f16, 1 matrix f32");
+    // 160 rows of 64.
+    assert_eq!(bytes, narrow_bytes + 2 * 160 * 64);
+    assert_eq!(held(&["--dtype", "bf16"]), ("bf16".to_owned(), narrow_bytes), "asked for");
+    let ids = |text: String| serde_json::from_str::<Value>(&text).unwrap()["token_ids"].clone();
+    assert_eq!(ids(generated(&[])), ids(generated(&["--dtype", "f32"])));
 }
 
 #[test]

@@ -96,6 +96,15 @@ fn a_tensor_file_is_listed() {
     assert!(text.lines().last().unwrap().starts_with("30 tensors, "), "{text}");
 }
 
+/// What tensors do not tell of the GPT-2 that is tested with.
+const TOLD: [&str; 5] = [
+    "--set=n_head=6",
+    "--set=layer_norm_epsilon=1e-5",
+    "--set=activation_function=gelu_new",
+    "--set=scale_attn_weights=true",
+    "--set=scale_attn_by_inverse_layer_idx=false",
+];
+
 #[test]
 fn weights_without_a_description_are_described_as_far_as_they_tell() {
     let folder = tempfile::tempdir().unwrap();
@@ -107,8 +116,8 @@ fn weights_without_a_description_are_described_as_far_as_they_tell() {
     let talk = text.split("--- stderr\n").last().unwrap();
     insta::assert_snapshot!(talk, @r#"
 
-    The model: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon, activation_function.
-    hint: tell them, and have it written: cairn inspect DIR/model.safetensors --set n_head=… --set layer_norm_epsilon=… --set activation_function=… --write-config DIR/config.json
+    The model: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon, activation_function, scale_attn_weights, scale_attn_by_inverse_layer_idx.
+    hint: tell them, and have it written: cairn inspect DIR/model.safetensors --set n_head=… --set layer_norm_epsilon=… --set activation_function=… --set scale_attn_weights=… --set scale_attn_by_inverse_layer_idx=… --write-config DIR/config.json
     hint: put the model's own config.json beside the tensors, or set them
     "#);
     let output = cairn(["inspect"]).arg(folder.path()).output().unwrap();
@@ -117,14 +126,13 @@ fn weights_without_a_description_are_described_as_far_as_they_tell() {
     --- stdout
     --- stderr
     error: DIR has no config.json
-      because: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon, activation_function
-    hint: tell them, and have it written: cairn inspect DIR --set n_head=… --set layer_norm_epsilon=… --set activation_function=… --write-config DIR/config.json
+      because: a gpt2 model; its tensors do not tell n_head, layer_norm_epsilon, activation_function, scale_attn_weights, scale_attn_by_inverse_layer_idx
+    hint: tell them, and have it written: cairn inspect DIR --set n_head=… --set layer_norm_epsilon=… --set activation_function=… --set scale_attn_weights=… --set scale_attn_by_inverse_layer_idx=… --write-config DIR/config.json
     hint: put the model's own config.json beside the tensors, or set them
     "#);
     // What is told and what the tensors tell is what the description would say.
-    let activation = "activation_function=gelu_new";
-    let told =
-        ["--set", "n_head=6", "--set", "layer_norm_epsilon=1e-5", "--set", activation, "--json"];
+    let mut told = TOLD.to_vec();
+    told.push("--json");
     let described = |path: &std::path::Path, told: &[&str]| -> Value {
         let text = succeed(cairn(["inspect"]).arg(path).args(told));
         serde_json::from_str::<Value>(&text).unwrap()["blocks"].clone()
@@ -133,7 +141,9 @@ fn weights_without_a_description_are_described_as_far_as_they_tell() {
     assert!(expected.as_array().is_some_and(|blocks| !blocks.is_empty()));
     assert_eq!(described(&file, &told), expected);
     assert_eq!(described(folder.path(), &told), expected);
-    let wrong = ["--set", "n_head=5", "--set", "layer_norm_epsilon=1e-5", "--set", activation];
+    let mut wrong = TOLD.to_vec();
+    wrong.push("--set=n_head=5");
+    wrong.remove(0);
     let output = cairn(["inspect"]).arg(&file).args(wrong).output().unwrap();
     let text = shown(&output, None);
     assert!(text.starts_with("exit 1\n") && text.contains("not a multiple of 5"), "{text}");
@@ -161,14 +171,23 @@ fn every_command_asks_for_a_description_and_takes_the_one_that_is_written() {
         let output = cairn(command).arg("--model").arg(folder.path()).output().unwrap();
         let text = shown(&output, Some(folder.path()));
         let asked = "error: DIR has no config.json\n  because: a gpt2 model; its tensors do not tell \
-            n_head, layer_norm_epsilon, activation_function\n";
+            n_head, layer_norm_epsilon, activation_function, scale_attn_weights, \
+            scale_attn_by_inverse_layer_idx\n";
         assert!(text.starts_with("exit 1\n") && text.contains(asked), "{command:?}: {text}");
         assert!(text.contains("--write-config DIR/config.json"), "{command:?}: {text}");
     }
-    let told = ["--set", "n_head=6", "--set", "layer_norm_epsilon=1e-5", "--set"];
+    let written = folder.path().join("config.json");
     let mut describe = cairn(["inspect"]);
-    describe.arg(folder.path()).args(told).args(["activation_function=gelu_new", "--write-config"]);
-    succeed(describe.arg(folder.path().join("config.json")));
+    describe.arg(folder.path()).args(TOLD).arg("--write-config");
+    succeed(describe.arg(&written));
+    // Not a second time: what is there may be the model's own.
+    let before = std::fs::read(&written).unwrap();
+    let file = folder.path().join("model.safetensors");
+    let mut again = cairn(["inspect"]);
+    again.arg(&file).args(TOLD).arg("--write-config");
+    let text = shown(&again.arg(&written).output().unwrap(), Some(folder.path()));
+    assert!(text.starts_with("exit 1\n"), "{text}");
+    assert!(std::fs::read(&written).unwrap() == before);
     let generated = |model: &std::path::Path| {
         let arguments = [
             "generate",
@@ -197,6 +216,25 @@ fn families_that_name_their_tensors_alike_are_asked_for() {
     let text = shown(&output, None);
     assert!(text.starts_with("exit 1\n"), "{text}");
     assert!(text.contains("--set model_type=llama or --set model_type=mistral"), "{text}");
+}
+
+#[test]
+fn what_is_neither_asked_nor_told_by_tensors_is_said_when_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    std::fs::copy(golden("llama").join("model.safetensors"), &file).unwrap();
+    let told = ["model_type=llama", "num_attention_heads=4", "rms_norm_eps=1e-5", "rope_theta=1e4"];
+    let told = told.iter().chain(&["rope_scaling=null", "max_position_embeddings=256"]);
+    let describe = |more: &[&str], to: &str| {
+        let mut command = cairn(["inspect"]);
+        command.arg(&file).args(told.clone().chain(more).flat_map(|told| ["--set", told]));
+        let output = command.arg("--write-config").arg(folder.path().join(to)).output().unwrap();
+        shown(&output, None)
+    };
+    let text = describe(&[], "first.json");
+    assert!(text.starts_with("exit 0\n") && text.contains("hidden_act=silu"), "{text}");
+    let text = describe(&["hidden_act=gelu"], "second.json");
+    assert!(text.starts_with("exit 0\n") && !text.contains("hidden_act=silu"), "{text}");
 }
 
 #[test]

@@ -4,8 +4,11 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use cairn_artifacts::leanpack::PackFile;
+use cairn_artifacts::leanpack::{self, Contents, OutWeight, PackFile};
 use cairn_artifacts::safetensors::{self, OutTensor, SafetensorsFile};
+use cairn_kernels::{Encoding, Layout, Weight};
+use cairn_spec::ModelSpec;
+use cairn_spec::model::{Mlp, ModelFields};
 use serde_json::{Value, json};
 
 use crate::{cairn, golden, shown, succeed};
@@ -168,4 +171,111 @@ fn a_pack_unpacks_to_the_folder_it_was_made_from() {
     assert_eq!(header["source"]["files"][0]["name"], "config.json");
     let output = cairn(["pack", "-o", "x.leanpack", "--encoding", "q3"]).output().unwrap();
     assert!(shown(&output, None).contains("[possible values: auto, f32, bf16, bf16z, "));
+}
+
+/// Writes a pack again with some weights in another form. Their bytes are zeros, those of the others are
+/// what they were.
+fn rewritten(from: &Path, to: &Path, spec: Option<ModelSpec>, change: &dyn Fn(&mut OutWeight)) {
+    let old = PackFile::open(from).unwrap();
+    let header = old.header().clone();
+    let mut weights = Vec::new();
+    for tensor in &header.tensors {
+        let (name, dims) = (tensor.name.clone(), tensor.dims.clone());
+        let (encoding, layout) = (tensor.encoding.clone(), tensor.layout.clone());
+        let mut weight = OutWeight { name, dims, encoding, layout };
+        change(&mut weight);
+        weights.push(weight);
+    }
+    let content = |name: &str| old.read_file(name).unwrap().unwrap();
+    let files = header.files.iter().map(|file| (file.name.clone(), content(&file.name)));
+    let contents = Contents {
+        spec: spec.unwrap_or_else(|| header.spec.clone()),
+        policy: header.policy.clone(),
+        profile: header.profile.clone(),
+        plan: None,
+        weights: weights.clone(),
+        files: files.collect(),
+        source: header.source.clone(),
+        license: header.license.clone(),
+        lineage: None,
+        assignment: None,
+    };
+    leanpack::write(to, contents, &mut |index, out| {
+        let (weight, tensor) = (&weights[index], &header.tensors[index]);
+        let encoding = Encoding::ALL.into_iter().find(|e| e.name() == weight.encoding).unwrap();
+        let layout = Layout::ALL.into_iter().find(|l| l.name() == weight.layout).unwrap();
+        let size = |at: usize| usize::try_from(weight.dims.get(at).copied().unwrap_or(1)).unwrap();
+        let bytes = Weight::stored_bytes(encoding, layout, size(0), size(1));
+        let mut stored = vec![0; bytes];
+        if bytes as u64 == tensor.bytes {
+            old.read_at(tensor, 0, &mut stored).unwrap();
+        }
+        out.write_all(&stored)?;
+        Ok(false)
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_header_that_no_kernel_can_follow_is_refused_by_the_weights_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, hostile) = (folder.path().join("a.leanpack"), folder.path().join("b.leanpack"));
+    pack("mixtral", &path, &["--encoding", "bf16"]);
+    // Experts of forty rows, which fill no panels, in an encoding that lies in panels only.
+    let mut fields = ModelFields::clone(&PackFile::open(&path).unwrap().header().spec);
+    if let Mlp::Moe(moe) = &mut fields.mlp {
+        (moe.intermediate_size, moe.moe_intermediate_size) = (40, 40);
+    }
+    let experts = 4;
+    rewritten(&path, &hostile, Some(ModelSpec::new(fields).unwrap()), &|weight| {
+        match () {
+            () if weight.name.contains("experts.down_proj") => weight.dims[1] = 40,
+            () if weight.name.contains(".experts.") => weight.dims[0] = experts * 40,
+            () => return,
+        }
+        (weight.encoding, weight.layout) = ("q8".to_owned(), "panel".to_owned());
+    });
+    let ids = folder.path().join("ids.safetensors");
+    let tensor = [1_i64, 2].map(i64::to_le_bytes).concat();
+    let tensor = OutTensor::bytes("input_ids", cairn_spec::DType::I64, &[1, 2], &tensor);
+    safetensors::write(&mut fs::File::create(&ids).unwrap(), vec![tensor], &Default::default())
+        .unwrap();
+    let (ids, out) = (ids.to_str().unwrap(), folder.path().join("out"));
+    let logits = ["logits", "--input", ids, "--output", out.to_str().unwrap()];
+    for arguments in [&["generate", "--prompt-ids", "1,2"][..], &logits] {
+        let text = refused(arguments, &hostile);
+        let named = "experts.gate_proj.weight cannot be stored as q8";
+        assert!(text.contains(named) && text.contains("model.layers.0"), "{text}");
+    }
+    let text = shown(&cairn(["inspect"]).arg(&hostile).output().unwrap(), None);
+    assert!(text.starts_with("exit 1\n") && text.contains("cannot be stored as q8"), "{text}");
+    // Decoded as it is loaded, it has a program.
+    let mut command = cairn(["generate", "--prompt-ids", "1,2", "--max-new-tokens", "1"]);
+    succeed(command.args(["--dtype", "f32", "--model"]).arg(&hostile));
+}
+
+#[test]
+fn what_is_asked_for_counts_for_every_weight_of_a_mixed_pack() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, mixed) = (folder.path().join("a.leanpack"), folder.path().join("b.leanpack"));
+    pack("llama", &path, &["--encoding", "q8"]);
+    let one = "model.layers.1.mlp.up_proj.weight";
+    rewritten(&path, &mixed, None, &|weight| {
+        if weight.name == one {
+            weight.encoding = "bf16".to_owned();
+        }
+    });
+    let ran = |flags: &[&str]| {
+        let mut command = cairn(["generate", "--json", "--prompt-ids", "5,6", "--max-new-tokens"]);
+        command.args(["2", "--strict"]).args(flags).arg("--model").arg(&mixed);
+        shown(&command.output().unwrap(), Some(folder.path()))
+    };
+    // Each as it is stored, and nothing is converted.
+    let text = ran(&[]);
+    assert!(text.starts_with("exit 0\n"), "{text}");
+    // In one encoding, that one matrix is converted, which is refused by its name.
+    let text = ran(&["--dtype", "q8"]);
+    assert!(text.starts_with("exit 1\n") && text.contains(one), "{text}");
+    assert!(text.contains("is stored as bf16 panel and would be converted"), "{text}");
+    assert!(generated(&mixed, &["--dtype", "q8"]).is_array());
 }

@@ -352,7 +352,8 @@ fn mistakes_in_a_recipe_are_named() {
       because: No such file or directory (os error 2)
     hint: check the path
     "#);
-    insta::assert_snapshot!(workplace.failure(&["train", "tiny.toml", "data.corpus=elsewhere", "model.vocab_size=300"]), @r#"
+    let elsewhere = ["train", "tiny.toml", "data.corpus=elsewhere", "model.vocab_size=300"];
+    insta::assert_snapshot!(workplace.failure(&elsewhere), @r#"
     exit 1
     --- stdout
     --- stderr

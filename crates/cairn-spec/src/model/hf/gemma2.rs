@@ -5,6 +5,7 @@ use super::decoder::{self, Defaults, GELU_TANH};
 use super::fields::Fields;
 use super::windows;
 use crate::DType;
+use crate::model::validate;
 use crate::model::{AttentionForm, BlockForm, Family, Head, ModelFields, ModelSpec, SpecError};
 use serde_json::{Map, Value};
 
@@ -58,14 +59,7 @@ pub(super) fn read_gemma(
     fields.norm.plus_one = true;
     fields.embedding.scale = Some(embedding_scale(fields.hidden_size, fields.dtype));
     let scalar = config.real("query_pre_attn_scalar")?.unwrap_or(256.0);
-    if scalar <= 0.0 {
-        return Err(SpecError::OutOfRange {
-            field: "query_pre_attn_scalar".to_owned(),
-            actual: scalar.to_string(),
-            min: "0 (excluded)".to_owned(),
-            max: "1e18".to_owned(),
-        });
-    }
+    validate::positive("query_pre_attn_scalar", scalar)?;
     fields.attention.scale = Some(scalar.powf(-0.5));
     fields.attention.logit_softcap = softcap(config, "attn_logit_softcapping", scores_cap)?;
     let softcap = softcap(config, "final_logit_softcapping", logits_cap)?;

@@ -4,6 +4,7 @@
 use super::fields::{Fields, quote};
 use super::foreign::unsupported;
 use super::windows::{FULL, SLIDING};
+use crate::model::validate;
 use crate::model::{
     Family, HEAD_DIM_MAX, Llama3Scaling, LongropeScaling, Rope, RopeScaling, SpecError, YarnScaling,
 };
@@ -152,14 +153,7 @@ fn rotary_dim(
         }
         (inner, outer) => inner.or(outer).unwrap_or(default),
     };
-    if !(0.0..=1.0).contains(&share) {
-        return Err(SpecError::OutOfRange {
-            field: "partial_rotary_factor".to_owned(),
-            actual: share.to_string(),
-            min: "0".to_owned(),
-            max: "1".to_owned(),
-        });
-    }
+    validate::real("partial_rotary_factor", share, 0.0, 1.0)?;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,

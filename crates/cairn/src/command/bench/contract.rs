@@ -225,9 +225,7 @@ fn measure(
     }
     let mut found = Found::new(contract, meter.bandwidth(), own);
     found.bytes_per_token = bench.bytes_per_token(&sides[0].engine);
-    let options = sides[0].engine.options();
-    let held = (options.encoding, options.compute);
-    found.coverage = Coverage::measured(&sides[0].model, held, context)?;
+    found.coverage = Coverage::measured(&mut sides[0].engine, context.isa)?;
     found.own_bytes = sides[0].engine.session().bytes().total() as u64;
     found.own_start_s = sides[0].start_seconds(&bench.prompt, context)?;
     found.peer = other;

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context as _;
 use cairn_artifacts::machine::ProcessMemory;
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use cairn_eval::{DecodeBench, DecodeFigures, bench_decode};
@@ -112,15 +111,13 @@ fn load(
     let begin = Instant::now();
     let (spec, mut engine) = if args.fresh {
         let spec = read_spec(folder, context.terminal)?;
-        options.encoding = args.weights.dtype.encoding_of(&spec, None)?;
+        options.encoding = args.weights.dtype.storage_of(&spec, None)?.encoding;
         let engine = Engine::with_fresh_weights(EnginePlan::new(&spec, options)?, cpu, 0)?;
         (spec, engine)
     } else {
         let model = ModelFolder::open(folder, context.terminal)?;
-        options.encoding = args.weights.dtype.encoding(&model, context.terminal)?;
-        let plan = EnginePlan::new(&model.spec, options)?;
-        let engine = Engine::load(plan, cpu, &model.weights)
-            .with_context(|| format!("cannot load {}", folder.display()))?;
+        let storage = args.weights.dtype.storage(&model, options.compute, context)?;
+        let engine = model.engine(options, &storage, cpu)?;
         (model.spec, engine)
     };
     args.speculative.attach(&mut engine, context)?;

@@ -11,7 +11,6 @@ use crate::context::Context;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
 use crate::table::Table;
-use crate::weight_type::weight_bytes;
 
 /// Longest value shown, in characters.
 const SHOWN_CHARS_MAX: usize = 60;
@@ -53,9 +52,9 @@ pub(super) fn inspect(path: &Path, args: &InspectArgs, context: &Context) -> any
             let parameters = spec.parameter_count().total();
             table.row([&"family", &spec.family]);
             table.row([&"parameters", &format!("{} ({parameters})", Count(parameters as f64))]);
-            let encoding = args.weights.dtype.encoding_of(spec, Some(&file))?;
-            let held = Bytes::of(weight_bytes(spec, encoding)?);
-            table.row([&"in memory", &format!("{held} as {encoding}")]);
+            let storage = args.weights.dtype.storage_of(spec, Some(&file))?;
+            let held = Bytes::of(storage.weight_bytes(spec)?);
+            table.row([&"in memory", &format!("{held} as {storage}")]);
         }
         Err(error) => {
             let cause = std::error::Error::source(error);

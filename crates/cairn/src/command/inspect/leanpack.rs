@@ -13,7 +13,7 @@ use crate::coverage::Coverage;
 use crate::failure::UserError;
 use crate::figures::{Bytes, Count};
 use crate::machine::huge_page_text;
-use crate::pack_args::program_of;
+use crate::pack_args::storage_of;
 use crate::table::Table;
 
 /// Prints what is in the pack.
@@ -33,7 +33,8 @@ pub(super) fn inspect(path: &Path, args: &InspectArgs, context: &Context) -> any
     }
     let source = PackSource::new(pack, PackCheck::default())?;
     let (pack, header) = (source.pack(), source.pack().header());
-    let coverage = Coverage::of(&program_of(&header.spec, &source)?, context.isa);
+    let program = storage_of(&source).program(&header.spec, source.storage().1)?;
+    let coverage = Coverage::of(&program, context.isa);
     let mut text = summary(pack, (&residence(pack), &coverage.text(context.isa)));
     let _ = write!(text, "\n\n{}", file_table(header));
     if let Some(assignment) = &header.assignment {

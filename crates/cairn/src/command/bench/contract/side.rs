@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::gate_file;
 use crate::model_folder::ModelFolder;
+use crate::storage::Storage;
 use crate::weight_type::WeightType;
 
 /// A model of ours in memory.
@@ -28,6 +28,8 @@ pub(in crate::command::bench) struct OwnSide {
     pub(in crate::command::bench) engine: Engine,
     path: PathBuf,
     dtype: WeightType,
+    /// How the weights are held.
+    storage: Storage,
 }
 
 impl OwnSide {
@@ -42,15 +44,14 @@ impl OwnSide {
         let mut options = EngineOptions::new(1, length);
         options.cache_type = CacheType::F32;
         options.compute = compute;
-        options.encoding = dtype.encoding(&model, context.terminal)?;
-        gate_file::check(&model, (options.encoding, compute), context)?;
+        let storage = dtype.storage(&model, compute, context)?;
         let arithmetic = match compute {
             Compute::F32 => String::new(),
             other => format!(":{other}"),
         };
-        let name = format!("cairn, {}{arithmetic} {}", options.encoding, path.display());
-        let engine = model.engine(options, context.cpu()?)?;
-        Ok(Self { name, model, engine, path, dtype })
+        let name = format!("cairn, {}{arithmetic} {}", storage.encoding, path.display());
+        let engine = model.engine(options, &storage, context.cpu()?)?;
+        Ok(Self { name, model, engine, path, dtype, storage })
     }
 
     /// What a turn of it ran.
@@ -66,7 +67,7 @@ impl OwnSide {
 
     /// Types of the values that its matrices hold: twelve bits hold what bf16 does.
     fn values(&self) -> Vec<String> {
-        let held = self.model.encodings_in_use(self.engine.options().encoding).into_iter();
+        let held = self.storage.in_use().into_iter();
         let plain = held.map(|encoding| match encoding {
             Encoding::Bf16z => Encoding::Bf16,
             other => other,
