@@ -106,11 +106,14 @@ pub struct ContractMeasure {
     pub repetitions: usize,
     /// Positions of the output at which whole distributions are compared.
     pub kl_positions: usize,
+    /// The most that the distributions of both sides may be apart, in nats in the mean of these positions:
+    /// beyond it they run different models.
+    pub kl_max: Option<f64>,
 }
 
 impl Default for ContractMeasure {
     fn default() -> Self {
-        Self { repetitions: 5, kl_positions: 4 }
+        Self { repetitions: 5, kl_positions: 4, kl_max: None }
     }
 }
 
@@ -178,6 +181,16 @@ impl Contract {
                 let why = if min == 1 { "is not at least 1" } else { "is not at least 2" };
                 return Err(ContractError::Value { key, value: value.to_string(), why });
             }
+        }
+        if let Some(most) = self.measure.kl_max
+            && (most.is_nan() || most <= 0.0 || self.measure.kl_positions == 0)
+        {
+            let why = "asks for positions, and is a number above 0";
+            return Err(ContractError::Value {
+                key: "measure.kl_max",
+                value: most.to_string(),
+                why,
+            });
         }
         if self.sampling.temperature != 0.0 {
             let value = self.sampling.temperature.to_string();

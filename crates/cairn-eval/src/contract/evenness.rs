@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Agreement;
+use super::{Agreement, Contract};
 
 /// Weight bytes of two sides are the same if they differ by no more than this fraction: formats
 /// store norms and scales a little differently.
@@ -51,8 +51,8 @@ pub struct Evenness {
 }
 
 impl Evenness {
-    /// Compares what the two sides ran, ours first, and for [`Even::Quality`] what they said.
-    pub fn of(rule: Even, (ours, theirs): (&Ran, &Ran), agreement: &Agreement) -> Self {
+    /// Compares what the two sides ran, ours first, and what they said, by the contract's rules.
+    pub fn of(contract: &Contract, (ours, theirs): (&Ran, &Ran), agreement: &Agreement) -> Self {
         let counts = [
             ("tokens of the prompt", ours.prompt_tokens, Some(theirs.prompt_tokens)),
             ("tokens of the output", ours.output_tokens, Some(theirs.output_tokens)),
@@ -64,13 +64,20 @@ impl Evenness {
             None => Some(format!("{what}: {own} here, unknown there")),
         };
         let mut uneven: Vec<String> = counts.into_iter().filter_map(unlike).collect();
-        uneven.extend(match rule {
+        uneven.extend(match contract.model.even {
             Even::Bytes => bytes(ours, theirs),
             Even::Values => values(ours, theirs),
             Even::Quality => quality(agreement),
         });
+        uneven.extend(contract.measure.kl_max.and_then(|most| models(agreement, most)));
         Self { uneven }
     }
+}
+
+fn models(agreement: &Agreement, most: f64) -> Option<String> {
+    let found = agreement.kl_mean().unwrap_or(f64::NAN);
+    (found.is_nan() || most < found)
+        .then(|| format!("models: {found:.3e} nats between the sides, {most:.3e} are allowed"))
 }
 
 fn bytes(ours: &Ran, theirs: &Ran) -> Option<String> {

@@ -15,7 +15,7 @@ output = { tokens = 256 }
 fn a_contract_is_read_with_its_defaults() {
     let contract = Contract::parse(TEXT).unwrap();
     assert_eq!((contract.prompt.tokens, contract.output.tokens), (64, 256));
-    assert_eq!(contract.measure, ContractMeasure { repetitions: 5, kl_positions: 4 });
+    assert_eq!(contract.measure, ContractMeasure { repetitions: 5, kl_positions: 4, kl_max: None });
     let path = contract.text_path(Path::new("contracts/a.toml"));
     assert_eq!(path, Path::new("contracts/text/prose.txt"));
     let ids: Vec<u32> = (0..70).collect();
@@ -37,6 +37,12 @@ fn what_makes_no_sense_is_refused_by_key() {
         ("threads = 2", "threads = 2, cores = 3", "unknown field `cores`"),
         ("output =", "sampling = { temperature = 0.7 }\noutput =", "sampling.temperature is 0.7"),
         ("output =", "measure = { repetitions = 0 }\noutput =", "measure.repetitions is 0"),
+        ("output =", "measure = { kl_max = nan }\noutput =", "measure.kl_max is NaN"),
+        (
+            "output =",
+            "measure = { kl_max = 1, kl_positions = 0 }\noutput =",
+            "measure.kl_max is 1, which asks for positions",
+        ),
     ] {
         let error = Contract::parse(&TEXT.replace(from, to)).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -53,11 +59,17 @@ fn ran() -> Ran {
     }
 }
 
+fn by(even: Even) -> Contract {
+    let mut contract = Contract::parse(TEXT).unwrap();
+    contract.model.even = even;
+    contract
+}
+
 #[test]
 fn unlike_sides_are_told_apart() {
     let (ours, nothing) = (ran(), Agreement::default());
     let near = Ran { weight_bytes: Some(1_009_000), ..ours.clone() };
-    let uneven = |theirs: &Ran| Evenness::of(Even::Bytes, (&ours, theirs), &nothing).uneven;
+    let uneven = |theirs: &Ran| Evenness::of(&by(Even::Bytes), (&ours, theirs), &nothing).uneven;
     assert!(uneven(&near).is_empty());
     for (theirs, expected) in [
         (Ran { prompt_tokens: 65, ..ran() }, "tokens of the prompt: 64 here, 65 there"),
@@ -80,7 +92,7 @@ fn unlike_sides_are_told_apart() {
 #[test]
 fn equal_values_may_lie_in_other_bytes() {
     let (ours, nothing) = (ran(), Agreement::default());
-    let uneven = |theirs: &Ran| Evenness::of(Even::Values, (&ours, theirs), &nothing).uneven;
+    let uneven = |theirs: &Ran| Evenness::of(&by(Even::Values), (&ours, theirs), &nothing).uneven;
     assert!(uneven(&Ran { weight_bytes: Some(1_300_000), ..ran() }).is_empty());
     let mixed = Some(vec!["bf16".to_owned(), "q8_0".to_owned()]);
     for (values, said) in [(mixed, "bf16 and q8_0"), (None, "unknown")] {
@@ -88,10 +100,10 @@ fn equal_values_may_lie_in_other_bytes() {
         assert_eq!(uneven(&Ran { values, ..ran() }), [expected]);
     }
     let grouped = Ran { values: Some(vec!["q8_0".to_owned()]), ..ran() };
-    let both = Evenness::of(Even::Values, (&grouped, &grouped), &nothing);
+    let both = Evenness::of(&by(Even::Values), (&grouped, &grouped), &nothing);
     assert_eq!(both.uneven.len(), 1, "two sides need not put values in groups alike");
     let unknown = Ran { values: None, ..ran() };
-    let both = Evenness::of(Even::Values, (&unknown, &unknown), &nothing);
+    let both = Evenness::of(&by(Even::Values), (&unknown, &unknown), &nothing);
     assert_eq!(both.uneven, ["values of the weights: unknown here, unknown there"]);
 }
 
@@ -100,7 +112,7 @@ fn ours_must_not_be_further_from_the_exact_model() {
     let small = Ran { weight_bytes: Some(1), values: None, ..ran() };
     let uneven = |source_kl: Option<SourceKl>| {
         let said = Agreement { source_kl, ..Agreement::default() };
-        Evenness::of(Even::Quality, (&small, &ran()), &said).uneven
+        Evenness::of(&by(Even::Quality), (&small, &ran()), &said).uneven
     };
     let kl = |ours: &[f64], theirs: &[f64]| {
         Some(SourceKl { ours: ours.to_vec(), theirs: theirs.to_vec() })
@@ -110,6 +122,20 @@ fn ours_must_not_be_further_from_the_exact_model() {
     assert_eq!(worse, ["nats from the exact model: 2.500e-1 here, 2.000e-1 there"]);
     assert_eq!(uneven(kl(&[], &[])).len(), 1, "nothing measured is nothing shown");
     assert_eq!(uneven(None), ["nats from the exact model: unknown on both sides"]);
+}
+
+#[test]
+fn different_models_are_not_compared() {
+    let mut contract = by(Even::Bytes);
+    contract.measure.kl_max = Some(0.1);
+    let uneven = |kl: &[f64]| {
+        let said = Agreement { kl: kl.to_vec(), ..Agreement::default() };
+        Evenness::of(&contract, (&ran(), &ran()), &said).uneven
+    };
+    assert!(uneven(&[0.05, 0.15]).is_empty());
+    let expected = "models: 1.500e-1 nats between the sides, 1.000e-1 are allowed";
+    assert_eq!(uneven(&[0.1, 0.2]), [expected]);
+    assert_eq!(uneven(&[]).len(), 1, "what nobody measured is not small");
 }
 
 #[test]

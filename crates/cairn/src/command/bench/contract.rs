@@ -254,7 +254,7 @@ fn compare(
     });
     let mut exact = exact.transpose()?;
     found.agreement = agreement(contract, (bench, side, exact.as_mut()), peer, tokens)?;
-    found.evenness = Evenness::of(contract.model.even, (&ran.0, &ran.1), &found.agreement);
+    found.evenness = Evenness::of(contract, (&ran.0, &ran.1), &found.agreement);
     Ok(())
 }
 
