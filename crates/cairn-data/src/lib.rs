@@ -5,7 +5,8 @@
 //! - [`corpus`]: folders, files and JSON Lines become a corpus folder: documents with license and
 //!   group, a split without leaks, shards of tokens and a manifest of hashes;
 //! - [`loader`]: any step of a shuffled, packed, masked epoch directly; validation in order;
-//! - [`permutation`]: a shuffle that is a formula.
+//! - [`permutation`]: a shuffle that is a formula;
+//! - [`stop_strings`]: a text that ends where a string begins, while it grows.
 //!
 //! **Invariants:** nothing here knows a tensor, reads the environment or the clock, or prints. What
 //! is written depends on the inputs and the settings only, never on threads. A bad file is skipped,
@@ -16,6 +17,7 @@ pub mod chat;
 pub mod corpus;
 pub mod loader;
 pub mod permutation;
+pub mod stop_strings;
 pub mod tokenizer;
 
 mod ordered;

@@ -20,7 +20,7 @@ pub mod hint;
 pub mod lora;
 pub mod model;
 pub mod recipe;
-mod unique_json;
+pub mod unique_json;
 pub mod units;
 
 pub use activation::Activation;

@@ -9,7 +9,8 @@ use serde_json::{Map, Number, Value};
 
 /// Why a text is no such JSON.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum UniqueError {
+#[non_exhaustive]
+pub enum UniqueError {
     /// It is not JSON; the parser's words.
     Json(String),
     /// A key is there twice.
@@ -18,13 +19,13 @@ pub(crate) enum UniqueError {
 
 /// A key that an object has twice.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Twice {
+pub struct Twice {
     /// Its name, with those of the objects around it.
-    pub(crate) field: String,
+    pub field: String,
     /// What it is first.
-    pub(crate) first: Value,
+    pub first: Value,
     /// What it is then.
-    pub(crate) second: Value,
+    pub second: Value,
 }
 
 impl fmt::Display for UniqueError {
@@ -40,7 +41,11 @@ impl fmt::Display for UniqueError {
 }
 
 /// Parses a text.
-pub(crate) fn parse(text: &str) -> Result<Value, UniqueError> {
+///
+/// # Errors
+///
+/// [`UniqueError`] with the parser's words, or with the key that an object has twice.
+pub fn parse(text: &str) -> Result<Value, UniqueError> {
     let json = |error: serde_json::Error| UniqueError::Json(error.to_string());
     let (path, twice) = (RefCell::default(), RefCell::default());
     let mut parser = serde_json::Deserializer::from_str(text);

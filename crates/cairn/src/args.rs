@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::command::{
     adapter, bench, chat, completions, corpus, doctor, embed, eval, export, fill_mask, generate,
-    inspect, logits, pack, plan, quickstart, tokenizer, train, unpack, verify,
+    inspect, logits, pack, plan, quickstart, serve, tokenizer, train, unpack, verify,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -85,6 +85,7 @@ pub(crate) enum Command {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
+    Serve(serve::ServeArgs),
     Embed(embed::EmbedArgs),
     FillMask(fill_mask::FillMaskArgs),
     Inspect(inspect::InspectArgs),

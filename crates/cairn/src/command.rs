@@ -16,6 +16,7 @@ pub(crate) mod logits;
 pub(crate) mod pack;
 pub(crate) mod plan;
 pub(crate) mod quickstart;
+pub(crate) mod serve;
 pub(crate) mod tokenizer;
 pub(crate) mod train;
 pub(crate) mod unpack;
@@ -37,6 +38,7 @@ pub(crate) fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
         Command::Chat(args) => chat::run(&args, context),
+        Command::Serve(args) => serve::run(&args, context),
         Command::Embed(args) => embed::run(&args, context),
         Command::FillMask(args) => fill_mask::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),

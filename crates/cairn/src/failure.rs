@@ -109,6 +109,7 @@ fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
         UserError,
         crate::undescribed::Undescribed,
         cairn_kernels::CpuError,
+        cairn_serve::ServeError,
         cairn_spec::SpecError,
         cairn_spec::LoraError,
         cairn_model::AdapterError,

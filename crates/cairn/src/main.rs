@@ -34,7 +34,6 @@ mod sampling;
 mod shell_word;
 mod signals;
 mod speculative;
-mod stop_strings;
 mod storage;
 mod table;
 mod terminal;

@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text, text_of};
 use cairn_data::chat::{ChatTemplate, TEMPLATE_BYTES_MAX};
-use cairn_data::tokenizer::TokenizerConfig;
+use cairn_data::tokenizer::{GenerationConfig, Tokenizer, TokenizerConfig};
 use cairn_engine::{EngineOptions, SamplingParams};
 use cairn_spec::model::MaskKind;
 use clap::Args;
@@ -88,7 +88,8 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
     refuse_encoder(&model)?;
     let tokenizer = model.text_tokenizer()?;
     let config = model.tokenizer_config(&tokenizer)?;
-    let template = template(args, &config, &model)?;
+    let chosen = (args.template.as_deref(), args.template_name.as_deref());
+    let template = template(chosen, &config, &model)?;
     let generation = stated(&model, context)?;
     let sampling = SamplingParams::new(args.sampling.resolve(&generation, context))?;
     let positions = model.spec.max_position_embeddings;
@@ -98,13 +99,7 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
     args.speculative.apply(&mut options);
     let mut engine = model.engine(options, &storage, context.cpu()?)?;
     args.speculative.attach(&mut engine, context)?;
-    let mut stops = generation.eos_token_ids.clone();
-    stops.extend(template.end_of_turn(&tokenizer, &config.special_tokens));
-    stops.extend(config.special("eos_token").and_then(|token| tokenizer.token_id(token)));
-    stops.extend(&model.spec.tokens.eos);
-    stops.retain(|id| usize::try_from(*id).is_ok_and(|id| id < model.spec.vocab_size));
-    stops.sort_unstable();
-    stops.dedup();
+    let stops = stop_tokens(&model, &generation, (&tokenizer, &config), Some(&template));
     let mut chat = Chat::new(ChatParts {
         engine,
         tokenizer: &tokenizer,
@@ -134,7 +129,7 @@ pub(crate) fn run(args: &ChatArgs, context: &Context) -> anyhow::Result<()> {
 }
 
 /// An encoder reads whole texts; it has no next word to say.
-fn refuse_encoder(model: &ModelFolder) -> anyhow::Result<()> {
+pub(crate) fn refuse_encoder(model: &ModelFolder) -> anyhow::Result<()> {
     if model.spec.attention.mask == MaskKind::Causal {
         return Ok(());
     }
@@ -144,22 +139,42 @@ fn refuse_encoder(model: &ModelFolder) -> anyhow::Result<()> {
         .into())
 }
 
-fn template(
-    args: &ChatArgs,
+/// Tokens that end an answer.
+pub(crate) fn stop_tokens(
+    model: &ModelFolder,
+    generation: &GenerationConfig,
+    (tokenizer, config): (&Tokenizer, &TokenizerConfig),
+    template: Option<&ChatTemplate>,
+) -> Vec<u32> {
+    let mut stops = generation.eos_token_ids.clone();
+    let end = |template: &ChatTemplate| template.end_of_turn(tokenizer, &config.special_tokens);
+    stops.extend(template.and_then(end));
+    stops.extend(config.special("eos_token").and_then(|token| tokenizer.token_id(token)));
+    stops.extend(&model.spec.tokens.eos);
+    stops.extend(tokenizer.end_of_document());
+    stops.retain(|id| usize::try_from(*id).is_ok_and(|id| id < model.spec.vocab_size));
+    stops.sort_unstable();
+    stops.dedup();
+    stops
+}
+
+/// The template of a file, or the model's own of this name.
+pub(crate) fn template(
+    (file, name): (Option<&Path>, Option<&str>),
     config: &TokenizerConfig,
     model: &ModelFolder,
 ) -> anyhow::Result<ChatTemplate> {
-    if let Some(path) = &args.template {
+    if let Some(path) = file {
         let source = read_text(path, TEMPLATE_BYTES_MAX as u64)?;
         return Ok(ChatTemplate::parse(&source, path)?);
     }
-    let named = config.chat_template(args.template_name.as_deref());
+    let named = config.chat_template(name);
     if let Some(named) = named {
         return Ok(ChatTemplate::parse(&named.source, &named.path)?);
     }
     let names: Vec<&str> = config.chat_templates.iter().map(|t| t.name.as_str()).collect();
     let folder = model.path.display();
-    Err(match (&args.template_name, names.as_slice()) {
+    Err(match (name, names.as_slice()) {
         (_, []) => UserError::new(format!("{folder} has no chat template"))
             .hint("give one with --template FILE, written for this model")
             .hint("a model without one only continues text: cairn generate --prompt TEXT"),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text, text_of};
+use cairn_data::stop_strings::StopStrings;
 use cairn_data::tokenizer::{SpelledSpecials, TokenStream, Tokenizer};
 use cairn_engine::{
     BeamParams, BeamRequest, Engine, EngineOptions, Finish, Request, SamplingFields, SamplingParams,
@@ -23,7 +24,6 @@ use crate::figures::Count;
 use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::sampling::{SamplingArgs, stated};
 use crate::speculative::{SpeculativeArgs, summary};
-use crate::stop_strings::StopStrings;
 use crate::storage::Storage;
 use crate::weight_type::WeightTypeArgs;
 
@@ -499,7 +499,7 @@ struct TextWriter<'a> {
     /// The prompt as it is shown, until the first token comes: a refused request shows nothing.
     prompt: Option<String>,
     stream: Option<TokenStream<'a>>,
-    stops: StopStrings<'a>,
+    stops: StopStrings,
     /// The text so far, without the prompt's.
     text: String,
 }
@@ -507,7 +507,7 @@ struct TextWriter<'a> {
 impl<'a> TextWriter<'a> {
     fn new(
         (prompt, tokenizer): (&Prompt, Option<&'a Tokenizer>),
-        stops: &'a [String],
+        stops: &[String],
         prints: bool,
         context: &'a Context,
     ) -> Self {
@@ -517,7 +517,7 @@ impl<'a> TextWriter<'a> {
             prints,
             prompt: prints.then_some(shown),
             stream: tokenizer.map(Tokenizer::stream),
-            stops: StopStrings::new(stops),
+            stops: StopStrings::new(stops.to_vec()),
             text: String::new(),
         }
     }
@@ -550,7 +550,7 @@ impl<'a> TextWriter<'a> {
         let rest = self.stream.take().map(TokenStream::finish).transpose()?.unwrap_or_default();
         let certain = self.stops.push(&rest);
         self.emit(&certain)?;
-        let stops = std::mem::replace(&mut self.stops, StopStrings::new(&[]));
+        let stops = std::mem::take(&mut self.stops);
         self.emit(&stops.finish())?;
         if self.prints {
             self.context.terminal.print_piece("\n")?;

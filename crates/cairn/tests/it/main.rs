@@ -47,6 +47,8 @@ mod process;
 #[cfg(test)]
 mod running;
 #[cfg(test)]
+mod serve;
+#[cfg(test)]
 mod talk;
 #[cfg(test)]
 mod tidy;

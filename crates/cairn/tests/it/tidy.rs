@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The layer of each crate; a dependency lies strictly lower.
-const LAYERS: [(&str, u32); 11] = [
+const LAYERS: [(&str, u32); 12] = [
     ("cairn-spec", 0),
     ("cairn-kernels", 1),
     ("cairn-artifacts", 1),
@@ -15,6 +15,7 @@ const LAYERS: [(&str, u32); 11] = [
     ("cairn-eval", 5),
     ("cairn-convert", 5),
     ("cairn-train", 6),
+    ("cairn-serve", 6),
     ("cairn", 7),
 ];
 

@@ -1,27 +1,35 @@
 //! Ending a text where one of several strings begins, while the text still grows.
 
 /// A growing text that ends in front of the first stop string.
-#[derive(Debug)]
-pub(crate) struct StopStrings<'a> {
-    stops: &'a [String],
+///
+/// ```
+/// use cairn_data::stop_strings::StopStrings;
+/// let mut text = StopStrings::new(vec!["\n\n".to_owned()]);
+/// assert_eq!(text.push("a\n"), "a");
+/// assert_eq!(text.push("\nb"), "");
+/// assert!(text.stopped());
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct StopStrings {
+    stops: Vec<String>,
     /// Text that may turn out to be the beginning of a stop string.
     held: String,
     stopped: bool,
 }
 
-impl<'a> StopStrings<'a> {
+impl StopStrings {
     /// Empty strings never stop anything.
-    pub(crate) fn new(stops: &'a [String]) -> Self {
+    pub fn new(stops: Vec<String>) -> Self {
         Self { stops, held: String::new(), stopped: false }
     }
 
     /// Whether a stop string has come.
-    pub(crate) fn stopped(&self) -> bool {
+    pub fn stopped(&self) -> bool {
         self.stopped
     }
 
     /// Takes a piece and returns what is certain to belong to the text.
-    pub(crate) fn push(&mut self, piece: &str) -> String {
+    pub fn push(&mut self, piece: &str) -> String {
         if self.stopped {
             return String::new();
         }
@@ -39,7 +47,7 @@ impl<'a> StopStrings<'a> {
     }
 
     /// Ends the text and returns what was held back.
-    pub(crate) fn finish(self) -> String {
+    pub fn finish(self) -> String {
         if self.stopped { String::new() } else { self.held }
     }
 }
@@ -62,7 +70,7 @@ mod tests {
     fn check(stops: &[&str], text: &str, expected: &str) {
         let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
         for width in 1..=3 {
-            let mut stream = StopStrings::new(&stops);
+            let mut stream = StopStrings::new(stops.clone());
             let characters: Vec<char> = text.chars().collect();
             let mut out = String::new();
             for piece in characters.chunks(width) {

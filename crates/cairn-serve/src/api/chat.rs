@@ -1,0 +1,163 @@
+//! `/v1/chat/completions`: conversations answered.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use cairn_data::chat::ChatInput;
+use serde_json::{Map, Value, json};
+
+use super::{Asked, own_seed, stream, usage, whole};
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::model::ServedModel;
+use crate::reply::Reply;
+use crate::server::{Body, Shared};
+
+/// Who may speak.
+const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
+/// Fields that are not there yet, and the values that ask for nothing.
+const LACKING: [&str; 12] = [
+    "audio",
+    "function_call",
+    "functions",
+    "modalities",
+    "parallel_tool_calls",
+    "prediction",
+    "reasoning_effort",
+    "service_tier",
+    "store",
+    "tool_choice",
+    "top_logprobs",
+    "web_search_options",
+];
+
+/// Answers a conversation.
+pub(crate) async fn chat_completions(
+    State(shared): State<Arc<Shared>>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let number = shared.numbers.next();
+    let mut fields = Fields::parse(&body)?;
+    let model = &shared.model;
+    let mut asked = Asked::take(&mut fields, model, own_seed(&shared, number))?;
+    // The older name of the same limit; both at once have to agree.
+    let limits = [fields.take("max_completion_tokens")?, fields.take("max_tokens")?];
+    if let [Some(newer), Some(older)] = limits
+        && newer != older
+    {
+        let message = format!("max_tokens is {older} and max_completion_tokens is {newer}");
+        return Err(ApiError::field("max_tokens", message));
+    }
+    asked.max_tokens = limits[0].or(limits[1]);
+    let messages: Vec<Map<String, Value>> = fields.need("messages")?;
+    let variables: Option<Map<String, Value>> = fields.take("chat_template_kwargs")?;
+    fields.lacking("tools", &[json!([])])?;
+    fields.lacking("logprobs", &[json!(false)])?;
+    fields.lacking("response_format", &[json!({ "type": "text" })])?;
+    LACKING.iter().try_for_each(|name| fields.lacking(name, &[]))?;
+    fields.finish()?;
+    let prompt = prompt(messages, variables.as_ref(), model)?;
+    let room = model.room(prompt.len())?;
+    let mut updates = Vec::with_capacity(asked.n);
+    for choice in 0..asked.n {
+        let request = asked.request(model, &prompt, choice, room)?;
+        updates.push(shared.driver()?.add(request).await?);
+    }
+    let head = |object| stream::Head {
+        id: format!("chatcmpl-{number}"),
+        object,
+        name: model.parts.name.clone(),
+        created: (shared.now)(),
+    };
+    let num_prompt = prompt.len();
+    if asked.stream {
+        let form = stream::Form {
+            first: Some(json!({ "delta": { "role": "assistant", "content": "" } })),
+            piece: |text| json!({ "delta": { "content": text } }),
+            end: || json!({ "delta": {} }),
+            num_prompt,
+            include_usage: asked.include_usage,
+        };
+        let answer = (updates, asked.stops);
+        return Ok(stream::answer(&shared, head("chat.completion.chunk"), form, answer));
+    }
+    let (mut choices, mut num_new) = (Vec::new(), 0);
+    for (index, updates) in updates.into_iter().enumerate() {
+        let reply = Reply::new(&model.parts.tokenizer, asked.stops.clone(), updates);
+        let answer = whole(reply).await?;
+        num_new += answer.num_tokens;
+        choices.push(json!({
+            "index": index,
+            "message": { "role": "assistant", "content": answer.text },
+            "logprobs": null,
+            "finish_reason": answer.finish,
+        }));
+    }
+    let mut found = head("chat.completion").object();
+    found["choices"] = choices.into();
+    found["usage"] = usage(num_prompt, num_new);
+    Ok(axum::Json(found).into_response())
+}
+
+/// The conversation as token ids. Special tokens that a user spells out stay text.
+fn prompt(
+    messages: Vec<Map<String, Value>>,
+    variables: Option<&Map<String, Value>>,
+    model: &ServedModel,
+) -> Result<Vec<u32>, ApiError> {
+    let parts = &model.parts;
+    let Some(template) = &parts.template else {
+        let message = format!("'{}' has no chat template: it only continues text", parts.name);
+        return Err(ApiError::invalid(message));
+    };
+    if messages.is_empty() {
+        return Err(ApiError::field("messages", "messages is empty"));
+    }
+    let messages: Vec<Value> = messages
+        .into_iter()
+        .enumerate()
+        .map(|(index, message)| checked(index, message))
+        .collect::<Result<_, _>>()?;
+    let input = ChatInput {
+        add_generation_prompt: true,
+        variables,
+        ..ChatInput::new(&messages, &parts.special_tokens)
+    };
+    template.encode(&parts.tokenizer, &input).map_err(|error| ApiError::field("messages", error))
+}
+
+/// A message with its text in one piece.
+fn checked(index: usize, mut message: Map<String, Value>) -> Result<Value, ApiError> {
+    let refuse = |what: String| ApiError::field("messages", format!("messages[{index}]{what}"));
+    let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
+    if !ROLES.contains(&role) {
+        return Err(refuse(format!(".role is '{role}', which is none of {}", ROLES.join(", "))));
+    }
+    if let Some(other) =
+        message.keys().find(|key| !["role", "content", "name"].contains(&key.as_str()))
+    {
+        return Err(refuse(format!(".{other} is not supported here")));
+    }
+    let content = match message.remove("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(list)) => {
+            let mut text = String::new();
+            for part in list {
+                match (part.get("type").and_then(Value::as_str), part.get("text")) {
+                    (Some("text"), Some(Value::String(part))) => text += part,
+                    (kind, _) => {
+                        let kind = kind.unwrap_or("nothing");
+                        return Err(refuse(format!(
+                            ".content has a part of type {kind}, not text"
+                        )));
+                    }
+                }
+            }
+            text
+        }
+        _ => return Err(refuse(".content is no text".to_owned())),
+    };
+    message.insert("content".to_owned(), content.into());
+    Ok(Value::Object(message))
+}

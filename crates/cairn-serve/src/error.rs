@@ -1,0 +1,130 @@
+//! What a request is refused with: a status, and OpenAI's error object.
+
+use std::fmt;
+
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use cairn_engine::RequestError;
+use serde_json::json;
+
+/// Seconds after which a busy server is asked again.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// An answer that is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    /// OpenAI's `type`.
+    kind: &'static str,
+    /// The field that is wrong.
+    param: Option<String>,
+    code: Option<&'static str>,
+    message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl fmt::Display) -> Self {
+        Self { status, kind, param: None, code: None, message: message.to_string() }
+    }
+
+    /// Something is wrong with the request as a whole.
+    pub(crate) fn invalid(message: impl fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+    }
+
+    /// Something is wrong with a field.
+    pub(crate) fn field(name: &str, message: impl fmt::Display) -> Self {
+        Self { param: Some(name.to_owned()), ..Self::invalid(message) }
+    }
+
+    /// The body is too large.
+    pub(crate) fn too_large(limit: usize) -> Self {
+        let message = format!("the body has more than {limit} bytes (max_body_bytes)");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    }
+
+    /// The body did not come in time.
+    pub(crate) fn too_slow(seconds: u64) -> Self {
+        let message = format!("the body took more than {seconds} s (body_timeout)");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message)
+    }
+
+    /// There is no such address.
+    pub(crate) fn no_route(method: &str, path: &str) -> Self {
+        let message = format!("there is no {method} {path} here");
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+    }
+
+    /// There is no such model.
+    pub(crate) fn no_model(asked: &str, served: &str) -> Self {
+        let message = format!("there is no model '{asked}' here; '{served}' is served");
+        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
+        Self { param: Some("model".to_owned()), code: Some("model_not_found"), ..error }
+    }
+
+    /// The prompt leaves no room for a token.
+    pub(crate) fn context(num_prompt: usize, max_context: usize) -> Self {
+        let message =
+            format!("the prompt has {num_prompt} tokens; with an answer at most {max_context} fit");
+        Self { code: Some("context_length_exceeded"), ..Self::invalid(message) }
+    }
+
+    /// Nobody known asks.
+    pub(crate) fn unauthorized() -> Self {
+        let message = "no valid key: send 'Authorization: Bearer KEY'";
+        let error = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message);
+        Self { code: Some("invalid_api_key"), ..error }
+    }
+
+    /// Too many wait.
+    pub(crate) fn busy(limit: usize) -> Self {
+        let message = format!("{limit} requests wait already");
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Self { code: Some("queue_full"), ..error }
+    }
+
+    /// The server ends.
+    pub(crate) fn draining() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the server is being stopped")
+    }
+
+    /// The engine is gone: the process ends with a report.
+    pub(crate) fn engine_gone() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "the engine has failed")
+    }
+
+    /// The request could not be computed.
+    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+    }
+
+    /// What the engine says of a request.
+    pub(crate) fn from_engine(error: &RequestError) -> Self {
+        match error {
+            RequestError::QueueFull { limit } => Self::busy(*limit),
+            RequestError::Context { .. } => {
+                Self { code: Some("context_length_exceeded"), ..Self::invalid(error) }
+            }
+            other => Self::invalid(other),
+        }
+    }
+
+    /// The error object, which a stream that has begun ends with.
+    pub(crate) fn body(&self) -> serde_json::Value {
+        json!({ "error": {
+            "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
+        }})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(self.body())).into_response();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
+            response.headers_mut().insert(RETRY_AFTER, seconds);
+        }
+        response
+    }
+}

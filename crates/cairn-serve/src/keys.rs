@@ -1,0 +1,115 @@
+//! Who may ask: keys, of which only hashes are kept.
+
+use std::path::{Path, PathBuf};
+
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+
+use crate::error::ApiError;
+
+/// Characters of the shortest key.
+const KEY_LENGTH_MIN: usize = 16;
+
+/// A file of keys that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeysError {
+    /// A key is too short to be a secret.
+    #[error("line {line} of {} has a key of {length} characters; a key has at least {KEY_LENGTH_MIN}", path.display())]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// Characters of the key.
+        length: usize,
+    },
+    /// There is none.
+    #[error("{} has no key", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The keys of those who may ask; none of them lets everybody.
+#[derive(Clone, Debug, Default)]
+pub struct ApiKeys {
+    hashes: Vec<blake3::Hash>,
+}
+
+impl ApiKeys {
+    /// Reads keys, one a line; blank lines and lines that begin with `#` are none. `path` is used in errors.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError`] names the line of a key that is too short, or a file without keys.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, KeysError> {
+        let mut hashes = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let key = line.trim();
+            if key.is_empty() || key.starts_with('#') {
+                continue;
+            }
+            if key.len() < KEY_LENGTH_MIN {
+                let (path, line, length) = (path.to_owned(), index + 1, key.len());
+                return Err(KeysError::Short { path, line, length });
+            }
+            hashes.push(blake3::hash(key.as_bytes()));
+        }
+        if hashes.is_empty() {
+            return Err(KeysError::Empty { path: path.to_owned() });
+        }
+        Ok(Self { hashes })
+    }
+
+    /// Whether keys are asked for.
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    /// Lets a request with a valid key through. The time this takes says nothing about any key: hashes
+    /// are compared, in constant time, and all of them.
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let header = headers.get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+        let hash = blake3::hash(header.strip_prefix(b"Bearer ").unwrap_or_default());
+        // `Hash` compares in constant time.
+        let is_known = self.hashes.iter().fold(false, |known, key| known | (*key == hash));
+        if is_known { Ok(()) } else { Err(ApiError::unauthorized()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_keys_pass() {
+        let text = "# ours\nsixteen-letters-1\n\n  sixteen-letters-2  \n";
+        let keys = ApiKeys::parse(text, Path::new("keys")).unwrap();
+        let check = |header: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(header) = header {
+                headers.insert(AUTHORIZATION, header.parse().unwrap());
+            }
+            keys.check(&headers).is_ok()
+        };
+        assert!(check(Some("Bearer sixteen-letters-1")) && check(Some("Bearer sixteen-letters-2")));
+        for header in
+            [None, Some(""), Some("Bearer "), Some("sixteen-letters-1"), Some("Bearer # ours")]
+        {
+            assert!(!check(header), "{header:?}");
+        }
+        assert!(ApiKeys::default().check(&HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn files_without_secrets_are_refused() {
+        let parse = |text| ApiKeys::parse(text, Path::new("keys")).unwrap_err().to_string();
+        assert_eq!(parse("# none\n"), "keys has no key");
+        assert!(parse("\nshort\n").starts_with("line 2 of keys has a key of 5 characters"));
+    }
+}

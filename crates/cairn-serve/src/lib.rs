@@ -1,0 +1,35 @@
+//! Serving a model over HTTP.
+//!
+//! **Invariants:** one thread owns the engine and never sees text or a socket; what belongs to a request can
+//! only fail that request; a field of a request is honored or refused by name, never ignored; nothing here reads
+//! the environment or the time of day.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `driver` | the thread that owns the engine |
+//! | `model` | the model that is served: its name, tokenizer and template |
+//! | `reply` | token ids on their way to text |
+//! | `fields` | the body of a request, read strictly |
+//! | `sampling` | how a request wants its tokens chosen |
+//! | `api` | the endpoints |
+//! | `keys` | who may ask |
+//! | `metrics` | what was done, for Prometheus |
+//! | `error` | what a request is refused with |
+//! | `server` | routes, the listener, and ending in good order |
+#![forbid(unsafe_code)]
+
+mod api;
+mod driver;
+mod error;
+mod fields;
+mod keys;
+mod metrics;
+mod model;
+mod reply;
+mod sampling;
+mod server;
+
+pub use driver::DriverError;
+pub use keys::{ApiKeys, KeysError};
+pub use model::{ServedModel, ServedParts};
+pub use server::{ServeError, ServeOptions, serve};

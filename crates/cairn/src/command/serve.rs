@@ -1,0 +1,156 @@
+//! `cairn serve`: a model behind HTTP.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
+use cairn_engine::EngineOptions;
+use cairn_serve::{ApiKeys, ServeOptions, ServedModel, ServedParts, serve};
+use clap::Args;
+
+use crate::command::chat::{refuse_encoder, stop_tokens, template};
+use crate::command::generate::StorageArgs;
+use crate::context::Context;
+use crate::model_folder::{ModelArgs, ModelFolder};
+use crate::sampling::stated;
+use crate::signals::StopFlag;
+
+const EXAMPLES: &str = "\
+Examples:
+  cairn serve --model model.leanpack
+  cairn serve --model DIR --port 8080 --max-num-seqs 16 --max-model-len 2048
+  cairn serve --model DIR --host 0.0.0.0 --api-keys keys.txt
+  curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"fn main() {\"}'";
+
+/// Tokens of a sequence, where nothing is asked for and the model has room.
+const MAX_MODEL_LEN: usize = 4096;
+
+/// Serve a model over HTTP, with OpenAI's completions and chats
+///
+/// A field of a request is honored or refused by name. The first Ctrl-C or SIGTERM ends the server in good
+/// order: nothing new is taken, what runs comes to its end; the second ends it at once.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Address to listen at; one that other machines reach asks for --api-keys
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port to listen at; 0 takes a free one
+    #[arg(long, value_name = "N", default_value_t = 8000)]
+    port: u16,
+    /// File of the keys of those who may ask, one a line
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
+    /// What clients call the model [default: the name of its folder or file]
+    #[arg(long, value_name = "NAME")]
+    served_model_name: Option<String>,
+    /// Tokens of prompt and answer together, at most [default: 4096, or the model's positions]
+    #[arg(long, value_name = "N")]
+    max_model_len: Option<usize>,
+    /// Requests that run at a time
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    max_num_seqs: usize,
+    /// Requests that wait, at most; one more is told to come back
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_num_waiting: usize,
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// File with the chat template, in Jinja [default: the model's own]
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    storage: StorageArgs,
+    /// Keys the randomness of requests without a seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+/// What clients may take.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+struct LimitArgs {
+    /// Bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    max_body_bytes: usize,
+    /// Connections at a time; further ones wait
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    max_connections: usize,
+    /// Seconds for a request's head
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    header_timeout: u64,
+    /// Seconds for a request's body
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    body_timeout: u64,
+    /// Seconds that running requests have once the server is to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    drain_timeout: u64,
+}
+
+/// Loads the model and serves it.
+pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
+    let model = args.model.open(context)?;
+    refuse_encoder(&model)?;
+    let keys = match &args.api_keys {
+        Some(path) => ApiKeys::parse(&read_text(path, TEXT_BYTES_MAX)?, path)?,
+        None => ApiKeys::default(),
+    };
+    let seconds = Duration::from_secs;
+    let options = ServeOptions {
+        address: SocketAddr::new(args.host, args.port),
+        keys,
+        max_body_bytes: args.limits.max_body_bytes,
+        max_connections: args.limits.max_connections,
+        header_timeout: seconds(args.limits.header_timeout),
+        body_timeout: seconds(args.limits.body_timeout),
+        drain_timeout: seconds(args.limits.drain_timeout),
+        seed: args.seed,
+        now,
+    };
+    // Whoever may not listen there is told before the model is loaded.
+    options.check()?;
+    let max_context =
+        args.max_model_len.unwrap_or_else(|| MAX_MODEL_LEN.min(model.spec.context_limit()));
+    let mut planned = EngineOptions::new(args.max_num_seqs, max_context);
+    planned.max_num_waiting = args.max_num_waiting;
+    args.storage.apply(&mut planned, (&model, context))?;
+    let served = ServedModel::new(parts(args, &model, max_context, context)?);
+    let engine = model.engine(planned, context.cpu()?)?;
+    let stop = StopFlag::listen()?;
+    let listening = |address| context.terminal.step("Serving", format_args!("http://{address}"));
+    Ok(serve(engine, served, &options, || stop.is_set(), listening)?)
+}
+
+/// What turns the model's tokens into text.
+fn parts(
+    args: &ServeArgs,
+    model: &ModelFolder,
+    max_context: usize,
+    context: &Context,
+) -> anyhow::Result<ServedParts> {
+    let tokenizer = model.text_tokenizer()?;
+    let config = model.tokenizer_config(&tokenizer)?;
+    let file = args.chat_template.as_deref();
+    // A model without a template only continues text.
+    let has_template = file.is_some() || !config.chat_templates.is_empty();
+    let template = has_template.then(|| template((file, None), &config, model)).transpose()?;
+    let stated = stated(model, context)?;
+    let stop_tokens = stop_tokens(model, &stated, (&tokenizer, &config), template.as_ref());
+    let own_name = || model.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(ServedParts {
+        name: args.served_model_name.clone().unwrap_or_else(own_name),
+        tokenizer,
+        template,
+        special_tokens: config.special_tokens,
+        stop_tokens,
+        stated,
+        max_context,
+    })
+}
+
+/// Seconds since 1970; 0 on a machine whose clock stands before.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
