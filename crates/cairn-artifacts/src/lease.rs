@@ -35,6 +35,9 @@ pub enum LeaseError {
     /// The system gives no lease.
     #[error("no lease: {}", refusal(.0))]
     Refused(#[source] io::Error),
+    /// What was read of the file before may be of other contents.
+    #[error("the file was changed since it was opened")]
+    Changed,
     /// The file is shorter than it was.
     #[error("the file ends before byte {0}")]
     CutShort(u64),
@@ -53,20 +56,26 @@ fn refusal(error: &io::Error) -> &'static str {
 
 /// What changes when a file is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(crate) struct Stamp {
     bytes: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
 impl Stamp {
-    fn of(file: &File) -> io::Result<Self> {
+    /// As the file is now.
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
         let found = file.metadata()?;
         Ok(Self {
             bytes: found.len(),
             modified: (found.mtime(), found.mtime_nsec()),
             changed: (found.ctime(), found.ctime_nsec()),
         })
+    }
+
+    /// Whether the contents are the same. A file that was only renamed has them.
+    pub(crate) fn has_contents_of(&self, other: &Self) -> bool {
+        (self.bytes, self.modified) == (other.bytes, other.modified)
     }
 }
 
@@ -106,6 +115,11 @@ impl LeasedFile {
             let _unsupported = map.advise(memmap2::Advice::HugePage);
         }
         Ok(Self { map, file, start, stamp })
+    }
+
+    /// What the file was when it was mapped.
+    pub(crate) const fn stamp(&self) -> &Stamp {
+        &self.stamp
     }
 
     /// The bytes.

@@ -10,8 +10,8 @@ use std::path::Path;
 use cairn_artifacts::checkpoint::{MANIFEST_FILE, read_manifest};
 use cairn_artifacts::hash::Hash;
 use cairn_artifacts::leanpack::{
-    self, Contents, FILE_BYTES_MAX, Lineage, OutWeight, Plan, PlannedBytes, Profile, Source,
-    SourceFile, SourceTensor, WrittenPack,
+    self, Assignment, Contents, FILE_BYTES_MAX, Lineage, OutWeight, Plan, PlannedBytes, Profile,
+    Source, SourceFile, SourceTensor, WrittenPack,
 };
 use cairn_artifacts::safetensors::{INDEX_FILE, WeightFolder};
 use cairn_artifacts::{FileError, atomic};
@@ -28,6 +28,7 @@ use cairn_spec::{DType, ModelSpec};
 use crate::assign::Chosen;
 use crate::error::ConvertError;
 use crate::license;
+use crate::sensitivity::class_of;
 
 /// The numeric policy of every program there is.
 const POLICY: &str = "f32/1";
@@ -133,9 +134,37 @@ pub fn pack(
         source: source(job, tensors, &reader, &names)?,
         license: license::license(job.folder, &names)?,
         lineage: lineage(job.folder)?,
-        assignment: settings.chosen.as_ref().map(|chosen| chosen.assignment.clone()),
+        assignment: settings.chosen.as_ref().map(|chosen| as_packed(&chosen.assignment, &weights)),
     };
-    write(path, contents, &weights, (&reader, job.cpu), progress)
+    let limit = settings.chosen.as_ref().map(|chosen| chosen.assignment.limit_bytes);
+    let written = write(path, contents, &weights, (&reader, job.cpu), progress)?;
+    match limit.filter(|limit| written.bytes > *limit) {
+        None => Ok(written),
+        Some(limit) => {
+            fs::remove_file(path).map_err(FileError::on("remove", path))?;
+            Err(ConvertError::ByteLimit { limit, least: written.bytes })
+        }
+    }
+}
+
+/// What was chosen, with what its classes have become: a matrix whose exponents are too many for bf16z
+/// is bf16.
+fn as_packed(assignment: &Assignment, weights: &[&Value]) -> Assignment {
+    let mut packed = assignment.clone();
+    for class in &mut packed.classes {
+        let of_class = weights.iter().filter(|weight| class_of(&weight.name) == class.class);
+        let matrices: Vec<&&Value> = of_class.filter(|weight| weight.shape.0.len() > 1).collect();
+        let encodings = matrices.iter().filter_map(|weight| weight.value_type.encoding());
+        let mut names: Vec<&str> = encodings.map(Encoding::name).collect();
+        names.sort_unstable();
+        names.dedup();
+        if class.encoding == Encoding::Bf16z.name() && names.contains(&Encoding::Bf16.name()) {
+            class.encoding = names.join(" and ");
+            let sizes = Sizes::dense(0, 0);
+            class.bytes = matrices.iter().map(|weight| weight.bytes(&sizes) as u64).sum();
+        }
+    }
+    packed
 }
 
 /// Writes the pack, one weight at a time.

@@ -193,6 +193,13 @@ impl<'a> Probe<'a> {
     }
 }
 
+/// The class of a weight: its module, without the layer.
+pub(crate) fn class_of(weight: &str) -> &str {
+    let stem = weight.trim_end_matches(".weight").trim_start_matches("model.");
+    let module = stem.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+    module.map_or(stem, |(_, module)| module)
+}
+
 /// The matrices that an encoding is chosen for, by module; the modules in the program's order.
 #[expect(clippy::type_complexity, reason = "an order and what it orders")]
 pub(crate) fn classes(
@@ -206,11 +213,7 @@ pub(crate) fn classes(
         if weight.value_type.encoding() != Some(asked) {
             continue;
         }
-        let stem = weight.name.trim_end_matches(".weight").trim_start_matches("model.");
-        let class = match stem.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
-            Some((_, module)) => module.to_owned(),
-            None => stem.to_owned(),
-        };
+        let class = class_of(&weight.name).to_owned();
         let cairn_program::ValueType::Encoded { inputs: columns, .. } = weight.value_type else {
             continue;
         };

@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 
-use cairn_artifacts::LeasedFile;
 use cairn_artifacts::leanpack::{CHUNK_BYTES, PackError, PackErrorKind, PackFile, TensorEntry};
+use cairn_artifacts::{LeaseError, LeasedFile};
 use cairn_kernels::encoding::{Q8_BLOCK, convert_layout, load_q8};
 use cairn_kernels::memory::{bytes_of, bytes_of_mut};
 use cairn_kernels::{Cpu, Encoding, Layout, Lent, Weight};
@@ -46,6 +47,8 @@ pub struct PackCheck {
 pub struct PackSource {
     pack: PackFile,
     check: PackCheck,
+    /// Why its weights were not lent, where they were asked for.
+    copied: OnceLock<String>,
 }
 
 /// The weights of a pack, mapped.
@@ -90,7 +93,7 @@ impl PackSource {
             let form = form_of(tensor);
             form.map_err(|kind| PackError::Unsound { path: pack.path().to_owned(), kind })?;
         }
-        Ok(Self { pack, check })
+        Ok(Self { pack, check, copied: OnceLock::new() })
     }
 
     /// The pack.
@@ -101,6 +104,19 @@ impl PackSource {
     /// How carefully it is read.
     pub fn check(&self) -> PackCheck {
         self.check
+    }
+
+    /// Why the weights were copied where they could have been lent; `None` where they were lent, or
+    /// nobody asked.
+    pub fn copied_because(&self) -> Option<&str> {
+        self.copied.get().map(String::as_str)
+    }
+
+    /// Has the weights copied, for a reason.
+    fn copies(&self, reason: impl Into<String>) -> Option<LentWeights> {
+        // What was found first stays: every session of this process copies for the same reason.
+        let _known = self.copied.set(reason.into());
+        None
     }
 
     /// Encoding and layout of the weight matrices: where they differ, those that have most of the bytes.
@@ -130,18 +146,19 @@ impl PackSource {
     /// Makes mapped weights resident, all of them; `false` where that fails, so that copying tells why.
     fn populate(mapped: &LeasedFile, cpu: &Cpu) -> bool {
         let total = mapped.bytes().len();
-        let failed = std::sync::atomic::AtomicBool::new(false);
+        let failed = AtomicBool::new(false);
         cpu.parallel(total.div_ceil(POPULATE_BYTES), |part, _| {
             let first = part * POPULATE_BYTES;
             if mapped.populate(first, POPULATE_BYTES.min(total - first)).is_err() {
-                failed.store(true, std::sync::atomic::Ordering::Relaxed);
+                failed.store(true, Ordering::Relaxed);
             }
         });
         !failed.into_inner()
     }
 
-    /// Compares every chunk of mapped weights with its hash.
-    fn check_mapped(&self, mapped: &LeasedFile, cpu: &Cpu) -> Result<(), LoadError> {
+    /// Compares every chunk of mapped weights with its hash; `false` if somebody wants to change the file
+    /// before that is done, whose turn it is then.
+    fn check_mapped(&self, mapped: &LeasedFile, cpu: &Cpu) -> Result<bool, LoadError> {
         let tensors = &self.pack.header().tensors;
         let chunks = |(index, tensor): (usize, &TensorEntry)| {
             (0..tensor.chunks.len()).map(move |chunk| (index, chunk))
@@ -149,7 +166,12 @@ impl PackSource {
         let chunks: Vec<(usize, usize)> = tensors.iter().enumerate().flat_map(chunks).collect();
         // Of several that were altered the first is told, whichever was found first.
         let failure: Mutex<Option<(usize, PackError)>> = Mutex::new(None);
+        let is_wanted = AtomicBool::new(false);
         cpu.parallel(chunks.len(), |task, _| {
+            if is_wanted.load(Ordering::Relaxed) || !mapped.holds() {
+                is_wanted.store(true, Ordering::Relaxed);
+                return;
+            }
             let (tensor, chunk) = chunks[task];
             let checked = self.pack.check_chunk(&tensors[tensor], chunk, mapped.bytes());
             if let (Err(error), Ok(mut failure)) = (checked, failure.lock())
@@ -158,7 +180,11 @@ impl PackSource {
                 *failure = Some((task, error));
             }
         });
-        let Some((task, error)) = failure.into_inner().ok().flatten() else { return Ok(()) };
+        // What was hashed meanwhile may be what somebody is writing.
+        if is_wanted.into_inner() {
+            return Ok(false);
+        }
+        let Some((task, error)) = failure.into_inner().ok().flatten() else { return Ok(true) };
         let name = tensors[chunks[task].0].name.clone();
         Err(LoadError::Unreadable { name, problem: told(&error) })
     }
@@ -319,19 +345,27 @@ impl TensorSource for PackSource {
             }
         });
         match failure.into_inner() {
-            Ok(None) => Ok(true),
+            Ok(None) => self.pack.check_unchanged().map(|()| true).map_err(|error| told(&error)),
             Ok(Some(error)) => Err(told(&error)),
             Err(_) => Err("a thread that read it ended".to_owned()),
         }
     }
 
     fn lend(&self, cpu: &Cpu) -> Result<Option<LentWeights>, LoadError> {
-        let Ok(mapped) = self.pack.map_weights() else { return Ok(None) };
+        let mapped = match self.pack.map_weights() {
+            Ok(mapped) => mapped,
+            Err(error @ LeaseError::Changed) => {
+                let first = self.pack.header().tensors.first();
+                let name = first.map(|tensor| tensor.name.clone()).unwrap_or_default();
+                return Err(LoadError::Unreadable { name, problem: error.to_string() });
+            }
+            Err(error) => return Ok(self.copies(error.to_string())),
+        };
         if !Self::populate(&mapped, cpu) {
-            return Ok(None);
+            return Ok(self.copies("not all of it could be read where it lies"));
         }
-        if self.check.verify {
-            self.check_mapped(&mapped, cpu)?;
+        if self.check.verify && !self.check_mapped(&mapped, cpu)? {
+            return Ok(self.copies("somebody wants to change the file"));
         }
         let mut places = BTreeMap::new();
         for tensor in &self.pack.header().tensors {
@@ -368,6 +402,9 @@ fn form_of(tensor: &TensorEntry) -> Result<Form, PackErrorKind> {
     };
     Ok(Form { encoding, layout, rows: size(0), columns: size(1) })
 }
+
+#[cfg(test)]
+mod tests;
 
 /// An error with its causes in one line.
 fn told(error: &PackError) -> String {

@@ -69,6 +69,7 @@ pub(crate) fn measure(
     let plan = ModelScorerPlan::with_storage(&model.spec, options, &adapters, &storage.own)?;
     let mut scorer = ModelScorer::load_adapted(plan, context.cpu()?, model.tensors())
         .with_context(|| format!("cannot load {}", model.path.display()))?;
+    model.tell_copies();
     let documents = sample(corpus, how.split, &tokenizer, how.max_bytes)?;
     let mut line = ProgressLine::new(context.terminal, "Evaluating");
     let compared = compare(&mut scorer, windows, &documents, &mut |progress| {

@@ -94,6 +94,7 @@ pub(crate) struct ModelFolder {
     pub(crate) weights: ModelWeights,
     /// What is used beside them.
     pub(crate) adapter: Option<FolderAdapter>,
+    terminal: Terminal,
 }
 
 /// Where a model's tensors are.
@@ -184,26 +185,38 @@ impl ModelFolder {
             return Self::open_base(path, terminal)?.with_adapter(path);
         }
         if PackFile::is_pack(path) {
-            return Self::open_pack(path, PackCheck::default());
+            return Self::open_pack(path, PackCheck::default(), terminal);
         }
         if path.is_file() {
             let file = open_gguf(path)?;
             let spec = gguf_spec(&file)?;
             let weights = ModelWeights::Gguf(Box::new(file));
-            return Ok(Self { path: path.to_owned(), spec, weights, adapter: None });
+            return Ok(Self { path: path.to_owned(), spec, weights, adapter: None, terminal });
         }
         let spec = read_spec(path, terminal)?;
         verify(path)?;
         let weights = ModelWeights::Folder(WeightFolder::open(path)?);
-        Ok(Self { path: path.to_owned(), spec, weights, adapter: None })
+        Ok(Self { path: path.to_owned(), spec, weights, adapter: None, terminal })
     }
 
     /// Opens a pack.
-    pub(crate) fn open_pack(path: &Path, check: PackCheck) -> anyhow::Result<Self> {
+    pub(crate) fn open_pack(
+        path: &Path,
+        check: PackCheck,
+        terminal: Terminal,
+    ) -> anyhow::Result<Self> {
         let pack = PackSource::new(PackFile::open(path)?, check)?;
         let spec = pack.pack().header().spec.clone();
         let weights = ModelWeights::Pack(Box::new(pack));
-        Ok(Self { path: path.to_owned(), spec, weights, adapter: None })
+        Ok(Self { path: path.to_owned(), spec, weights, adapter: None, terminal })
+    }
+
+    /// Says why a pack was copied that could have been read where it lies, if it was.
+    pub(crate) fn tell_copies(&self) {
+        if let Some(reason) = self.pack().and_then(PackSource::copied_because) {
+            let path = self.path.display();
+            self.terminal.warn(format_args!("the weights of {path} were copied: {reason}"));
+        }
     }
 
     /// The pack, if the model is one.
@@ -294,6 +307,7 @@ impl ModelFolder {
             load_adapter(&mut session, &self.spec, &adapter.map, &adapter.tensors)
                 .with_context(|| cannot(&adapter.path))?;
         }
+        self.tell_copies();
         Ok(session)
     }
 
@@ -306,8 +320,10 @@ impl ModelFolder {
     ) -> anyhow::Result<Engine> {
         let options = EngineOptions { encoding: storage.encoding, ..options };
         let plan = EnginePlan::with_storage(&self.spec, options, &self.adapters(), &storage.own)?;
-        Engine::load_adapted(plan, cpu, self.tensors())
-            .with_context(|| format!("cannot load {}", self.path.display()))
+        let engine = Engine::load_adapted(plan, cpu, self.tensors())
+            .with_context(|| format!("cannot load {}", self.path.display()))?;
+        self.tell_copies();
+        Ok(engine)
     }
 
     /// The tokenizer beside or among the weights, if there is one.

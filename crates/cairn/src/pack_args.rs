@@ -43,7 +43,7 @@ impl PackArgs {
             return ModelFolder::open(path, context.terminal);
         }
         let check = PackCheck { verify: self.verify || self.strict, strict: self.strict };
-        let model = ModelFolder::open_pack(path, check)?;
+        let model = ModelFolder::open_pack(path, check, context.terminal)?;
         let pack = model.pack().expect("it was opened as one");
         let foreign = foreign_machine(&pack.pack().header().profile, context.isa);
         if self.strict {

@@ -7,7 +7,7 @@ use super::{
 use crate::FileError;
 use crate::file_error::open_regular;
 use crate::hash::Hash;
-use crate::lease::{LeaseError, LeasedFile};
+use crate::lease::{LeaseError, LeasedFile, Stamp};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -26,6 +26,8 @@ pub struct PackFile {
     preamble: Preamble,
     header: Header,
     by_name: BTreeMap<String, usize>,
+    /// What the file was before its header was read.
+    stamp: Stamp,
 }
 
 /// One part of a pack while it is read: a chunked run of bytes.
@@ -50,6 +52,7 @@ impl PackFile {
     pub fn open(path: &Path) -> Result<Self, PackError> {
         let unsound = PackError::on(path);
         let (file, actual) = open_regular(path)?;
+        let stamp = Stamp::of(&file).map_err(FileError::on("read the size of", path))?;
         let mut start = [0; PREAMBLE_BYTES];
         let length = PREAMBLE_BYTES.min(usize::try_from(actual).unwrap_or(PREAMBLE_BYTES));
         file.read_exact_at(&mut start[..length], 0).map_err(FileError::on("read", path))?;
@@ -64,6 +67,7 @@ impl PackFile {
             file,
             preamble,
             by_name: BTreeMap::new(),
+            stamp,
         };
         let names = pack.header.tensors.iter().enumerate();
         pack.by_name = names.map(|(i, tensor)| (tensor.name.clone(), i)).collect();
@@ -146,11 +150,32 @@ impl PackFile {
     ///
     /// # Errors
     ///
-    /// [`LeaseError`] says why they can be read by copies only.
+    /// [`LeaseError::Changed`] if the header may be another file's by now; any other [`LeaseError`] says
+    /// why they can be read by copies only.
     pub fn map_weights(&self) -> Result<LeasedFile, LeaseError> {
         let end = self.header.tensors.last().map_or(0, |tensor| tensor.offset + tensor.bytes);
         let bytes = usize::try_from(end).map_err(|_| LeaseError::CutShort(end))?;
-        LeasedFile::map(&self.file, self.preamble.data_start, bytes)
+        let mapped = LeasedFile::map(&self.file, self.preamble.data_start, bytes)?;
+        // From here on nobody changes it; whoever did between the header and now is seen.
+        if mapped.stamp().has_contents_of(&self.stamp) {
+            return Ok(mapped);
+        }
+        Err(LeaseError::Changed)
+    }
+
+    /// Checks, after parts were read, that they are of the file whose header was read.
+    ///
+    /// # Errors
+    ///
+    /// [`PackError::File`] if it was changed meanwhile.
+    pub fn check_unchanged(&self) -> Result<(), PackError> {
+        let now = Stamp::of(&self.file).map_err(FileError::on("read the size of", &self.path))?;
+        if now.has_contents_of(&self.stamp) {
+            return Ok(());
+        }
+        let what = "it was changed since it was opened";
+        let source = io::Error::new(io::ErrorKind::InvalidData, what);
+        Err(FileError { action: "read", path: self.path.clone(), source }.into())
     }
 
     /// Compares a chunk of a tensor with its hash; `data` is what [`map_weights`](Self::map_weights)

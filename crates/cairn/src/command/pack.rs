@@ -104,7 +104,29 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> anyhow::Result<()> {
         if stop.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     line.finish();
-    tell(args, &model, &written.map_err(interrupted)?, context)
+    let written = written.map_err(interrupted)?;
+    tell_wider(&settings, &written, context);
+    tell(args, &model, &written, context)
+}
+
+/// Says which matrices were to be bf16z and are bf16.
+fn tell_wider(settings: &PackSettings, written: &WrittenPack, context: &Context) {
+    let asked = |name: &String| {
+        let own = settings.chosen.as_ref().and_then(|chosen| chosen.encodings.get(name).copied());
+        own.or(settings.encoding)
+    };
+    let matrices = written.header.tensors.iter().filter(|tensor| tensor.dims.len() > 1);
+    let wider = matrices
+        .filter(|tensor| asked(&tensor.name) == Some(Encoding::Bf16z))
+        .filter(|tensor| tensor.encoding == Encoding::Bf16.name());
+    let names: Vec<&str> = wider.map(|tensor| tensor.name.as_str()).collect();
+    if let Some((first, rest)) = names.split_first() {
+        let more =
+            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        context.terminal.warn(format_args!(
+            "bf16z does not hold, or not in fewer bytes, what is bf16 now: {first}{more}"
+        ));
+    }
 }
 
 fn interrupted(error: ConvertError) -> anyhow::Error {

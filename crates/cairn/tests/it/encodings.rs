@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use cairn_artifacts::machine::Machine;
+use cairn_artifacts::safetensors::{self, OutTensor};
 use cairn_kernels::profile::KERNELS_VERSION;
 use cairn_kernels::{Encoding, Isa};
+use cairn_spec::DType;
 use serde_json::{Value, json};
 
 use crate::workplace::Workplace;
@@ -114,6 +116,41 @@ fn what_did_not_pass_its_gate_is_not_used() {
     assert!(warned.starts_with("exit 0") && warned.contains("is slower than bf16"), "{warned}");
     gates(cache.path(), "passed");
     assert!(!run("q8").contains("slower"));
+    // What cannot be read allows nothing.
+    for damaged in ["{\"schema\": \"gates/1\"", "{\"schema\": \"gates/1\", \"pairs\": 3}", "[]"] {
+        std::fs::write(cache.path().join("gates.json"), damaged).unwrap();
+        let refused = run("q8");
+        assert!(refused.starts_with("exit 1"), "{refused}");
+        assert!(refused.contains("cannot be read") && refused.contains("gates.json"), "{refused}");
+    }
+    std::fs::write(cache.path().join("gates.json"), "{\"schema\": \"gates/0\"}").unwrap();
+    assert!(run("q8").starts_with("exit 0"), "another version's");
+}
+
+#[test]
+fn every_command_that_computes_asks_the_gates() {
+    let cache = tempfile::tempdir().unwrap();
+    gates(cache.path(), "wrong");
+    let ids = cache.path().join("ids.safetensors");
+    let bytes = [1_i64, 2].map(i64::to_le_bytes).concat();
+    let tensor = OutTensor::bytes("input_ids", DType::I64, &[1, 2], &bytes);
+    let mut file = std::fs::File::create(&ids).unwrap();
+    safetensors::write(&mut file, vec![tensor], &Default::default()).unwrap();
+    let (ids, out) = (ids.to_str().unwrap(), cache.path().join("out"));
+    let logits = ["logits", "--input", ids, "--output", out.to_str().unwrap()];
+    let decode = ["bench", "decode", "--prompt-tokens", "4", "--new-tokens", "4"];
+    for (command, model) in [
+        (&["generate", "--prompt-ids", "5"][..], "llama"),
+        (&logits[..], "llama"),
+        (&decode[..], "llama"),
+        (&["embed", "--pooling", "mean", "a stack"][..], "gguf/chat"),
+    ] {
+        let mut command = cairn(command);
+        command.args(["--dtype", "q8", "--model"]).arg(golden(model));
+        let text = shown(&command.env("CAIRN_CACHE_DIR", cache.path()).output().unwrap(), None);
+        assert!(text.starts_with("exit 1"), "{command:?}: {text}");
+        assert!(text.contains("gives wrong numbers on this machine"), "{command:?}: {text}");
+    }
 }
 
 #[test]

@@ -75,15 +75,15 @@ struct Ledger {
     /// Shared libraries in the running process.
     libraries: usize,
     /// Bytes of the program and of the libraries that come with it.
-    program_bytes: u64,
+    program_bytes: Option<u64>,
     /// Long options in its help.
-    settings: usize,
+    settings: Option<usize>,
     /// Processes that run.
     processes: usize,
     /// Seconds from the start of a process to its first token.
-    start_s: f64,
+    start_s: Option<f64>,
     /// The most bytes resident, pages of mapped files included.
-    resident_bytes: u64,
+    resident_bytes: Option<u64>,
 }
 
 /// Counts, measures and prints.
@@ -121,8 +121,8 @@ fn own(args: &LedgerArgs, context: &Context) -> anyhow::Result<Ledger> {
     counted.code_lines = source.map(code_lines).transpose()?;
     counted.packages = source.map(packages).transpose()?;
     counted.settings = settings(Command::new(&program).args(["generate", "--help"]))?;
-    counted.start_s = side.start_seconds(&PROMPT, context)?;
-    counted.resident_bytes = resident.peak_bytes;
+    counted.start_s = Some(side.start_seconds(&PROMPT, context)?);
+    counted.resident_bytes = Some(resident.peak_bytes);
     Ok(counted)
 }
 
@@ -137,8 +137,8 @@ fn peer(command: &str, source: Option<&Path>, context: &Context) -> anyhow::Resu
     counted.name.clone_from(&peer.name);
     counted.code_lines = source.map(code_lines).transpose()?;
     counted.settings = settings(Command::new(&program).arg("--help"))?;
-    counted.start_s = peer.start_s.unwrap_or(f64::NAN);
-    counted.resident_bytes = peer.resident_bytes().unwrap_or_default();
+    counted.start_s = peer.start_s;
+    counted.resident_bytes = peer.resident_bytes();
     Ok(counted)
 }
 
@@ -150,8 +150,9 @@ fn of_process(id: u32, program: &Path) -> anyhow::Result<Ledger> {
     let libraries: BTreeSet<&str> = paths.filter(|path| path.contains(".so")).collect();
     let is_system = |path: &&&str| path.starts_with("/lib") || path.starts_with("/usr/lib");
     let shipped = libraries.iter().filter(|path| !is_system(path)).map(Path::new);
-    let size = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
-    let program_bytes = size(program) + shipped.map(size).sum::<u64>();
+    // A file that is gone, being replaced while it runs, has no size that could be told.
+    let size = |path: &Path| std::fs::metadata(path).ok().map(|found| found.len());
+    let program_bytes = std::iter::once(program).chain(shipped).map(size).sum::<Option<u64>>();
     let processes = 1 + children(id);
     Ok(Ledger { libraries: libraries.len(), program_bytes, processes, ..Ledger::default() })
 }
@@ -164,11 +165,11 @@ fn children(id: u32) -> usize {
     ids.split_whitespace().filter_map(|id| id.parse().ok()).map(|id| 1 + children(id)).sum()
 }
 
-/// Long options in a program's help.
-fn settings(command: &mut Command) -> anyhow::Result<usize> {
+/// Long options in a program's help; `None` if it has no help with such.
+fn settings(command: &mut Command) -> anyhow::Result<Option<usize>> {
     let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
     let text = [output.stdout, output.stderr].concat();
-    Ok(options(&String::from_utf8_lossy(&text)))
+    Ok(Some(options(&String::from_utf8_lossy(&text))).filter(|count| *count > 0))
 }
 
 /// Lines of help that describe an option, each by its first long name.
@@ -242,16 +243,19 @@ fn text(ledgers: &[Ledger]) -> String {
         let lines = ledger.code_lines.as_ref();
         lines.map_or_else(none, |lines| lines.values().sum::<u64>().to_string())
     };
-    let packages = |ledger: &Ledger| ledger.packages.map_or_else(none, |count| count.to_string());
+    let count = |count: Option<usize>| count.map_or_else(none, |count| count.to_string());
+    let bytes =
+        |bytes: Option<u64>| bytes.map_or_else(none, |bytes| Bytes(bytes as f64).to_string());
+    let seconds = |s: Option<f64>| s.map_or_else(none, |seconds| Seconds(seconds).to_string());
     let rows: [(&str, &Figure<'_>); 8] = [
         ("lines of code", &lines),
-        ("packages built in", &packages),
+        ("packages built in", &|ledger| count(ledger.packages)),
         ("shared libraries", &|ledger| ledger.libraries.to_string()),
-        ("program and its libraries", &|ledger| Bytes(ledger.program_bytes as f64).to_string()),
-        ("settings", &|ledger| ledger.settings.to_string()),
+        ("program and its libraries", &|ledger| bytes(ledger.program_bytes)),
+        ("settings", &|ledger| count(ledger.settings)),
         ("processes", &|ledger| ledger.processes.to_string()),
-        ("start to first token", &|ledger| Seconds(ledger.start_s).to_string()),
-        ("resident at most", &|ledger| Bytes(ledger.resident_bytes as f64).to_string()),
+        ("start to first token", &|ledger| seconds(ledger.start_s)),
+        ("resident at most", &|ledger| bytes(ledger.resident_bytes)),
     ];
     for (what, figure) in rows {
         let figures: Vec<String> = ledgers.iter().map(figure).collect();
@@ -272,6 +276,17 @@ mod tests {
         assert_eq!(count_lines(text, "rs"), 3);
         assert_eq!(count_lines("#!/bin/sh\n# hello\nls\n\n", "sh"), 1);
         assert_eq!(count_lines("/* one line */\nint x;\n", "c"), 1);
+    }
+
+    #[test]
+    fn what_could_not_be_counted_is_no_number() {
+        let text = text(&[Ledger { name: "peer".to_owned(), ..Ledger::default() }]);
+        let rows = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+        for name in ["program and its", "settings", "start to first", "resident at most"] {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            assert!(line.trim_end().ends_with('—') && rows(name) == 1, "{line}");
+        }
+        assert!(!text.contains("NaN") && !text.contains("0 B"), "{text}");
     }
 
     #[test]
