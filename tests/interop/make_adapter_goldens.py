@@ -6,9 +6,11 @@ Needs torch, transformers, peft and safetensors. Run from the repository's root:
 """
 
 import os
+import pathlib
 
 import torch
-from peft import LoraConfig, get_peft_model
+import peft_beside_ours
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -38,3 +40,15 @@ for name, (base, settings) in CASES.items():
         logits = model(input_ids=ids).logits
     save_file({"input_ids": ids, "logits": logits.contiguous()}, os.path.join(folder, "golden.safetensors"))
     print(name, tuple(logits.shape), float(logits.abs().max()))
+
+# Experts, routers, `kv_b_proj` and heads, a pair of tensors for each module as the model's files name it: PEFT loads
+# these beside models with experts, and saves others.
+for base in ["mixtral", "deepseek_v2", "qwen3"]:
+    folder = pathlib.Path(root) / f"lora_{base}"
+    peft_beside_ours.make_adapter(pathlib.Path(root) / base, dict(peft_beside_ours.CASES)[base], folder, name=base)
+    ids = load_file(os.path.join(root, base, "golden.safetensors"))["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(
+        os.path.join(root, base), dtype=torch.float32, attn_implementation="eager")
+    logits = peft_beside_ours.logits_of(PeftModel.from_pretrained(model, folder), ids)
+    save_file({"input_ids": ids, "logits": logits.contiguous()}, folder / "golden.safetensors")
+    print(folder.name, tuple(logits.shape), float(logits.abs().max()))

@@ -58,26 +58,26 @@ def weights_of(base: pathlib.Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def make_adapter(base: pathlib.Path, names: list[str], folder: pathlib.Path) -> dict[str, torch.Tensor]:
+def make_adapter(base: pathlib.Path, names: list[str], folder: pathlib.Path, name: str = "") -> dict[str, torch.Tensor]:
     """Writes the adapter; returns what it adds to the file's tensors."""
     weights = weights_of(base)
     torch.manual_seed(11)
     tensors, added = {}, {}
-    for name, weight in weights.items():
-        module = name.removesuffix(".weight").replace("embed_out", "lm_head")
-        if weight.dim() != 2 or not name.endswith(".weight") or not is_target(module, names):
+    for key, weight in weights.items():
+        module = key.removesuffix(".weight").replace("embed_out", "lm_head")
+        if weight.dim() != 2 or not key.endswith(".weight") or not is_target(module, names):
             continue
         a, b = 0.1 * torch.randn(RANK, weight.shape[1]), 0.1 * torch.randn(weight.shape[0], RANK)
         tensors[f"base_model.model.{module}.lora_A.weight"] = a
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
-        added[name] = ALPHA / RANK * (b.double() @ a.double())
+        added[key] = ALPHA / RANK * (b.double() @ a.double())
     modules = [key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for key in tensors]
     for end in names:
         assert any(is_target(module, [end]) for module in modules), f"{base.name} has no {end}"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = dict(peft_type="LORA", task_type=None, r=RANK, lora_alpha=ALPHA, target_modules=names, bias="none",
-                  base_model_name_or_path=str(base), inference_mode=True)
+                  base_model_name_or_path=name or str(base), inference_mode=True)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return added
 

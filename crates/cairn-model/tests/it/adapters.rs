@@ -16,7 +16,14 @@ use cairn_spec::{LoraSpec, ModelSpec, TargetModules};
 
 use crate::goldens::{Tensors, assert_close, folder, folders, positions, slots, spec, tokens};
 
-const CASES: [(&str, &str); 2] = [("lora_llama", "llama"), ("lora_gpt2", "gpt2")];
+/// What PEFT made or loaded: experts, routers, `kv_b_proj` and heads among the projections, one of them tied.
+const CASES: [(&str, &str); 5] = [
+    ("lora_llama", "llama"),
+    ("lora_gpt2", "gpt2"),
+    ("lora_mixtral", "mixtral"),
+    ("lora_deepseek_v2", "deepseek_v2"),
+    ("lora_qwen3", "qwen3"),
+];
 
 struct Case {
     spec: ModelSpec,
