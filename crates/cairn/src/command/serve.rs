@@ -115,9 +115,9 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
         args.max_model_len.unwrap_or_else(|| MAX_MODEL_LEN.min(model.spec.context_limit()));
     let mut planned = EngineOptions::new(args.max_num_seqs, max_context);
     planned.max_num_waiting = args.max_num_waiting;
-    args.storage.apply(&mut planned, (&model, context))?;
+    let storage = args.storage.apply(&mut planned, (&model, context))?;
     let served = ServedModel::new(parts(args, &model, max_context, context)?);
-    let engine = model.engine(planned, context.cpu()?)?;
+    let engine = model.engine(planned, &storage, context.cpu()?)?;
     let stop = StopFlag::listen()?;
     let listening = |address| context.terminal.step("Serving", format_args!("http://{address}"));
     Ok(serve(engine, served, &options, || stop.is_set(), listening)?)

@@ -216,21 +216,69 @@ fn what_is_wrong_is_refused_by_name() {
     let server = Server::start(&["--max-body-bytes", "4096"]);
     let good = server.complete(&greedy("stone", 4));
     for (path, body, status, param, message) in [
-        ("/v1/completions", r#"{"prompt": "a", "temprature": 1}"#, 400, "temprature", "is temperature meant"),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "temprature": 1}"#,
+            400,
+            "temprature",
+            "is temperature meant",
+        ),
         ("/v1/completions", r#"{"prompt": "a", "n": 1, "n": 2}"#, 400, "", "'n' is there twice"),
         ("/v1/completions", r#"{"prompt": "a", "n": 0}"#, 400, "n", "n is 0"),
         ("/v1/completions", r#"{"prompt": "a", "max_tokens": 0}"#, 400, "", "max_new_tokens is 0"),
         ("/v1/completions", r#"{"prompt": "a", "max_tokens": 9223372036854775808}"#, 400, "", ""),
-        ("/v1/completions", r#"{"prompt": "a", "max_tokens": -1}"#, 400, "max_tokens", "max_tokens"),
-        ("/v1/completions", r#"{"prompt": "a", "temperature": -1}"#, 400, "temperature", "temperature is -1"),
-        ("/v1/completions", r#"{"prompt": "a", "temperature": 1e308}"#, 400, "temperature", "too large"),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "max_tokens": -1}"#,
+            400,
+            "max_tokens",
+            "max_tokens",
+        ),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "temperature": -1}"#,
+            400,
+            "temperature",
+            "temperature is -1",
+        ),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "temperature": 1e308}"#,
+            400,
+            "temperature",
+            "too large",
+        ),
         ("/v1/completions", r#"{"prompt": "a", "top_p": 0}"#, 400, "top_p", "top_p is 0"),
-        ("/v1/completions", r#"{"prompt": "a", "logit_bias": {"x": 1}}"#, 400, "logit_bias", "no token id"),
-        ("/v1/completions", r#"{"prompt": "a", "logit_bias": {"1": 1e9}}"#, 400, "logit_bias", "in [-100, 100]"),
-        ("/v1/completions", r#"{"prompt": "a", "logit_bias": {"4000000000": 1}}"#, 400, "", "4000000000"),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "logit_bias": {"x": 1}}"#,
+            400,
+            "logit_bias",
+            "no token id",
+        ),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "logit_bias": {"1": 1e9}}"#,
+            400,
+            "logit_bias",
+            "in [-100, 100]",
+        ),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "logit_bias": {"4000000000": 1}}"#,
+            400,
+            "",
+            "4000000000",
+        ),
         ("/v1/completions", r#"{"prompt": "a", "stop": [""]}"#, 400, "stop", "0 bytes"),
         ("/v1/completions", r#"{"prompt": "a", "echo": true}"#, 400, "echo", "not supported here"),
-        ("/v1/completions", r#"{"prompt": "a", "stream_options": {}}"#, 400, "stream_options", "only for stream"),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "stream_options": {}}"#,
+            400,
+            "stream_options",
+            "only for stream",
+        ),
         ("/v1/completions", r#"{"prompt": []}"#, 400, "prompt", "no tokens"),
         ("/v1/completions", r#"{"prompt": [4000000000]}"#, 400, "", "4000000000"),
         ("/v1/completions", r#"{"prompt": [1.5]}"#, 400, "prompt", "1.5, which is no token id"),
@@ -238,11 +286,29 @@ fn what_is_wrong_is_refused_by_name() {
         ("/v1/completions", "{}", 400, "prompt", "prompt is missing"),
         ("/v1/completions", "", 400, "", "no JSON to read"),
         ("/v1/completions", r#"{"prompt": "\ud800"}"#, 400, "", "no JSON to read"),
-        ("/v1/completions", r#"{"model": "gpt-4", "prompt": "a"}"#, 404, "model", "'chat' is served"),
+        (
+            "/v1/completions",
+            r#"{"model": "gpt-4", "prompt": "a"}"#,
+            404,
+            "model",
+            "'chat' is served",
+        ),
         ("/v1/chat/completions", r#"{"messages": []}"#, 400, "messages", "messages is empty"),
-        ("/v1/chat/completions", r#"{"messages": [{"role": "king", "content": "a"}]}"#, 400, "messages", "'king'"),
+        (
+            "/v1/chat/completions",
+            r#"{"messages": [{"role": "king", "content": "a"}]}"#,
+            400,
+            "messages",
+            "'king'",
+        ),
         ("/v1/chat/completions", r#"{"messages": [{"role": "user"}]}"#, 400, "messages", "no text"),
-        ("/v1/chat/completions", r#"{"messages": [], "tools": [{}]}"#, 400, "tools", "not supported"),
+        (
+            "/v1/chat/completions",
+            r#"{"messages": [], "tools": [{}]}"#,
+            400,
+            "tools",
+            "not supported",
+        ),
         ("/v1/nothing", "{}", 404, "", "there is no POST /v1/nothing here"),
         ("/v1/models", "{}", 404, "", "there is no POST /v1/models here"),
     ] {
@@ -298,7 +364,8 @@ fn only_those_with_a_key_are_answered() {
     let keys = folder.path().join("keys");
     std::fs::write(&keys, "a-key-of-sixteen-letters\n").unwrap();
     let server = Server::start(&["--api-keys", keys.to_str().unwrap()]);
-    for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/nowhere", "/v1//models"] {
+    for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/nowhere", "/v1//models"]
+    {
         assert_eq!(server.post(path, "{}").0, 401, "{path}");
     }
     for path in ["/v1/models", "/v1/models/chat", "/metrics", "/../metrics"] {
