@@ -27,7 +27,7 @@ pub use header::{
 };
 pub use preamble::Preamble;
 pub use read::PackFile;
-pub use write::{Contents, OutWeight, WrittenPack, write};
+pub use write::{Contents, OutWeight, WrittenPack, file_bytes, write};
 
 /// The first bytes of every pack.
 pub const MAGIC: [u8; 8] = *b"LEANPACK";

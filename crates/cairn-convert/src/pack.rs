@@ -84,7 +84,8 @@ pub struct PackJob<'a> {
     pub cpu: &'a Cpu,
 }
 
-/// Packs a model into the file `path`, which appears complete or not at all. `progress` is told bytes
+/// Packs a model into the file `path`, which appears complete or not at all, and within the limit of
+/// bytes if there is one. `progress` is told bytes
 /// of weights done and in all.
 ///
 /// # Errors
@@ -136,15 +137,15 @@ pub fn pack(
         lineage: lineage(job.folder)?,
         assignment: settings.chosen.as_ref().map(|chosen| as_packed(&chosen.assignment, &weights)),
     };
-    let limit = settings.chosen.as_ref().map(|chosen| chosen.assignment.limit_bytes);
-    let written = write(path, contents, &weights, (&reader, job.cpu), progress)?;
-    match limit.filter(|limit| written.bytes > *limit) {
-        None => Ok(written),
-        Some(limit) => {
-            fs::remove_file(path).map_err(FileError::on("remove", path))?;
-            Err(ConvertError::ByteLimit { limit, least: written.bytes })
+    // Before anything is written: what lies under `path` is replaced only by what was asked for.
+    if let Some(chosen) = &settings.chosen {
+        let limit = chosen.assignment.limit_bytes;
+        let least = leanpack::file_bytes(path, &contents)?;
+        if least > limit {
+            return Err(ConvertError::ByteLimit { limit, least });
         }
     }
+    write(path, contents, &weights, (&reader, job.cpu), progress)
 }
 
 /// What was chosen, with what its classes have become: a matrix whose exponents are too many for bf16z

@@ -135,7 +135,8 @@ impl AdapterMap {
             adapters.add(slice, module, Module { name: name.to_owned(), rank, scale })?;
         }
         if adapters.is_empty() {
-            let layers_to_transform = lora.layers_to_transform.clone();
+            let layers = lora.layers_to_transform.clone();
+            let layers_to_transform = layers.filter(|layers| !layers.is_empty());
             return Err(AdapterError::Nothing { layers_to_transform });
         }
         adapters.gather_slices();
@@ -233,6 +234,20 @@ impl AdapterMap {
 /// Whether a weight of a program is part of an adapter.
 pub fn is_adapter_weight(name: &str) -> bool {
     name.ends_with(A_SUFFIX) || name.ends_with(B_SUFFIX)
+}
+
+/// Tensors of the base that PEFT's files may hold beside an adapter's own, with their shapes: of a head
+/// that has an adapter, PEFT saves what is frozen as well. The base model has them, and they are not
+/// read.
+pub(crate) fn kept_base(map: &TensorMap) -> Vec<(String, Vec<usize>)> {
+    let shapes: BTreeMap<&str, &[usize]> = map.tensors().into_iter().collect();
+    let modules = shapes.iter().filter_map(|(name, b)| Some((name.strip_suffix(B_SUFFIX)?, b[0])));
+    let tensors = modules.filter_map(|(module, outputs)| {
+        let inputs = *shapes.get(format!("{module}{A_SUFFIX}").as_str())?.last()?;
+        let weight = (format!("{module}.base_layer.weight"), vec![outputs, inputs]);
+        Some([weight, (format!("{module}.base_layer.bias"), vec![outputs])])
+    });
+    tensors.flatten().collect()
 }
 
 /// The modules of a model: PEFT has a head of its own where the model's is the embedding.

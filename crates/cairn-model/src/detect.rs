@@ -88,8 +88,9 @@ impl Hint for DetectError {
                 vec![format!("known families: {}", families.join(", "))]
             }
             Self::Ambiguous { .. } => vec![
-                "set model_type to one of them".to_owned(),
-                "families that are not known, such as gemma and granite, have the same names"
+                "set model_type to one of them if the model is of that family".to_owned(),
+                "families that are not known, such as gemma and granite, have the same names and \
+                 cannot be used"
                     .to_owned(),
             ],
             Self::Roberta { may_be_bert: true, .. } => {
@@ -99,8 +100,15 @@ impl Hint for DetectError {
             Self::OtherFamily { .. } => {
                 vec!["the config.json and the tensors belong to different models".to_owned()]
             }
-            Self::Incomplete { .. } => {
-                vec!["put the model's own config.json beside the tensors, or set them".to_owned()]
+            Self::Incomplete { family, .. } => {
+                let mut hints = vec![
+                    "put the model's own config.json beside the tensors, or set them".to_owned(),
+                ];
+                if *family == Family::Olmo2 {
+                    let why = "most of its layers have a window";
+                    hints.push(format!("OLMo 3 has the same names and cannot be used: {why}"));
+                }
+                hints
             }
             Self::Spec(error) => error.hints(),
             Self::Tensors(_) => Vec::new(),

@@ -23,8 +23,10 @@ use cairn_program::{LentWeights, Session};
 use cairn_spec::model::Family;
 use cairn_spec::{DType, Hint, ModelSpec};
 
-use crate::adapter::{AdapterMap, is_adapter_weight};
+use crate::adapter::{AdapterMap, is_adapter_weight, kept_base};
 use crate::names::{Placement, TensorMap, TensorSlice};
+
+use fill::Coverage;
 
 pub use reader::WeightReader;
 pub use stored::{StoredError, StoredWeights, stored_weights};
@@ -329,6 +331,14 @@ pub enum LoadError {
         /// Why.
         problem: EncodeError,
     },
+    /// The family's map has not every row of a weight once: a bug in the map.
+    #[error("not all of the {rows} rows of weight {name} have one place in the family's tensors")]
+    Rows {
+        /// The weight.
+        name: String,
+        /// Its rows.
+        rows: usize,
+    },
     /// A weight of the program has no tensor in the family's map: a bug in the map.
     #[error("weight {name} has no place in the family's tensors")]
     Unmapped {
@@ -376,6 +386,7 @@ impl Hint for LoadError {
             | Self::Unreadable { .. }
             | Self::NoNames { .. }
             | Self::Unencodable { .. }
+            | Self::Rows { .. }
             | Self::Unmapped { .. } => Vec::new(),
         }
     }
@@ -400,7 +411,7 @@ pub fn load_weights(
     copies::check(spec, source)?;
     let offset = |weight: &str| source.naming().offset(spec, weight);
     let select = |name: &str| !is_adapter_weight(name);
-    fill::fill(session, &map, select, (source, &spelled), &offset)
+    fill::fill(session, (&map, Coverage::All), select, (source, &spelled), &offset)
 }
 
 /// Fills the adapters' weights of a session from PEFT's tensors.
@@ -416,7 +427,8 @@ pub fn load_adapter(
 ) -> Result<(), LoadError> {
     let map = adapters.tensor_map();
     let spelled = check_tensors(spec, &map, (source, Naming::Peft))?;
-    fill::fill(session, &map, is_adapter_weight, (source, &spelled), &|_| 0.0)
+    let map = (&map, Coverage::Some);
+    fill::fill(session, map, is_adapter_weight, (source, &spelled), &|_| 0.0)
 }
 
 /// Compares the tensors at hand with those the spec needs; returns how each is spelled.
@@ -453,8 +465,15 @@ pub(crate) fn check_tensors(
             problems.push(format!("{copy} is {shape:?}, expected {expected:?} as {original}"));
         }
     }
+    let kept = if naming == Naming::Peft { kept_base(map) } else { Vec::new() };
+    for (name, expected) in &kept {
+        if let Some(shape) = source.shape(name).filter(|shape| shape != expected) {
+            problems.push(format!("{name} is {shape:?}, expected {expected:?}"));
+        }
+    }
+    let kept_names = kept.iter().map(|(name, _)| name);
     let known: std::collections::BTreeSet<&String> =
-        spellings.values().chain(copies.keys()).collect();
+        spellings.values().chain(copies.keys()).chain(kept_names).collect();
     let mut extra: Vec<String> = source.names();
     extra.retain(|name| !known.contains(name) && !naming.is_ignorable(spec, name));
     if problems.is_empty() {

@@ -250,7 +250,8 @@ impl PackSource {
             take(Weight { layout, bytes, ..stored }, rows.start * columns..rows.end * columns);
             first_row = rows.end;
         }
-        Ok(())
+        // Bytes of a file that was changed meanwhile are not those of its header.
+        self.pack.check_unchanged().map_err(|error| told(&error))
     }
 }
 
@@ -403,9 +404,6 @@ fn form_of(tensor: &TensorEntry) -> Result<Form, PackErrorKind> {
     Ok(Form { encoding, layout, rows: size(0), columns: size(1) })
 }
 
-#[cfg(test)]
-mod tests;
-
 /// An error with its causes in one line.
 fn told(error: &PackError) -> String {
     let mut text = error.to_string();
@@ -416,3 +414,6 @@ fn told(error: &PackError) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

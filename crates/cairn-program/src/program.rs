@@ -97,9 +97,9 @@ impl Program {
     }
 
     /// Stores matrices among the weights in encodings of their own, by name; those that are not named,
-    /// and those of plain row-major `f32`, stay as they are. A product whose arithmetic does not
-    /// multiply what its weight has become is computed in f32.
-    pub fn store_as(&mut self, encodings: &BTreeMap<String, Encoding>) {
+    /// and those of plain row-major `f32`, stay as they are. Then each forward product is computed in
+    /// `compute` where that multiplies what its weight has become, otherwise in f32.
+    pub fn store_as(&mut self, encodings: &BTreeMap<String, Encoding>, compute: Compute) {
         for value in self.values.iter_mut().filter(|value| value.class == Class::Weight) {
             let ValueType::Encoded { layout, inputs, .. } = value.value_type else { continue };
             let Some(encoding) = encodings.get(&value.name) else { continue };
@@ -107,16 +107,9 @@ impl Program {
             let encoding = encoding.for_shape(rows, inputs);
             value.value_type = ValueType::weight(encoding, encoding.layout_near(layout), inputs);
         }
-        for instr in &mut self.instrs {
-            let operands = instr.inputs.iter().flatten().map(|id| &self.values[id.index()]);
-            let weights = operands.filter(|value| value.class == Class::Weight);
-            let multiplies = weights
-                .filter(|weight| matches!(weight.value_type, ValueType::Encoded { .. }))
-                .filter_map(|weight| weight.value_type.encoding())
-                .all(|encoding| instr.compute.multiplies(encoding));
-            if !multiplies {
-                instr.compute = Compute::F32;
-            }
+        for index in 0..self.instrs.len() {
+            let is_multiplied = verify::multiplies(self, &self.instrs[index], compute);
+            self.instrs[index].compute = if is_multiplied { compute } else { Compute::F32 };
         }
     }
 

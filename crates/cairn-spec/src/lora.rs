@@ -33,7 +33,7 @@ pub struct LoraSpec {
     pub use_rslora: bool,
     /// Which modules of the family have one.
     pub target_modules: TargetModules,
-    /// Blocks that have adapters; all of them if absent.
+    /// Blocks that have adapters; all of them if absent or empty.
     pub layers_to_transform: Option<Vec<usize>>,
     /// Ranks of modules whose name ends in the key.
     pub rank_pattern: BTreeMap<String, usize>,
@@ -181,16 +181,18 @@ impl LoraSpec {
 
     /// The rank of the adapter of a module of block `layer`, or `None` where it has none. `module` is
     /// the family's full name of it; which modules are linear is the model's to say. Where only some
-    /// blocks have adapters, modules outside of the blocks have none.
+    /// blocks have adapters, modules outside of them have one only if a target is their full name, as
+    /// PEFT has it.
     pub fn rank(&self, module: &str, layer: Option<usize>) -> Option<usize> {
-        if let Some(layers) = &self.layers_to_transform
-            && !layer.is_some_and(|layer| layers.contains(&layer))
-        {
-            return None;
-        }
+        let layers = self.layers_to_transform.as_ref().filter(|layers| !layers.is_empty());
+        let is_in = |layer| layers.is_none_or(|layers| layers.contains(&layer));
+        let may_have_one = layers.is_none() || layer.is_some_and(is_in);
         let is_target = match &self.target_modules {
-            TargetModules::AllLinear => true,
-            TargetModules::Named(names) => names.iter().any(|name| ends_in(module, name)),
+            TargetModules::AllLinear => may_have_one,
+            TargetModules::Named(names) => {
+                let is_named = |name: &String| may_have_one && ends_in(module, name);
+                names.iter().any(|name| name == module || is_named(name))
+            }
         };
         is_target.then(|| pattern(&self.rank_pattern, module).unwrap_or(self.r))
     }
@@ -386,6 +388,29 @@ mod tests {
         assert_eq!(spec.rank("model.layers.0.self_attn.q_proj", Some(0)), Some(2));
         assert_eq!(spec.rank("model.layers.1.self_attn.q_proj", Some(1)), Some(8));
         assert!((spec.scale("model.layers.0.self_attn.q_proj", 2) - 3.0).abs() < 1e-12);
+    }
+
+    /// As `check_target_module_exists` of PEFT 0.21.
+    #[test]
+    fn full_names_count_in_every_block_and_no_blocks_are_all() {
+        let head = |layers: Value| {
+            let spec = read(|fields| {
+                fields.insert("target_modules".into(), json!(["lm_head", "a.0.k_proj", "q_proj"]));
+                fields.insert("layers_to_transform".into(), layers);
+            });
+            let spec = spec.unwrap();
+            [
+                ("lm_head", None),
+                ("x.lm_head", None),
+                ("a.0.k_proj", Some(0)),
+                ("a.0.q_proj", Some(0)),
+            ]
+            .map(|(module, layer)| spec.rank(module, layer).is_some())
+        };
+        assert_eq!(head(json!([1])), [true, false, true, false]);
+        assert_eq!(head(json!([0])), [true, false, true, true]);
+        assert_eq!(head(json!([])), [true; 4]);
+        assert_eq!(head(Value::Null), [true; 4]);
     }
 
     #[test]

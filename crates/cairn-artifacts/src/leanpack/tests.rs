@@ -58,7 +58,8 @@ fn byte(index: usize, at: usize) -> u8 {
 
 fn write_to(path: &Path, contents: Contents) -> WrittenPack {
     let weights = contents.weights.clone();
-    write(path, contents, &mut |index, out| {
+    let bytes = file_bytes(path, &contents).unwrap();
+    let written = write(path, contents, &mut |index, out| {
         let OutWeight { dims, encoding, layout, .. } = &weights[index];
         let bytes = stored_bytes(encoding, layout, dims).unwrap();
         let bytes: Vec<u8> =
@@ -66,8 +67,10 @@ fn write_to(path: &Path, contents: Contents) -> WrittenPack {
         // In pieces that are no divisor of a chunk.
         bytes.chunks(100_003).try_for_each(|piece| out.write_all(piece))?;
         Ok(index != 1)
-    })
-    .unwrap()
+    });
+    let written = written.unwrap();
+    assert_eq!(written.bytes, bytes, "told before it was written");
+    written
 }
 
 fn packed() -> (tempfile::TempDir, PathBuf, WrittenPack) {

@@ -61,6 +61,20 @@ pub struct WrittenPack {
     pub hash: Hash,
 }
 
+/// The size of the file that [`write`] makes of such contents; `path` is only told in errors.
+///
+/// # Errors
+///
+/// [`PackError::Unsound`] if the contents would not make a sound pack.
+pub fn file_bytes(path: &Path, contents: &Contents) -> Result<u64, PackError> {
+    let (header, _) = draft(contents.clone()).map_err(PackError::on(path))?;
+    let ends = |(offset, bytes): (u64, u64)| offset + bytes;
+    let tensors = header.tensors.iter().map(|tensor| ends((tensor.offset, tensor.bytes)));
+    let files = header.files.iter().map(|file| ends((file.offset, file.bytes)));
+    let end = tensors.chain(files).max().unwrap_or(0);
+    Ok(data_start(header.to_json().len() as u64) + end)
+}
+
 /// Writes a pack under `path`, which appears complete or not at all. `fill` writes the bytes of the
 /// weight of that index, exactly as many as its form says, and returns whether every value is the
 /// source's.

@@ -7,7 +7,7 @@ use std::path::Path;
 use cairn_artifacts::leanpack::WrittenPack;
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_convert::{
-    ByteLimit, ConvertError, PackJob, PackSettings, ProfileChoice, SensitivityJob,
+    ByteLimit, Chosen, ConvertError, PackJob, PackSettings, ProfileChoice, SensitivityJob,
     choose_encodings, other_bytes, pack,
 };
 use cairn_kernels::{Cpu, Encoding};
@@ -17,6 +17,16 @@ use crate::packs::{PLAIN, golden, mixed_logits, source, spec};
 
 /// Packs a golden model into at most so many bytes beside what is no matrix.
 fn packed_within(name: &str, room: u64, path: &Path) -> Result<WrittenPack, ConvertError> {
+    packed_as(name, room, path, |_| ())
+}
+
+/// The same, with a change of what was chosen.
+fn packed_as(
+    name: &str,
+    room: u64,
+    path: &Path,
+    change: impl FnOnce(&mut Chosen),
+) -> Result<WrittenPack, ConvertError> {
     let folder = golden(name);
     let (spec, weights) = (spec(&folder), WeightFolder::open(&folder).unwrap());
     let cpu = Cpu::detect(2);
@@ -27,7 +37,8 @@ fn packed_within(name: &str, room: u64, path: &Path) -> Result<WrittenPack, Conv
     let encodings = Encoding::ALL;
     let probe =
         SensitivityJob { spec: &spec, source: &weights, rows: &rows, encodings: &encodings };
-    let chosen = choose_encodings(&probe, limit, Cpu::detect(1), &mut |_, _| true)?;
+    let mut chosen = choose_encodings(&probe, limit, Cpu::detect(1), &mut |_, _| true)?;
+    change(&mut chosen);
     let profile = ProfileChoice::Portable;
     let settings = PackSettings { encoding: None, chosen: Some(chosen), profile };
     pack(job, &settings, path, &mut |_, _| ControlFlow::Continue(()))
@@ -65,6 +76,27 @@ fn more_bytes_diverge_less_and_every_limit_is_kept() {
         Err(ConvertError::ByteLimit { limit, least }) => assert!(least > limit),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn what_lies_at_the_path_survives_a_pack_beyond_its_limit() {
+    let target = tempfile::tempdir().unwrap();
+    let path = target.path().join("model.leanpack");
+    let all = packed_within("qwen3", 1 << 30, &path).unwrap();
+    let (room, older) = (bytes_of_matrices(&all) + 4096, std::fs::read(&path).unwrap());
+    let elsewhere = target.path().join("other.leanpack");
+    assert!(packed_within("qwen3", room, &elsewhere).is_ok());
+    assert!(packed_within("qwen3", room / 100, &path).is_err());
+    assert!(std::fs::read(&path).unwrap() == older);
+    // A header longer than was reckoned with: only the whole file's size tells.
+    let refused = packed_as("qwen3", room, &path, |chosen| {
+        chosen.assignment.classes[0].class = "x".repeat(4 << 20);
+    });
+    match refused {
+        Err(ConvertError::ByteLimit { limit, least }) => assert!(least > limit),
+        other => panic!("{other:?}"),
+    }
+    assert!(std::fs::read(&path).unwrap() == older);
 }
 
 #[test]

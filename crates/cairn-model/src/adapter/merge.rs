@@ -83,7 +83,13 @@ impl<'a> MergedSource<'a> {
             let found: Vec<String> =
                 spellings.into_iter().filter(|name| is_own && known(name)).collect();
             if found.is_empty() {
-                missing.push(format!("{} is missing", slice.tensor));
+                let is_table = spec.tie_word_embeddings && slice.role == Role::Head;
+                let why = if is_table && merge == Merge::Unmerge {
+                    "is the embedding in this model (tie_word_embeddings), so nothing was merged into it"
+                } else {
+                    "is missing"
+                };
+                missing.push(format!("{} {why}", slice.tensor));
             }
             for spelling in found {
                 if let Entry::Vacant(place) = merged.deltas.entry(spelling) {

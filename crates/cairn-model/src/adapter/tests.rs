@@ -3,6 +3,7 @@
 use cairn_spec::{LoraSpec, ModelSpec, TargetModules};
 
 use super::*;
+use crate::load::{Naming, TensorSource, check_tensors};
 
 fn spec(name: &str) -> ModelSpec {
     let path = format!("{}/../../tests/goldens/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
@@ -148,10 +149,60 @@ fn the_head_may_have_one_where_it_is_named() {
         let adapters = AdapterMap::new(&spec(name), &lora(&[module])).unwrap();
         assert!(adapters.get("lm_head.weight").is_some(), "{name}");
         assert!(adapters.modules()[0].ends_with(module), "{name}: {:?}", adapters.modules());
-        // Where only some blocks have adapters, the head has none.
+        // Where only some blocks have adapters, the head has one under its full name alone.
         let mut blocks = lora(&[module]);
         blocks.layers_to_transform = Some(vec![0]);
-        let error = AdapterMap::new(&spec(name), &blocks).unwrap_err();
-        assert!(matches!(error, AdapterError::Nothing { .. }), "{error:?}");
+        match AdapterMap::new(&spec(name), &blocks) {
+            Ok(adapters) => {
+                assert_ne!(name, "bert");
+                assert!(adapters.get("lm_head.weight").is_some(), "{name}");
+            }
+            Err(error) => {
+                assert_eq!(name, "bert", "{error:?}");
+                assert!(matches!(error, AdapterError::Nothing { .. }), "{error:?}");
+            }
+        }
+        blocks.layers_to_transform = Some(Vec::new());
+        let everywhere = AdapterMap::new(&spec(name), &blocks).unwrap();
+        assert!(everywhere.get("lm_head.weight").is_some(), "{name}");
+    }
+}
+
+struct Shapes(BTreeMap<String, Vec<usize>>);
+
+impl TensorSource for Shapes {
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.get(name).cloned()
+    }
+    fn read_f32(&self, _: &str, _: std::ops::Range<usize>, _: &mut [f32]) -> Result<(), String> {
+        Err("shapes only".to_owned())
+    }
+}
+
+/// PEFT 0.21 saves an adapted head's own weight beside the adapter.
+#[test]
+fn the_heads_own_weight_beside_its_adapter_is_left_aside() {
+    let spec = spec("llama");
+    let map = AdapterMap::new(&spec, &lora(&["q_proj", "lm_head"])).unwrap().tensor_map();
+    let tensors = map.tensors().into_iter();
+    let own: BTreeMap<String, Vec<usize>> =
+        tensors.map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();
+    let checked = |name: &str, shape: &[usize]| {
+        let mut tensors = own.clone();
+        tensors.insert(format!("{WRAPPER}{name}"), shape.to_vec());
+        let checked = check_tensors(&spec, &map, (&Shapes(tensors), Naming::Peft));
+        checked.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let (v, d) = (spec.vocab_size, spec.hidden_size);
+    assert_eq!(checked("lm_head.base_layer.weight", &[v, d]), Ok(()));
+    let error = checked("lm_head.base_layer.weight", &[v + 1, d]).unwrap_err();
+    assert!(error.contains("lm_head.base_layer.weight is ["), "{error}");
+    // Of modules without an adapter there is none.
+    for name in ["model.embed_tokens.base_layer.weight", "lm_head.weight"] {
+        let error = checked(name, &[v, d]).unwrap_err();
+        assert!(error.contains("has no place in the model"), "{error}");
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use cairn_kernels::Encoding;
+use cairn_kernels::{Compute, Encoding};
 use cairn_program::{Program, VerifyError};
 use cairn_spec::ModelSpec;
 
@@ -14,7 +14,9 @@ use super::{BuildError, BuildOptions, build_adapted_program};
 use crate::adapter::AdapterMap;
 
 /// As [`build_adapted_program`], with encodings of their own for some matrices, by name. Names that the
-/// program does not have count for nothing: it may be the first blocks of a model.
+/// program does not have count for nothing: it may be the first blocks of a model. Products are computed
+/// in the arithmetic that is asked for wherever it multiplies what their weight is stored as, those of
+/// some matrices also where it does not multiply the others.
 ///
 /// # Errors
 ///
@@ -26,11 +28,16 @@ pub fn build_stored_program(
     adapters: &AdapterMap,
     encodings: &BTreeMap<String, Encoding>,
 ) -> Result<Program, BuildError> {
-    let mut program = build_adapted_program(spec, options, adapters)?;
     if encodings.is_empty() {
-        return Ok(program);
+        return build_adapted_program(spec, options, adapters);
     }
-    program.store_as(encodings);
+    let asked = options.compute;
+    let multiplies_some = encodings.values().any(|encoding| asked.multiplies(*encoding));
+    // What it is told below does not hang on the encoding that most have.
+    let compute = if multiplies_some { Compute::F32 } else { asked };
+    let options = BuildOptions { compute, ..*options };
+    let mut program = build_adapted_program(spec, &options, adapters)?;
+    program.store_as(encodings, asked);
     match program.verify() {
         Ok(()) => Ok(program),
         Err(error) => Err(told(error, encodings)),

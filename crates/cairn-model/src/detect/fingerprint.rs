@@ -1,8 +1,8 @@
 //! How each family names its tensors, and what its models need that no shape tells.
 //!
 //! A family is told by endings of names. What is asked are the fields that files of the family set to
-//! different values; any other field that its `config.json` may have and that changes numbers is in
-//! [`assumed_fields`], with what transformers takes where a file leaves it out.
+//! different values; other fields that are known to change numbers are in [`assumed_fields`], with what
+//! transformers takes where a file leaves them out.
 
 use cairn_spec::model::Family;
 use serde_json::{Map, Value};
@@ -40,6 +40,7 @@ pub(super) const FINGERPRINTS: [Fingerprint; 20] = [
     one(Family::Mistral, &[Q, INPUT_NORM], NOT_PLAIN),
     one(Family::Qwen2, &[Q, Q_BIAS], &[Q_NORM, PRE_FEEDFORWARD, O_BIAS, ROUTER, SPARSE_ROUTER]),
     one(Family::Qwen3, &[Q, Q_NORM, INPUT_NORM], &[PRE_FEEDFORWARD, ROUTER]),
+    // OLMo 3 has the same names, with a window in most layers, and is not known: its hint says so.
     one(Family::Olmo2, &[Q, Q_NORM], &[INPUT_NORM, ROUTER]),
     one(Family::Gemma2, &[Q, PRE_FEEDFORWARD], &[Q_NORM]),
     one(Family::Gemma3Text, &[Q, PRE_FEEDFORWARD, Q_NORM], &[]),
@@ -281,19 +282,20 @@ pub(super) fn questions(family: Family) -> &'static [Question] {
 
 const SILU: (&str, &str) = ("hidden_act", "silu");
 const GELU_TANH: (&str, &str) = ("hidden_activation", "gelu_pytorch_tanh");
+const ONE_WAY: (&str, &str) = ("use_bidirectional_attention", "false");
 /// Where the rotation's own object has one, that.
 const ORIGINAL: (&str, &str) = ("original_max_position_embeddings", "null");
 
-/// Fields of a family's `config.json` that change numbers, that no tensor tells and that are not asked
-/// for: hardly a file of the family says otherwise. They are taken as transformers takes them where a
-/// file leaves them out; whatever is told counts.
+/// Fields of a family's `config.json` that are known to change numbers, that no tensor tells and that are
+/// not asked for: hardly a file of the family says otherwise. They are taken as transformers takes them
+/// where a file leaves them out; whatever is told counts.
 pub fn assumed_fields(family: Family) -> &'static [(&'static str, &'static str)] {
     match family {
         Family::Gpt2 | Family::GptNeox => &[],
         Family::Bert => &[("is_decoder", "false"), ("position_embedding_type", "absolute")],
         Family::ModernBert => &[("hidden_activation", "gelu"), ("classifier_activation", "gelu")],
-        Family::Gemma2 => &[GELU_TANH, ORIGINAL, ("layer_types", "null")],
-        Family::Gemma3Text => &[GELU_TANH, ORIGINAL, ("final_logit_softcapping", "null")],
+        Family::Gemma2 => &[GELU_TANH, ORIGINAL, ("layer_types", "null"), ONE_WAY],
+        Family::Gemma3Text => &[GELU_TANH, ORIGINAL, ("final_logit_softcapping", "null"), ONE_WAY],
         // Asked for where it counts.
         Family::Phi3 => &[SILU],
         Family::DeepseekV2 => {

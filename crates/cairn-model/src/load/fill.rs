@@ -19,11 +19,20 @@ const PANEL_ROWS: usize = 16;
 /// How a tensor of the map is spelled in the source.
 type Spelled<'a> = dyn Fn(&str) -> String + 'a;
 
+/// Which rows of a weight the tensors of a map hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coverage {
+    /// Every row, once.
+    All,
+    /// Experts without an adapter have no tensor: their rows are zeros.
+    Some,
+}
+
 /// Fills the weights of a session that `select` picks; `offset` is added to the vectors it is not
 /// zero for.
 pub(super) fn fill(
     session: &mut Session,
-    map: &TensorMap,
+    (map, coverage): (&TensorMap, Coverage),
     select: impl Fn(&str) -> bool,
     (source, spelled): (&dyn TensorSource, &Spelled<'_>),
     offset: &dyn Fn(&str) -> f32,
@@ -49,7 +58,8 @@ pub(super) fn fill(
         let encoding = value_type.encoding().expect("a weight has an encoding");
         let form = (encoding, value_type.layout());
         let rows = elements / slices[0].columns.max(1);
-        let filling = Filling { slices: &slices, rows, form, source, compares: false };
+        let slices = &slices;
+        let filling = Filling { slices, rows, form, source, coverage, compares: false };
         let (cpu, stored) = session.stored_mut_with_cpu(&name).expect("listed by the session");
         let stored = stored.u8s();
         let found = filling.fill(cpu, stored)?;
@@ -124,17 +134,30 @@ impl Filled {
 /// What one weight is filled from, and how it is stored.
 pub(super) struct Filling<'a> {
     pub(super) slices: &'a [TensorSlice],
-    /// Those of the weight; the ones that no slice has are zeros.
+    /// Those of the weight.
     pub(super) rows: usize,
     pub(super) form: (Encoding, Layout),
     pub(super) source: &'a dyn TensorSource,
+    /// Which rows the slices have to have; others are zeros.
+    pub(super) coverage: Coverage,
     /// Whether what was rounded is compared with what it was.
     pub(super) compares: bool,
 }
 
 impl Filling<'_> {
+    /// Whether the slices have every row once.
     fn is_complete(&self) -> bool {
-        self.slices.iter().map(|slice| slice.rows).sum::<usize>() == self.rows
+        let mut parts: Vec<(usize, usize)> =
+            self.slices.iter().map(|slice| (slice.first_row, slice.rows)).collect();
+        parts.sort_unstable();
+        let mut next = 0;
+        for (first, rows) in parts {
+            if first != next {
+                return false;
+            }
+            next = first + rows;
+        }
+        next == self.rows
     }
 
     fn columns(&self) -> usize {
@@ -149,6 +172,9 @@ impl Filling<'_> {
     pub(super) fn fill(&self, cpu: &Cpu, stored: &mut [u8]) -> Result<Filled, LoadError> {
         let (encoding, layout) = self.form;
         let is_complete = self.is_complete();
+        if !is_complete && self.coverage == Coverage::All {
+            return Err(LoadError::Rows { name: self.slices[0].weight.clone(), rows: self.rows });
+        }
         if is_complete && self.read_stored(cpu, stored)? {
             return Ok(Filled::EXACT);
         }
@@ -349,6 +375,53 @@ fn read_rows<T: Copy + Default>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Ones;
+
+    impl TensorSource for Ones {
+        fn names(&self) -> Vec<String> {
+            vec!["part".to_owned()]
+        }
+        fn shape(&self, _: &str) -> Option<Vec<usize>> {
+            Some(vec![2, 3])
+        }
+        fn read_f32(&self, _: &str, _: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+            out.fill(1.0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn rows_without_a_tensor_are_zeros_only_where_they_may_be() {
+        let part = |first_row| TensorSlice {
+            weight: "some.weight".to_owned(),
+            role: crate::names::Role::FeedForward,
+            block: None,
+            first_row,
+            rows: 2,
+            columns: 3,
+            tensor: "part".to_owned(),
+            shape: vec![2, 3],
+            placement: Placement::Whole,
+        };
+        let filled = |starts: &[usize], coverage| {
+            let slices: Vec<TensorSlice> = starts.iter().map(|&start| part(start)).collect();
+            let form = (Encoding::F32, Layout::RowMajor);
+            let (slices, source) = (&slices[..], &Ones);
+            let filling = Filling { slices, rows: 6, form, source, coverage, compares: false };
+            let mut values = vec![7.0_f32; 18];
+            let bytes = cairn_kernels::memory::bytes_of_mut(&mut values);
+            filling.fill(&Cpu::detect(1), bytes).map(|_| values)
+        };
+        assert_eq!(filled(&[4, 0, 2], Coverage::All), Ok(vec![1.0; 18]));
+        // A hole in the middle, one at the end, and one as large as what is there twice.
+        for starts in [&[0, 4][..], &[0, 2], &[0, 0, 4], &[0, 2, 2]] {
+            let error = filled(starts, Coverage::All).unwrap_err();
+            assert_eq!(error, LoadError::Rows { name: "some.weight".to_owned(), rows: 6 });
+        }
+        let expected = [[1.0; 6], [0.0; 6], [1.0; 6]].concat();
+        assert_eq!(filled(&[0, 4], Coverage::Some), Ok(expected));
+    }
 
     #[test]
     fn only_finite_values_count_as_too_large() {

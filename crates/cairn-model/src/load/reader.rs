@@ -5,7 +5,7 @@ use cairn_kernels::memory::BytesMut;
 use cairn_program::ValueType;
 use cairn_spec::ModelSpec;
 
-use super::fill::Filling;
+use super::fill::{Coverage, Filling};
 use super::{LoadError, Naming, TensorSource, check_tensors, copies};
 use crate::names::{TensorMap, TensorSlice};
 
@@ -78,8 +78,8 @@ impl<'a> WeightReader<'a> {
         let layout = value_type.layout();
         let source = self.source;
         let rows = slices.iter().map(|slice| slice.rows).sum();
-        let form = (encoding, layout);
-        let filling = Filling { slices: &slices, rows, form, source, compares: true };
+        let (form, coverage, slices) = ((encoding, layout), Coverage::All, &slices);
+        let filling = Filling { slices, rows, form, source, coverage, compares: true };
         let filled = filling.fill(cpu, stored)?;
         let offset = self.naming.offset(&self.spec, weight);
         if offset != 0.0 {

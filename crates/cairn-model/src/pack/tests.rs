@@ -88,10 +88,15 @@ fn a_file_that_changes_after_its_header_was_read_is_an_error() {
     let mut bytes = vec![0; usize::try_from(tensor.bytes).unwrap()];
     let form = (Encoding::F32, Layout::RowMajor);
     assert_eq!(pack.read_stored(&tensor.name, form, &cpu, &mut bytes), Ok(true));
+    let mut values = [1.0; 4];
+    assert_eq!(pack.read_f32(&tensor.name, 0..4, &mut values), Ok(()));
+    assert!(values.iter().all(|value| value.to_bits() == 0), "{values:?}");
     // As a clock that ticks between reading the header and the writing sees it.
     let later = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
     File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
     let problem = pack.read_stored(&tensor.name, form, &cpu, &mut bytes).unwrap_err();
+    assert!(problem.contains("it was changed since it was opened"), "{problem}");
+    let problem = pack.read_f32(&tensor.name, 0..4, &mut values).unwrap_err();
     assert!(problem.contains("it was changed since it was opened"), "{problem}");
     match pack.lend(&cpu) {
         Err(LoadError::Unreadable { problem, .. }) => {

@@ -9,14 +9,14 @@ use cairn_artifacts::gguf::GgufFile;
 use cairn_artifacts::leanpack::stored_bytes;
 use cairn_artifacts::safetensors::{self, OutTensor, WeightFolder};
 use cairn_kernels::encoding::encode;
-use cairn_kernels::{Cpu, Encoding, Isa, Layout, Weight};
+use cairn_kernels::{Compute, Cpu, Encoding, Isa, Layout, Weight};
 use cairn_model::{
     AdapterMap, BuildError, BuildOptions, Head, LoadError, TensorMap, TensorSource, build_program,
     build_stored_program, gguf, load_weights, stored_weights,
 };
-use cairn_program::{KvPlacement, MemoryPlan, Session, SessionProgram, Sizes};
+use cairn_program::{KvPlacement, MemoryPlan, Op, Program, Session, SessionProgram, Sizes};
 use cairn_spec::model::{Family, Mlp};
-use cairn_spec::{DType, Hint as _, ModelSpec};
+use cairn_spec::{DType, Hint as _, LoraSpec, ModelSpec, TargetModules};
 
 use crate::families::{bits, golden_rows, logits, source_of};
 use crate::goldens::{Tensors, folder, folders, spec};
@@ -273,6 +273,49 @@ fn experts_that_fill_no_panels_are_not_kept_in_codes() {
     let held = |weight: &str| program.value(program.find(weight).unwrap()).value_type.encoding();
     assert_eq!(held("model.layers.0.mlp.experts.gate_proj.weight"), Some(Encoding::F32));
     assert_eq!(held("model.layers.0.self_attn.q_proj.weight"), Some(Encoding::Q8));
+}
+
+/// The products of a program by the weight in their own slot, with their arithmetic.
+fn products(program: &Program) -> BTreeMap<String, Compute> {
+    let instrs = program
+        .instrs
+        .iter()
+        .filter(|instr| matches!(instr.op, Op::Matmul | Op::ExpertMatmul | Op::TokenLogprob(_)));
+    let named = instrs.filter_map(|instr| {
+        let weight = program.value(instr.inputs[1]?);
+        Some((weight.name.clone(), instr.compute))
+    });
+    named.collect()
+}
+
+#[test]
+fn the_arithmetic_follows_each_products_own_weight() {
+    let spec = spec("llama");
+    let lora = LoraSpec::new(4, TargetModules::Named(vec!["lm_head".to_owned()]));
+    let adapters = AdapterMap::new(&spec, &lora).unwrap();
+    let (q, gate) =
+        ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.gate_proj.weight");
+    let built = |encoding, compute, own: &[(&str, Encoding)]| {
+        let own = own.iter().map(|&(weight, encoding)| (weight.to_owned(), encoding)).collect();
+        let head = Head::TokenLogprob;
+        let options = BuildOptions { encoding, compute, ..BuildOptions::new(head) };
+        build_stored_program(&spec, &options, &adapters, &own)
+    };
+    // Most is bf16, which int8 does not multiply; two matrices are q8.
+    let own = [(q, Encoding::Q8), (gate, Encoding::Q8)];
+    let program = built(Encoding::Bf16, Compute::Int8, &own).unwrap();
+    for (weight, compute) in products(&program) {
+        let expected = if weight == q || weight == gate { Compute::Int8 } else { Compute::F32 };
+        assert_eq!(compute, expected, "{weight}");
+    }
+    // Most is q8; the head's product has its adapter's matrices beside it, which are f32.
+    let program = built(Encoding::Q8, Compute::Int8, &[(q, Encoding::F32)]).unwrap();
+    let found = products(&program);
+    assert_eq!(found[q], Compute::F32);
+    assert_eq!((found[gate], found["lm_head.weight"]), (Compute::Int8, Compute::Int8));
+    // What nothing is stored as stays an error.
+    let refused = built(Encoding::Bf16, Compute::Int8, &[(q, Encoding::F32)]);
+    assert!(matches!(refused, Err(BuildError::Compute { .. })), "{refused:?}");
 }
 
 fn load(spec: &ModelSpec, encoding: Encoding, source: &Tensors) -> Result<(), LoadError> {

@@ -114,6 +114,12 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
     let adapters = AdapterMap::new(&base.spec, &lora)
         .map_err(anyhow::Error::from)
         .with_context(|| format!("{} does not fit this model", adapter.display()))?;
+    let changes_head = adapters.get("lm_head.weight").is_some();
+    if merge == Merge::Unmerge && changes_head && base.spec.tie_word_embeddings {
+        let message = format!("the head of {} is its embedding", model.display());
+        let hint = "merging an adapter of the head makes a head of its own: name what came of that";
+        return Err(UserError::new(message).hint(hint).into());
+    }
     let tensors = SafetensorsFile::open(&adapter.join(ADAPTER_FILE))?;
     let merged = MergedSource::new(&base.spec, &adapters, (weights, &tensors), merge)
         .with_context(|| format!("{} is not what its description says", adapter.display()))?;

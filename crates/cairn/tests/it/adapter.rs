@@ -156,6 +156,12 @@ fn a_tied_head_becomes_one_of_its_own_when_it_is_merged() {
     command.arg(golden("qwen3")).arg("--adapter").arg(at("adapter"));
     let text = shown(&command.arg("--output").arg(at("merged")).output().unwrap(), None);
     assert!(text.contains("lm_head.weight from model.embed_tokens.weight"), "{text}");
+    // What the adapter is in has a head of its own, and a tied model is not that.
+    let mut command = cairn(["adapter", "unmerge", "--model"]);
+    command.arg(golden("qwen3")).arg("--adapter").arg(at("adapter"));
+    let refused = command.arg("--output").arg(at("unmerged")).output().unwrap();
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("is its embedding"), "{told}");
     let config = std::fs::read(at("merged/config.json")).unwrap();
     let config: Value = serde_json::from_slice(&config).unwrap();
     assert_eq!(config["tie_word_embeddings"], false);
