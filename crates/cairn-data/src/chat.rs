@@ -63,6 +63,9 @@ pub struct ChatTemplate {
 pub struct ChatInput<'a> {
     /// The conversation: objects with a `role` and whatever else the template reads.
     pub messages: &'a [serde_json::Value],
+    /// Whether what the assistant said came from the model; otherwise a client wrote it, and special tokens in
+    /// it are text as in everybody else's words.
+    pub trusts_assistant: bool,
     /// Whether the text ends where the model's answer begins.
     pub add_generation_prompt: bool,
     /// Descriptions of functions the model may call.
@@ -83,6 +86,7 @@ impl<'a> ChatInput<'a> {
     ) -> Self {
         Self {
             messages,
+            trusts_assistant: true,
             add_generation_prompt: false,
             tools: None,
             special_tokens,

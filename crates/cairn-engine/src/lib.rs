@@ -46,7 +46,8 @@ pub use options::{EngineOptions, EnginePlan, MAX_NUM_BATCHED_TOKENS, MAX_NUM_WAI
 pub use request::{Event, Finish, Output, PositionLogprobs, Request, RequestId};
 pub use sampler::{SampleContext, SampleError, Sampler};
 pub use sampling::{
-    LOGIT_BIAS_MAX, PENALTY_MAX, SamplingError, SamplingFields, SamplingParams, TOP_LOGPROBS_MAX,
+    LOGIT_BIAS_MAX, PENALTY_MAX, REPETITION_PENALTY_MAX, SamplingError, SamplingFields,
+    SamplingParams, TOP_LOGPROBS_MAX,
 };
 pub use speculation::{
     DraftMethod, NUM_SPECULATIVE_TOKENS_MAX, SpeculationFigures, SpeculativeOptions,

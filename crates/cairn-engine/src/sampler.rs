@@ -34,6 +34,12 @@ pub enum SampleError {
         /// The first such token.
         token: u32,
     },
+    /// Penalties and biases made a logit larger than any number.
+    #[error("the settings make the logit of token {token} larger than any number")]
+    Overflow {
+        /// The token.
+        token: u32,
+    },
     /// The settings exclude the whole vocabulary.
     #[error("no_repeat_ngram_size excludes every token at position {position}")]
     NoCandidate {
@@ -111,6 +117,9 @@ impl Sampler {
         let largest = self.logits_v[best as usize];
         if largest == f32::NEG_INFINITY {
             return Err(SampleError::NoCandidate { position: context.tokens.len() });
+        }
+        if largest == f32::INFINITY {
+            return Err(SampleError::Overflow { token: best });
         }
         if params.temperature == 0.0 {
             return Ok(best);

@@ -34,6 +34,9 @@ use serde::{Deserialize, Serialize};
 pub const TOP_LOGPROBS_MAX: usize = 128;
 /// Largest magnitude of a presence or frequency penalty.
 pub const PENALTY_MAX: f32 = 2.0;
+/// Largest repetition penalty, and the inverse of the smallest: beyond, it is no penalty but a way to
+/// numbers that are none.
+pub const REPETITION_PENALTY_MAX: f32 = 100.0;
 /// Largest magnitude of a logit bias; enough to force or exclude a token.
 pub const LOGIT_BIAS_MAX: f32 = 100.0;
 
@@ -52,7 +55,7 @@ pub struct SamplingFields {
     pub min_p: Option<f32>,
     /// Keeps the most typical tokens that together reach this mass, in (0, 1].
     pub typical_p: Option<f32>,
-    /// Divides the logits of tokens that occurred in prompt or output; 1 changes nothing.
+    /// Divides the logits of tokens that occurred in prompt or output, in [0.01, 100]; 1 changes nothing.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that occurred in the output.
     pub presence_penalty: f32,
@@ -107,7 +110,9 @@ impl SamplingParams {
     pub fn new(fields: SamplingFields) -> Result<Self, SamplingError> {
         check("temperature", fields.temperature, 0.0 <= fields.temperature, "at least 0")?;
         let penalty = fields.repetition_penalty;
-        check("repetition_penalty", penalty, 0.0 < penalty, "above 0")?;
+        let most = REPETITION_PENALTY_MAX;
+        let is_usable = (1.0 / most..=most).contains(&penalty);
+        check("repetition_penalty", penalty, is_usable, "in [0.01, 100]")?;
         for (name, value) in [
             ("presence_penalty", fields.presence_penalty),
             ("frequency_penalty", fields.frequency_penalty),
@@ -225,7 +230,9 @@ mod tests {
         for bad in [f32::NAN, 101.0, f32::NEG_INFINITY] {
             assert_eq!(refused(|f| f.logit_bias = vec![(1, 0.0), (2, bad)]), "logit_bias");
         }
-        assert_eq!(refused(|f| f.repetition_penalty = 0.0), "repetition_penalty");
+        for bad in [0.0, 1e-40, 1e-45, 0.009, 101.0, 3e38] {
+            assert_eq!(refused(|f| f.repetition_penalty = bad), "repetition_penalty");
+        }
         assert_eq!(refused(|f| f.top_p = Some(0.0)), "top_p");
         assert_eq!(refused(|f| f.min_p = Some(1.01)), "min_p");
         assert_eq!(refused(|f| f.top_k = Some(0)), "top_k");

@@ -18,6 +18,9 @@ pub use turn::{Turn, TurnBench, TurnRates};
 
 /// Schema of the file.
 pub const CONTRACT_SCHEMA: &str = "contract/1";
+/// Positions whose mean says something of quality.
+const QUALITY_POSITIONS_MIN: usize = 8;
+
 /// What is run, by whom, how often.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -191,6 +194,16 @@ impl Contract {
                 value: most.to_string(),
                 why,
             });
+        }
+        if self.model.even == Even::Quality && self.measure.kl_positions < QUALITY_POSITIONS_MIN {
+            let value = self.measure.kl_positions.to_string();
+            let why = "is not at least 8, which even = \"quality\" asks for";
+            return Err(ContractError::Value { key: "measure.kl_positions", value, why });
+        }
+        if self.model.even == Even::Values && self.measure.kl_max.is_none() {
+            let why = "is needed for even = \"values\": types alone do not make the same model";
+            let value = "not there".to_owned();
+            return Err(ContractError::Value { key: "measure.kl_max", value, why });
         }
         if self.sampling.temperature != 0.0 {
             let value = self.sampling.temperature.to_string();

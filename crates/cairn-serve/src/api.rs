@@ -5,15 +5,18 @@ mod completions;
 mod stream;
 mod tokens;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cairn_engine::{Request, SamplingParams};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 pub(crate) use chat::chat_completions;
 pub(crate) use completions::completions;
 pub(crate) use tokens::{detokenize, tokenize};
 
+use crate::driver::Updates;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::ServedModel;
@@ -22,7 +25,7 @@ use crate::sampling::sampling;
 use crate::server::Shared;
 
 /// Answers to one prompt, at most.
-const CHOICES_MAX: usize = 128;
+const CHOICES_MAX: usize = 64;
 /// Stop strings of a request, at most.
 const STOPS_MAX: usize = 16;
 /// Bytes of a stop string, at most.
@@ -148,6 +151,28 @@ async fn whole(mut reply: Reply<'_>) -> Result<Answer, ApiError> {
             }
         }
     }
+}
+
+/// Waits for all answers of a request, read together: each ends at its own stop string. If one fails, or the
+/// client leaves, the others are let go of.
+async fn all_whole(
+    shared: &Arc<Shared>,
+    stops: Vec<String>,
+    updates: Vec<Updates>,
+) -> Result<Vec<Answer>, ApiError> {
+    let mut tasks = JoinSet::new();
+    let mut answers: Vec<Option<Answer>> = updates.iter().map(|_| None).collect();
+    for (index, updates) in updates.into_iter().enumerate() {
+        let (shared, stops) = (Arc::clone(shared), stops.clone());
+        tasks.spawn(async move {
+            (index, whole(Reply::new(&shared.model.parts.tokenizer, stops, updates)).await)
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        let (index, answer) = done.map_err(|_| ApiError::failed("the request broke off"))?;
+        answers[index] = Some(answer?);
+    }
+    Ok(answers.into_iter().flatten().collect())
 }
 
 /// The numbers of tokens, as OpenAI counts them.

@@ -8,6 +8,8 @@ use axum::response::{IntoResponse, Response};
 use cairn_engine::RequestError;
 use serde_json::json;
 
+/// Bytes of an error's text, at most.
+const MESSAGE_BYTES_MAX: usize = 400;
 /// Seconds after which a busy server is asked again.
 const RETRY_AFTER_SECONDS: &str = "1";
 
@@ -25,7 +27,13 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl fmt::Display) -> Self {
-        Self { status, kind, param: None, code: None, message: message.to_string() }
+        // What is quoted may be as long as the body was.
+        let mut message = message.to_string();
+        if MESSAGE_BYTES_MAX < message.len() {
+            message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+            message += "…";
+        }
+        Self { status, kind, param: None, code: None, message }
     }
 
     /// Something is wrong with the request as a whole.
@@ -35,6 +43,7 @@ impl ApiError {
 
     /// Something is wrong with a field.
     pub(crate) fn field(name: &str, message: impl fmt::Display) -> Self {
+        let name = &name[..name.floor_char_boundary(MESSAGE_BYTES_MAX)];
         Self { param: Some(name.to_owned()), ..Self::invalid(message) }
     }
 

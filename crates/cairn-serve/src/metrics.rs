@@ -49,8 +49,16 @@ impl Metrics {
         let mut text = String::new();
         let counters = [
             ("cairn_requests_total", "Requests that the engine took.", &self.requests),
-            ("cairn_requests_finished_total", "Requests that came to their end.", &self.finished),
-            ("cairn_requests_cancelled_total", "Requests whose client left.", &self.cancelled),
+            (
+                "cairn_requests_finished_total",
+                "Requests that the engine brought to their end.",
+                &self.finished,
+            ),
+            (
+                "cairn_requests_cancelled_total",
+                "Requests let go of before the engine was done: a client left or a stop string came.",
+                &self.cancelled,
+            ),
             ("cairn_prompt_tokens_total", "Tokens of prompts.", &self.prompt_tokens),
             ("cairn_generation_tokens_total", "Tokens made.", &self.generation_tokens),
             ("cairn_engine_steps_total", "Steps of the engine.", &self.steps),

@@ -230,12 +230,16 @@ impl Server<'_> {
         }
         self.shared.is_draining.store(true, Ordering::Relaxed);
         drop(listener);
-        let drained = timeout(self.options.drain_timeout, connections.shutdown()).await;
-        drop((router, self.shared));
-        if drained.is_err() {
-            return Err(ServeError::Drain { seconds: self.options.drain_timeout.as_secs() });
+        let limit = self.options.drain_timeout;
+        let drained = timeout(limit, async {
+            connections.shutdown().await;
+            // The thread ends with the last way to it, which requests on their way may hold still.
+            drop((router, self.shared));
+            thread.ended().await;
+        });
+        if drained.await.is_err() {
+            return Err(ServeError::Drain { seconds: limit.as_secs() });
         }
-        thread.ended().await;
         Ok(thread.join()?)
     }
 

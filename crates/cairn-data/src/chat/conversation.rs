@@ -39,7 +39,7 @@ impl Hint for ConversationError {
 
 impl ChatTemplate {
     /// The token ids of a conversation. Special tokens that are spelled out in a message are text,
-    /// unless the assistant wrote it.
+    /// unless the assistant wrote it and is trusted.
     ///
     /// # Errors
     ///
@@ -52,6 +52,7 @@ impl ChatTemplate {
         let specials = Specials(tokenizer.specials());
         let spells =
             |text: &str| text.char_indices().any(|(at, _)| specials.at(&text[at..]).is_some());
+        let is_foreign = |message: &Value| !input.trusts_assistant || !is_assistants(message);
         if !input.messages.iter().any(|message| is_foreign(message) && any_text(message, &spells)) {
             return Ok(tokenizer.encode_with_specials(&self.render(input)?)?);
         }
@@ -107,8 +108,8 @@ impl Specials<'_> {
     }
 }
 
-fn is_foreign(message: &Value) -> bool {
-    message.get("role").and_then(Value::as_str) != Some("assistant")
+fn is_assistants(message: &Value) -> bool {
+    message.get("role").and_then(Value::as_str) == Some("assistant")
 }
 
 /// Whether any text in a message has a property.

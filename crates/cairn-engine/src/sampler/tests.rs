@@ -250,3 +250,15 @@ fn what_is_not_a_number_is_an_error() {
     }
     assert_eq!(sample(&[f32::NEG_INFINITY, -1.0], &[], &params(|_| ())), Ok(1));
 }
+
+#[test]
+fn logits_beyond_all_numbers_fail_their_request_alone() {
+    let mut logits = vec![0.0_f32; VOCAB];
+    logits[3] = 3e38;
+    let params = params(|f| f.repetition_penalty = 0.01);
+    let mut sampler = Sampler::new(VOCAB);
+    let seen = context(&[3], 1);
+    let error = sampler.sample(&logits, seen, &params).unwrap_err();
+    assert_eq!(error, SampleError::Overflow { token: 3 });
+    assert!(sampler.sample(&[0.0; VOCAB], seen, &params).is_ok());
+}

@@ -39,6 +39,16 @@ fn what_makes_no_sense_is_refused_by_key() {
         ("output =", "measure = { repetitions = 0 }\noutput =", "measure.repetitions is 0"),
         ("output =", "measure = { kl_max = nan }\noutput =", "measure.kl_max is NaN"),
         (
+            "dtype = \"bf16\"",
+            "even = \"values\"",
+            "measure.kl_max is not there, which is needed for even = \"values\"",
+        ),
+        (
+            "dtype = \"bf16\"",
+            "even = \"quality\"",
+            "measure.kl_positions is 4, which is not at least 8",
+        ),
+        (
             "output =",
             "measure = { kl_max = 1, kl_positions = 0 }\noutput =",
             "measure.kl_max is 1, which asks for positions",

@@ -366,7 +366,6 @@ impl<D: ByteDot, const NIBBLES: bool> Part<'_, D, NIBBLES> {
         let panels = self.task.scratch.f32s(VECS * words).chunks_exact_mut(words.max(1));
         for (codes, panel) in codes.iter_mut().zip(panels) {
             let mut from = *codes;
-            *codes = panel.as_ptr().cast();
             let (parts, _) = panel.as_chunks_mut::<LANES>();
             for [low, high] in parts.as_chunks_mut().0 {
                 // SAFETY: the panel has as many parts as half of those that are made of them.
@@ -375,6 +374,9 @@ impl<D: ByteDot, const NIBBLES: bool> Part<'_, D, NIBBLES> {
                 low_halves::<V>(both).as_float().store(low);
                 high_halves::<V>(both).as_float().store(high);
             }
+            // Last: what is written through the slice afterwards would not be this pointer's to read. The
+            // task's scratch memory outlives the product.
+            *codes = panel.as_ptr().cast();
         }
     }
 

@@ -7,28 +7,22 @@ use axum::response::{IntoResponse, Response};
 use cairn_data::chat::ChatInput;
 use serde_json::{Map, Value, json};
 
-use super::{Asked, own_seed, stream, usage, whole};
+use super::{Asked, all_whole, own_seed, stream, usage};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::ServedModel;
-use crate::reply::Reply;
 use crate::server::{Body, Shared};
 
 /// Who may speak.
-const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
-/// Fields that are not there yet, and the values that ask for nothing.
-const LACKING: [&str; 12] = [
+const ROLES: [&str; 3] = ["system", "user", "assistant"];
+/// Fields that are not there yet and have no value that asks for nothing.
+const LACKING: [&str; 7] = [
     "audio",
     "function_call",
     "functions",
-    "modalities",
-    "parallel_tool_calls",
     "prediction",
     "reasoning_effort",
     "service_tier",
-    "store",
-    "tool_choice",
-    "top_logprobs",
     "web_search_options",
 ];
 
@@ -51,10 +45,15 @@ pub(crate) async fn chat_completions(
     }
     asked.max_tokens = limits[0].or(limits[1]);
     let messages: Vec<Map<String, Value>> = fields.need("messages")?;
-    let variables: Option<Map<String, Value>> = fields.take("chat_template_kwargs")?;
+    let variables = variables(&mut fields)?;
     fields.lacking("tools", &[json!([])])?;
     fields.lacking("logprobs", &[json!(false)])?;
     fields.lacking("response_format", &[json!({ "type": "text" })])?;
+    fields.lacking("parallel_tool_calls", &[json!(true), json!(false)])?;
+    fields.lacking("store", &[json!(false)])?;
+    fields.lacking("tool_choice", &[json!("none"), json!("auto")])?;
+    fields.lacking("top_logprobs", &[json!(0)])?;
+    fields.lacking("modalities", &[json!(["text"])])?;
     LACKING.iter().try_for_each(|name| fields.lacking(name, &[]))?;
     fields.finish()?;
     let prompt = prompt(messages, variables.as_ref(), model)?;
@@ -83,9 +82,7 @@ pub(crate) async fn chat_completions(
         return Ok(stream::answer(&shared, head("chat.completion.chunk"), form, answer));
     }
     let (mut choices, mut num_new) = (Vec::new(), 0);
-    for (index, updates) in updates.into_iter().enumerate() {
-        let reply = Reply::new(&model.parts.tokenizer, asked.stops.clone(), updates);
-        let answer = whole(reply).await?;
+    for (index, answer) in all_whole(&shared, asked.stops, updates).await?.into_iter().enumerate() {
         num_new += answer.num_tokens;
         choices.push(json!({
             "index": index,
@@ -98,6 +95,19 @@ pub(crate) async fn chat_completions(
     found["choices"] = choices.into();
     found["usage"] = usage(num_prompt, num_new);
     Ok(axum::Json(found).into_response())
+}
+
+/// Variables of the template. Only what is no text: a text could spell control tokens.
+fn variables(fields: &mut Fields) -> Result<Option<Map<String, Value>>, ApiError> {
+    const NAME: &str = "chat_template_kwargs";
+    let found: Option<Map<String, Value>> = fields.take(NAME)?;
+    let is_plain = |value: &Value| value.is_boolean() || value.is_number();
+    match found.iter().flatten().find(|(_, value)| !is_plain(value)) {
+        Some((name, _)) => {
+            Err(ApiError::field(NAME, format!("{NAME}.{name} is neither true, false nor a number")))
+        }
+        None => Ok(found),
+    }
 }
 
 /// The conversation as token ids. Special tokens that a user spells out stay text.
@@ -120,6 +130,8 @@ fn prompt(
         .map(|(index, message)| checked(index, message))
         .collect::<Result<_, _>>()?;
     let input = ChatInput {
+        // All of it came from the client, what the assistant is said to have said too.
+        trusts_assistant: false,
         add_generation_prompt: true,
         variables,
         ..ChatInput::new(&messages, &parts.special_tokens)
@@ -134,9 +146,7 @@ fn checked(index: usize, mut message: Map<String, Value>) -> Result<Value, ApiEr
     if !ROLES.contains(&role) {
         return Err(refuse(format!(".role is '{role}', which is none of {}", ROLES.join(", "))));
     }
-    if let Some(other) =
-        message.keys().find(|key| !["role", "content", "name"].contains(&key.as_str()))
-    {
+    if let Some(other) = message.keys().find(|key| !["role", "content"].contains(&key.as_str())) {
         return Err(refuse(format!(".{other} is not supported here")));
     }
     let content = match message.remove("content") {

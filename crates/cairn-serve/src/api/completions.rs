@@ -6,17 +6,16 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::{Asked, own_seed, stream, usage, whole};
+use super::{Asked, CHOICES_MAX, all_whole, own_seed, stream, usage};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::ServedModel;
-use crate::reply::Reply;
 use crate::server::{Body, Shared};
 
 /// New tokens where nothing is asked for: OpenAI's.
 const MAX_TOKENS: usize = 16;
 /// Prompts of a request, at most.
-const PROMPTS_MAX: usize = 1024;
+const PROMPTS_MAX: usize = CHOICES_MAX;
 
 /// Continues texts.
 pub(crate) async fn completions(
@@ -34,6 +33,11 @@ pub(crate) async fn completions(
     fields.lacking("logprobs", &[])?;
     fields.lacking("suffix", &[json!("")])?;
     fields.finish()?;
+    if CHOICES_MAX < prompts.len() * asked.n {
+        let count = prompts.len();
+        let message = format!("{count} prompts times n = {} is more than {CHOICES_MAX}", asked.n);
+        return Err(ApiError::field("n", message));
+    }
     let head = stream::Head {
         id: format!("cmpl-{number}"),
         object: "text_completion",
@@ -59,9 +63,7 @@ pub(crate) async fn completions(
         return Ok(stream::answer(&shared, head, form, (updates, asked.stops)));
     }
     let (mut choices, mut num_new) = (Vec::new(), 0);
-    for (index, updates) in updates.into_iter().enumerate() {
-        let reply = Reply::new(&model.parts.tokenizer, asked.stops.clone(), updates);
-        let answer = whole(reply).await?;
+    for (index, answer) in all_whole(&shared, asked.stops, updates).await?.into_iter().enumerate() {
         num_new += answer.num_tokens;
         choices.push(json!({
             "index": index, "text": answer.text, "logprobs": null, "finish_reason": answer.finish,

@@ -7,6 +7,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::usage;
@@ -66,28 +67,26 @@ pub(super) fn answer(
     let (events, stream) = channel::<Result<Event, Infallible>>(EVENTS_AHEAD);
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let choices: Vec<_> = updates
-            .into_iter()
-            .enumerate()
-            .map(|(index, updates)| {
-                let writer = Writer {
-                    head: head.clone(),
-                    form: form.clone(),
-                    events: events.clone(),
-                    index,
-                };
-                let (shared, stops) = (Arc::clone(&shared), stops.clone());
-                tokio::spawn(async move {
-                    writer.run(Reply::new(&shared.model.parts.tokenizer, stops, updates)).await
-                })
-            })
-            .collect();
+        let mut choices = JoinSet::new();
+        for (index, updates) in updates.into_iter().enumerate() {
+            let (head, form, events) = (head.clone(), form.clone(), events.clone());
+            let writer = Writer { head, form, events, index };
+            let (shared, stops) = (Arc::clone(&shared), stops.clone());
+            choices.spawn(async move {
+                writer.run(Reply::new(&shared.model.parts.tokenizer, stops, updates)).await
+            });
+        }
         let mut num_new = 0;
-        for choice in choices {
-            match choice.await {
+        while let Some(choice) = choices.join_next().await {
+            match choice {
                 Ok(Some(num_tokens)) => num_new += num_tokens,
-                // It has failed and said so, or its client has left.
-                Ok(None) | Err(_) => return,
+                // It has failed and said so, or its client has left; the others end with the set.
+                Ok(None) => return,
+                Err(_) => {
+                    let error = ApiError::failed("the request broke off").body().to_string();
+                    let _ = events.send(Ok(Event::default().data(error))).await;
+                    return;
+                }
             }
         }
         if form.include_usage {
@@ -116,7 +115,12 @@ impl Writer {
             self.send(first.clone(), None).await?;
         }
         loop {
-            match reply.next().await {
+            let next = tokio::select! {
+                next = reply.next() => next,
+                // The client has left; what is asked for it ends with this task.
+                () = self.events.closed() => return None,
+            };
+            match next {
                 Ok(Piece::Text(text)) => self.send((self.form.piece)(&text), None).await?,
                 Ok(Piece::End(finish)) => {
                     self.send((self.form.end)(), Some(finish)).await?;

@@ -43,6 +43,11 @@ pub(crate) async fn detokenize(
     shared.model.check_name(asked.as_deref())?;
     let ids: Vec<u32> = fields.need("tokens")?;
     fields.finish()?;
+    let most = shared.model.parts.max_context;
+    if most < ids.len() {
+        let message = format!("tokens has {} ids, at most {most}", ids.len());
+        return Err(ApiError::field("tokens", message));
+    }
     let text = shared.model.parts.tokenizer.decode(&ids);
     let text = text.map_err(|error| ApiError::field("tokens", error))?;
     Ok(Json(json!({ "prompt": text })))

@@ -8,6 +8,7 @@ use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
 use cairn_engine::EngineOptions;
 use cairn_serve::{ApiKeys, ServeOptions, ServedModel, ServedParts, serve};
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 
 use crate::command::chat::{refuse_encoder, stop_tokens, template};
 use crate::command::generate::StorageArgs;
@@ -73,20 +74,26 @@ pub(crate) struct ServeArgs {
 #[command(next_help_heading = "Limits")]
 struct LimitArgs {
     /// Bytes of a request's body
-    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 2 << 20)]
     max_body_bytes: usize,
     /// Connections at a time; further ones wait
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
     max_connections: usize,
     /// Seconds for a request's head
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = seconds_range())]
     header_timeout: u64,
     /// Seconds for a request's body
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds_range())]
     body_timeout: u64,
     /// Seconds that running requests have once the server is to end
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds_range())]
     drain_timeout: u64,
+}
+
+/// A second to a day.
+fn seconds_range() -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(1..=86_400)
 }
 
 /// Loads the model and serves it.
@@ -138,7 +145,12 @@ fn parts(
     let template = has_template.then(|| template((file, None), &config, model)).transpose()?;
     let stated = stated(model, context)?;
     let stop_tokens = stop_tokens(model, &stated, (&tokenizer, &config), template.as_ref());
-    let own_name = || model.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let own_name = || {
+        let path = model.path.canonicalize().unwrap_or_else(|_| model.path.clone());
+        // A folder may have dots in its name.
+        let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+        name.unwrap_or_default().to_string_lossy().into_owned()
+    };
     Ok(ServedParts {
         name: args.served_model_name.clone().unwrap_or_else(own_name),
         tokenizer,

@@ -189,6 +189,21 @@ fn conversations_are_answered_and_end_at_stops() {
 }
 
 #[test]
+fn what_a_client_puts_into_the_assistants_mouth_is_text() {
+    let server = Server::start(&[]);
+    let num_prompt = |said: &str| {
+        let message = |role: &str, content: &str| json!({ "role": role, "content": content });
+        let messages = [message("user", "a"), message("assistant", said), message("user", "b")];
+        let body = json!({ "messages": messages, "max_tokens": 1, "temperature": 0 });
+        let (status, answer) = server.post("/v1/chat/completions", &body.to_string());
+        assert_eq!(status, 200, "{answer}");
+        answer["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    // One control token, or the several that spell it.
+    assert!(num_prompt("") + 3 < num_prompt("</s>"));
+}
+
+#[test]
 fn a_seed_decides_alone_and_in_a_crowd() {
     let server = Server::start(&["--max-num-seqs", "4"]);
     let body = |seed: u64| json!({ "prompt": "stone", "max_tokens": 16, "seed": seed });
@@ -248,6 +263,20 @@ fn what_is_wrong_is_refused_by_name() {
             "temperature",
             "too large",
         ),
+        (
+            "/v1/completions",
+            r#"{"prompt": "a", "repetition_penalty": 1e-40}"#,
+            400,
+            "repetition_penalty",
+            "in [0.01, 100]",
+        ),
+        (
+            "/v1/completions",
+            r#"{"prompt": ["a", "b"], "n": 33}"#,
+            400,
+            "n",
+            "2 prompts times n = 33",
+        ),
         ("/v1/completions", r#"{"prompt": "a", "top_p": 0}"#, 400, "top_p", "top_p is 0"),
         (
             "/v1/completions",
@@ -292,6 +321,13 @@ fn what_is_wrong_is_refused_by_name() {
             404,
             "model",
             "'chat' is served",
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"bos_token": "<s>"}}"#,
+            400,
+            "chat_template_kwargs",
+            "chat_template_kwargs.bos_token is neither true, false nor a number",
         ),
         ("/v1/chat/completions", r#"{"messages": []}"#, 400, "messages", "messages is empty"),
         (

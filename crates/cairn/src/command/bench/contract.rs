@@ -253,6 +253,9 @@ fn compare(
         OwnSide::load(model, (WeightType::AUTO, Compute::F32), length, context)
     });
     let mut exact = exact.transpose()?;
+    if let Some(exact) = &exact {
+        exact.check_exact(side)?;
+    }
     found.agreement = agreement(contract, (bench, side, exact.as_mut()), peer, tokens)?;
     found.evenness = Evenness::of(contract, (&ran.0, &ran.1), &found.agreement);
     Ok(())

@@ -79,6 +79,25 @@ impl OwnSide {
             .collect()
     }
 
+    /// Refuses a model that is not the exact one of `side`: one that was rounded itself, or has other tokens.
+    pub(in crate::command::bench) fn check_exact(&self, side: &Self) -> anyhow::Result<()> {
+        let (own, other) = (self.model.spec.vocab_size, side.model.spec.vocab_size);
+        if own != other {
+            let message = format!("{} has {own} tokens, the model {other}", self.path.display());
+            return Err(UserError::new(message)
+                .hint("--source is the model before it was rounded")
+                .into());
+        }
+        let values = self.values();
+        if values.iter().any(|name| !["f32", "bf16", "f16"].contains(&name.as_str())) {
+            let message = format!("{} holds {}", self.path.display(), values.join(" and "));
+            return Err(UserError::new(message)
+                .hint("--source is the model before it was rounded")
+                .into());
+        }
+        Ok(())
+    }
+
     /// Seconds from the start of a process to its first token, after a short prompt.
     pub(in crate::command::bench) fn start_seconds(
         &self,
