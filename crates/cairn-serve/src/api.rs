@@ -175,7 +175,7 @@ async fn all_whole(
     Ok(answers.into_iter().flatten().collect())
 }
 
-/// The numbers of tokens, as OpenAI counts them.
+/// The numbers of tokens, as `OpenAI` counts them.
 fn usage(num_prompt: usize, num_new: usize) -> Value {
     json!({
         "prompt_tokens": num_prompt,

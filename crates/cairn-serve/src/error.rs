@@ -1,4 +1,4 @@
-//! What a request is refused with: a status, and OpenAI's error object.
+//! What a request is refused with: a status, and `OpenAI`'s error object.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ const RETRY_AFTER_SECONDS: &str = "1";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApiError {
     status: StatusCode,
-    /// OpenAI's `type`.
+    /// `OpenAI`'s `type`.
     kind: &'static str,
     /// The field that is wrong.
     param: Option<String>,

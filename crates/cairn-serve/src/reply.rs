@@ -13,7 +13,7 @@ use crate::error::ApiError;
 pub(crate) enum Piece {
     /// Text, never empty.
     Text(String),
-    /// The end, and OpenAI's word for it.
+    /// The end, and `OpenAI`'s word for it.
     End(&'static str),
 }
 

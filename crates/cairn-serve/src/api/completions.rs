@@ -12,7 +12,7 @@ use crate::fields::Fields;
 use crate::model::ServedModel;
 use crate::server::{Body, Shared};
 
-/// New tokens where nothing is asked for: OpenAI's.
+/// New tokens where nothing is asked for: `OpenAI`'s.
 const MAX_TOKENS: usize = 16;
 /// Prompts of a request, at most.
 const PROMPTS_MAX: usize = CHOICES_MAX;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
 use cairn_engine::EngineOptions;
@@ -27,7 +27,7 @@ Examples:
 /// Tokens of a sequence, where nothing is asked for and the model has room.
 const MAX_MODEL_LEN: usize = 4096;
 
-/// Serve a model over HTTP, with OpenAI's completions and chats
+/// Serve a model over HTTP: completions and chats
 ///
 /// A field of a request is honored or refused by name. The first Ctrl-C or SIGTERM ends the server in good
 /// order: nothing new is taken, what runs comes to its end; the second ends it at once.
@@ -164,5 +164,5 @@ fn parts(
 
 /// Seconds since 1970; 0 on a machine whose clock stands before.
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
 }
