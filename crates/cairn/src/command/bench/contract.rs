@@ -110,6 +110,8 @@ pub(super) fn run(args: &ContractArgs, context: &Context) -> anyhow::Result<()> 
         let model = args.pack.open(path, context)?;
         sides.push(OwnSide::load(model, held, length, context)?);
     }
+    let exact = args.source.as_deref().map(|path| exact(path, (&sides[0], length), context));
+    let mut exact = exact.transpose()?;
     let prompt = prompt(&contract, &args.contract, &sides[0])?;
     let bench = TurnBench { prompt, new_tokens: contract.output.tokens };
     let peer = args.against.as_deref().map(|peer| {
@@ -118,8 +120,7 @@ pub(super) fn run(args: &ContractArgs, context: &Context) -> anyhow::Result<()> 
     let mut peer = peer.transpose()?;
     let mut found = measure(&contract, &bench, &mut sides, peer.as_mut(), context)?;
     if let Some(peer) = &mut peer {
-        let source = args.source.as_deref();
-        compare(&contract, (&bench, &mut sides[0], source), peer, &mut found, context)?;
+        compare(&contract, (&bench, &mut sides[0], exact.as_mut()), peer, &mut found)?;
     }
     print(args, (&contract, &text), &found, context)?;
     found.verdict()
@@ -236,27 +237,29 @@ fn measure(
     Ok(found)
 }
 
+/// The model that ours was before it was rounded.
+fn exact(
+    path: &Path,
+    (side, length): (&OwnSide, usize),
+    context: &Context,
+) -> anyhow::Result<OwnSide> {
+    let model = ModelFolder::open(&runs::model_folder(Some(path))?, context.terminal)?;
+    let exact = OwnSide::load(model, (WeightType::AUTO, Compute::F32), length, context)?;
+    exact.check_exact(side)?;
+    Ok(exact)
+}
+
 /// What both sides said and whether they ran the same.
 fn compare(
     contract: &Contract,
-    (bench, side, source): (&TurnBench, &mut OwnSide, Option<&Path>),
+    (bench, side, exact): (&TurnBench, &mut OwnSide, Option<&mut OwnSide>),
     peer: &mut Peer,
     found: &mut Found,
-    context: &Context,
 ) -> anyhow::Result<()> {
     let Some(theirs) = &found.peer else { return Ok(()) };
     let tokens = (found.own[0].tokens(), theirs.tokens());
     let ran = (side.ran(bench, tokens.0), peer.ran());
-    let exact = source.map(|path| {
-        let model = ModelFolder::open(path, context.terminal)?;
-        let length = bench.prompt.len() + bench.new_tokens;
-        OwnSide::load(model, (WeightType::AUTO, Compute::F32), length, context)
-    });
-    let mut exact = exact.transpose()?;
-    if let Some(exact) = &exact {
-        exact.check_exact(side)?;
-    }
-    found.agreement = agreement(contract, (bench, side, exact.as_mut()), peer, tokens)?;
+    found.agreement = agreement(contract, (bench, side, exact), peer, tokens)?;
     found.evenness = Evenness::of(contract, (&ran.0, &ran.1), &found.agreement);
     Ok(())
 }
