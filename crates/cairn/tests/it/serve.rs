@@ -342,12 +342,24 @@ fn what_is_wrong_is_refused_by_name() {
 
 #[test]
 fn a_client_that_leaves_takes_its_request_with_it() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--max-num-seqs", "1"]);
     let mut body = greedy("stone", 240);
     body["logit_bias"] = never_ending(&server);
     body["stream"] = true.into();
+    // So many that most of them wait when the client leaves, however late that is noticed.
+    body["n"] = 64.into();
     drop(server.stream("/v1/completions", &body));
-    server.wait_for("cairn_requests_cancelled_total ", 1);
+    let ended = || {
+        let finished = server.metric("cairn_requests_finished_total ");
+        (finished, server.metric("cairn_requests_cancelled_total "))
+    };
+    let begin = Instant::now();
+    let mut counts = ended();
+    while counts.0 + counts.1 != 64 {
+        assert!(begin.elapsed() < PATIENCE, "{counts:?}");
+        counts = ended();
+    }
+    assert!(0 < counts.1, "{counts:?}");
     server.wait_for("cairn_requests_running ", 0);
     assert_eq!(server.complete(&greedy("stone", 4)), server.complete(&greedy("stone", 4)));
 }
