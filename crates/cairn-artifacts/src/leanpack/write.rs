@@ -61,7 +61,7 @@ pub struct WrittenPack {
     pub hash: Hash,
 }
 
-/// The size of the file that [`write`] makes of such contents; `path` is only told in errors.
+/// The size of the file that [`write()`] makes of such contents; `path` is only told in errors.
 ///
 /// # Errors
 ///
