@@ -4,6 +4,7 @@
 //! - [`tokenizer`]: a `tokenizer.json`: trained, loaded, encoding, decoding, streaming;
 //! - [`corpus`]: folders, files and JSON Lines become a corpus folder: documents with license and
 //!   group, a split without leaks, shards of tokens and a manifest of hashes;
+//! - [`json`]: how much a JSON text says, before it is parsed;
 //! - [`loader`]: any step of a shuffled, packed, masked epoch directly; validation in order;
 //! - [`permutation`]: a shuffle that is a formula;
 //! - [`stop_strings`]: a text that ends where a string begins, while it grows.
@@ -15,6 +16,7 @@
 
 pub mod chat;
 pub mod corpus;
+pub mod json;
 pub mod loader;
 pub mod permutation;
 pub mod stop_strings;

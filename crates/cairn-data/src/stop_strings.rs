@@ -14,33 +14,40 @@ pub struct StopStrings {
     stops: Vec<String>,
     /// Text that may turn out to be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    /// The stop string that came.
+    found: Option<usize>,
 }
 
 impl StopStrings {
     /// Empty strings never stop anything.
     pub fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new(), stopped: false }
+        Self { stops, held: String::new(), found: None }
     }
 
     /// Whether a stop string has come.
     pub fn stopped(&self) -> bool {
-        self.stopped
+        self.found.is_some()
+    }
+
+    /// The stop string that came; of several that begin together, the first that was given.
+    pub fn found(&self) -> Option<&str> {
+        self.found.map(|index| self.stops[index].as_str())
     }
 
     /// Takes a piece and returns what is certain to belong to the text.
     pub fn push(&mut self, piece: &str) -> String {
-        if self.stopped {
+        if self.stopped() {
             return String::new();
         }
         self.held += piece;
-        let stops = || self.stops.iter().filter(|stop| !stop.is_empty());
-        if let Some(at) = stops().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.stopped = true;
+        let stops = || self.stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
+        let begins = |(index, stop): (usize, &String)| Some((self.held.find(stop)?, index));
+        if let Some((at, index)) = stops().filter_map(begins).min() {
+            self.found = Some(index);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
-        let keep = stops().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let keep = stops().map(|(_, stop)| overlap(&self.held, stop)).max().unwrap_or(0);
         let certain = self.held.len() - keep;
         let rest = self.held.split_off(certain);
         std::mem::replace(&mut self.held, rest)
@@ -48,7 +55,7 @@ impl StopStrings {
 
     /// Ends the text and returns what was held back.
     pub fn finish(self) -> String {
-        if self.stopped { String::new() } else { self.held }
+        if self.stopped() { String::new() } else { self.held }
     }
 }
 

@@ -1,12 +1,15 @@
-//! The thread that owns the engine. Requests come to it through a bounded queue, and their tokens go back
-//! through a channel each; a channel that nobody listens to any more cancels its request.
+//! The thread that owns the engine. The sequences of a request come to it together through a bounded queue, and
+//! their tokens go back through one channel; what nobody listens to any more is cancelled.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
-use cairn_engine::{Engine, EngineError, Event, Finish, Request, RequestError, RequestId};
+use cairn_engine::{
+    Engine, EngineError, Event, Finish, PositionLogprobs, Request, RequestError, RequestId,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ApiError;
@@ -30,31 +33,47 @@ pub enum DriverError {
     Spawn(#[source] std::io::Error),
 }
 
-/// What becomes of a request.
+/// What becomes of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Update {
-    /// Its next token.
-    Token(u32),
+    /// Its next token, and how likely that was where this was asked for.
+    Token(u32, Option<PositionLogprobs>),
     /// It is done.
     Finished(Finish),
     /// No token can be chosen.
     Failed(String),
 }
 
-/// The updates of one request. Letting go of them cancels it.
+/// The updates of a request's sequences, by their places in it. Letting go of them cancels what runs still.
 #[derive(Debug)]
-pub(crate) struct Updates(mpsc::UnboundedReceiver<Update>);
+pub(crate) struct Updates {
+    updates: mpsc::UnboundedReceiver<(usize, Update)>,
+    /// Whether anybody waits for a sequence.
+    wanted: Arc<[AtomicBool]>,
+}
 
 impl Updates {
     /// The next one; `None` if the engine is gone.
-    pub(crate) async fn next(&mut self) -> Option<Update> {
-        self.0.recv().await
+    pub(crate) async fn next(&mut self) -> Option<(usize, Update)> {
+        self.updates.recv().await
+    }
+
+    /// Sequences of the request.
+    pub(crate) fn num_choices(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Wants no more of a sequence.
+    pub(crate) fn let_go(&self, choice: usize) {
+        // Read between two steps; which of them does not matter.
+        self.wanted[choice].store(false, Ordering::Relaxed);
     }
 }
 
 struct Add {
-    request: Request,
-    updates: mpsc::UnboundedSender<Update>,
+    requests: Vec<Request>,
+    updates: mpsc::UnboundedSender<(usize, Update)>,
+    wanted: Arc<[AtomicBool]>,
     answer: oneshot::Sender<Result<(), RequestError>>,
 }
 
@@ -101,20 +120,35 @@ impl Driver {
         Ok((Self { queue }, DriverThread { thread, ended }))
     }
 
-    /// Hands a request to the engine.
-    pub(crate) async fn add(&self, request: Request) -> Result<Updates, ApiError> {
+    /// Hands the sequences of a request to the engine: all of them, or none.
+    pub(crate) async fn add(&self, requests: Vec<Request>) -> Result<Updates, ApiError> {
         let (sender, updates) = mpsc::unbounded_channel();
         let (answer, answered) = oneshot::channel();
-        match self.queue.try_send(Add { request, updates: sender, answer }) {
+        let wanted: Arc<[AtomicBool]> = requests.iter().map(|_| AtomicBool::new(true)).collect();
+        let add = Add { requests, updates: sender, wanted: Arc::clone(&wanted), answer };
+        match self.queue.try_send(add) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(ApiError::busy(QUEUE_LENGTH)),
             Err(TrySendError::Disconnected(_)) => return Err(ApiError::engine_gone()),
         }
         match answered.await {
-            Ok(Ok(())) => Ok(Updates(updates)),
+            Ok(Ok(())) => Ok(Updates { updates, wanted }),
             Ok(Err(refused)) => Err(ApiError::from_engine(&refused)),
             Err(_) => Err(ApiError::engine_gone()),
         }
+    }
+}
+
+/// Where the updates of a sequence go.
+struct Listener {
+    updates: mpsc::UnboundedSender<(usize, Update)>,
+    wanted: Arc<[AtomicBool]>,
+    choice: usize,
+}
+
+impl Listener {
+    fn is_listening(&self) -> bool {
+        self.wanted[self.choice].load(Ordering::Relaxed) && !self.updates.is_closed()
     }
 }
 
@@ -123,7 +157,7 @@ struct Running {
     engine: Engine,
     requests: Receiver<Add>,
     metrics: Arc<Metrics>,
-    live: HashMap<RequestId, mpsc::UnboundedSender<Update>>,
+    live: HashMap<RequestId, Listener>,
 }
 
 impl Running {
@@ -159,38 +193,58 @@ impl Running {
     }
 
     fn add(&mut self, add: Add) {
-        let Add { request, updates, answer } = add;
-        let num_prompt_tokens = request.prompt.len();
-        let added = self.engine.add_request(request);
-        if let Ok(id) = &added {
-            self.live.insert(*id, updates);
-            self.metrics.note_request(num_prompt_tokens);
+        let Add { requests, updates, wanted, answer } = add;
+        let mut ids = Vec::with_capacity(requests.len());
+        let mut num_prompt_tokens = 0;
+        for request in requests {
+            num_prompt_tokens += request.prompt.len();
+            match self.engine.add_request(request) {
+                Ok(id) => ids.push(id),
+                Err(refused) => {
+                    ids.into_iter().for_each(|id| _ = self.engine.cancel(id));
+                    // Who asked may have left.
+                    let _ = answer.send(Err(refused));
+                    return;
+                }
+            }
         }
-        // Who asked may have left; then the request is cancelled before its first step.
-        let _ = answer.send(added.map(|_| ()));
+        self.metrics.note_request(ids.len(), num_prompt_tokens);
+        for (choice, id) in ids.into_iter().enumerate() {
+            let (updates, wanted) = (updates.clone(), Arc::clone(&wanted));
+            self.live.insert(id, Listener { updates, wanted, choice });
+        }
+        // Who asked may have left; then the sequences are cancelled before their first step.
+        let _ = answer.send(Ok(()));
     }
 
     fn cancel_abandoned(&mut self) {
         let Self { engine, live, metrics, .. } = self;
-        live.retain(|&id, updates| {
-            let is_listened_to = !updates.is_closed();
-            if !is_listened_to {
+        live.retain(|&id, listener| {
+            let is_listening = listener.is_listening();
+            if !is_listening {
                 engine.cancel(id);
-                metrics.note_cancelled();
+                // A stop string is an end like others.
+                if listener.updates.is_closed() {
+                    metrics.note_cancelled();
+                } else {
+                    metrics.note_finished();
+                }
             }
-            is_listened_to
+            is_listening
         });
     }
 
     fn tell(&mut self, event: Event) {
         let (id, update, is_last) = match event {
-            Event::Token { request, token, .. } => (request, Update::Token(token), false),
+            Event::Token { request, token, logprobs } => {
+                (request, Update::Token(token, logprobs), false)
+            }
             Event::Finished { request, finish } => (request, Update::Finished(finish), true),
             Event::Failed { request, error } => (request, Update::Failed(error.to_string()), true),
         };
-        let Some(updates) = self.live.get(&id) else { return };
+        let Some(listener) = self.live.get(&id) else { return };
         // Nobody may listen any more: noticed before the next step.
-        let _ = updates.send(update);
+        let _ = listener.updates.send((listener.choice, update));
         if is_last {
             self.live.remove(&id);
             self.metrics.note_finished();

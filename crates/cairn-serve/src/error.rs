@@ -6,7 +6,7 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use cairn_engine::RequestError;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Bytes of an error's text, at most.
 const MESSAGE_BYTES_MAX: usize = 400;
@@ -65,6 +65,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
     }
 
+    /// The address takes other methods.
+    pub(crate) fn no_method(method: &str, path: &str) -> Self {
+        let message = format!("{path} does not take {method}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+    }
+
     /// There is no such model.
     pub(crate) fn no_model(asked: &str, served: &str) -> Self {
         let message = format!("there is no model '{asked}' here; '{served}' is served");
@@ -81,7 +87,7 @@ impl ApiError {
 
     /// Nobody known asks.
     pub(crate) fn unauthorized() -> Self {
-        let message = "no valid key: send 'Authorization: Bearer KEY'";
+        let message = "no valid key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'";
         let error = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message);
         Self { code: Some("invalid_api_key"), ..error }
     }
@@ -91,6 +97,13 @@ impl ApiError {
         let message = format!("{limit} requests wait already");
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
         Self { code: Some("queue_full"), ..error }
+    }
+
+    /// The bodies of other requests take all the room there is for them.
+    pub(crate) fn crowded() -> Self {
+        let message = "too many large requests at a time (max_bodies_bytes)";
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Self { code: Some("bodies_full"), ..error }
     }
 
     /// The server ends.
@@ -120,20 +133,40 @@ impl ApiError {
     }
 
     /// The error object, which a stream that has begun ends with.
-    pub(crate) fn body(&self) -> serde_json::Value {
+    pub(crate) fn body(&self) -> Value {
         json!({ "error": {
             "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
         }})
     }
-}
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, axum::Json(self.body())).into_response();
+    /// The error object as Anthropic writes it.
+    pub(crate) fn messages_body(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 | 405 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            500.. => "api_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "type": "error", "error": { "type": kind, "message": self.message } })
+    }
+
+    /// The response with this body.
+    pub(crate) fn respond(&self, body: Value) -> Response {
+        let mut response = (self.status, axum::Json(body)).into_response();
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(RETRY_AFTER, seconds);
         }
         response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.respond(self.body())
     }
 }

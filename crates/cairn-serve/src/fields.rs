@@ -1,5 +1,6 @@
 //! The body of a request, read strictly: each field is taken once, and what nobody took is refused by name.
 
+use cairn_data::json::count_values;
 use cairn_spec::unique_json;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -8,6 +9,10 @@ use crate::error::ApiError;
 
 /// Names that are no further apart than this are taken for each other's misspelling.
 const LIKENESS_MIN: f64 = 0.8;
+
+/// Values in a body, at most: a prompt as ids may have this many tokens. Each takes up to a hundred bytes while
+/// the body is read.
+const VALUES_MAX: usize = 1 << 18;
 
 /// The fields of a JSON object that nobody has taken yet.
 #[derive(Debug)]
@@ -22,6 +27,11 @@ impl Fields {
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let text = std::str::from_utf8(body)
             .map_err(|error| ApiError::invalid(format!("the body is not UTF-8: {error}")))?;
+        let values = count_values(body);
+        if VALUES_MAX < values {
+            let message = format!("the body has {values} values in it, at most {VALUES_MAX}");
+            return Err(ApiError::invalid(message));
+        }
         let value = unique_json::parse(text)
             .map_err(|error| ApiError::invalid(format!("the body is no JSON to read: {error}")))?;
         match value {

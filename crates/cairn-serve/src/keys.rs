@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, HeaderName};
+use axum::http::{HeaderMap, HeaderValue};
 
 use crate::error::ApiError;
 
+/// Where Anthropic's clients put the key.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Characters of the shortest key.
 const KEY_LENGTH_MIN: usize = 16;
 
@@ -74,8 +76,10 @@ impl ApiKeys {
         if self.is_empty() {
             return Ok(());
         }
-        let header = headers.get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-        let hash = blake3::hash(header.strip_prefix(b"Bearer ").unwrap_or_default());
+        let header = |name| headers.get(name).map(HeaderValue::as_bytes);
+        let bearer = header(AUTHORIZATION).and_then(|value| value.strip_prefix(b"Bearer "));
+        let key = bearer.or_else(|| header(X_API_KEY)).unwrap_or_default();
+        let hash = blake3::hash(key);
         // `Hash` compares in constant time.
         let is_known = self.hashes.iter().fold(false, |known, key| known | (*key == hash));
         if is_known { Ok(()) } else { Err(ApiError::unauthorized()) }
@@ -103,6 +107,9 @@ mod tests {
         {
             assert!(!check(header), "{header:?}");
         }
+        let mut headers = HeaderMap::new();
+        headers.insert(X_API_KEY, "sixteen-letters-2".parse().unwrap());
+        assert!(keys.check(&headers).is_ok());
         assert!(ApiKeys::default().check(&HeaderMap::new()).is_ok());
     }
 

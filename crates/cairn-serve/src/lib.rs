@@ -8,24 +8,28 @@
 //! |---|---|
 //! | `driver` | the thread that owns the engine |
 //! | `model` | the model that is served: its name, tokenizer and template |
+//! | `intake` | bodies on their way in, within limits of all of them together |
 //! | `reply` | token ids on their way to text |
 //! | `fields` | the body of a request, read strictly |
 //! | `sampling` | how a request wants its tokens chosen |
 //! | `api` | the endpoints |
+//! | `routes` | which address is which endpoint, and what stands in front of all of them |
 //! | `keys` | who may ask |
 //! | `metrics` | what was done, for Prometheus |
 //! | `error` | what a request is refused with |
-//! | `server` | routes, the listener, and ending in good order |
+//! | `server` | the listener, and ending in good order |
 #![forbid(unsafe_code)]
 
 mod api;
 mod driver;
 mod error;
 mod fields;
+mod intake;
 mod keys;
 mod metrics;
 mod model;
 mod reply;
+mod routes;
 mod sampling;
 mod server;
 

@@ -19,8 +19,8 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn note_request(&self, num_prompt_tokens: usize) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn note_request(&self, num_sequences: usize, num_prompt_tokens: usize) {
+        self.requests.fetch_add(num_sequences as u64, Ordering::Relaxed);
         self.prompt_tokens.fetch_add(num_prompt_tokens as u64, Ordering::Relaxed);
     }
 
@@ -49,14 +49,10 @@ impl Metrics {
         let mut text = String::new();
         let counters = [
             ("cairn_requests_total", "Requests that the engine took.", &self.requests),
-            (
-                "cairn_requests_finished_total",
-                "Requests that the engine brought to their end.",
-                &self.finished,
-            ),
+            ("cairn_requests_finished_total", "Requests that came to their end.", &self.finished),
             (
                 "cairn_requests_cancelled_total",
-                "Requests let go of before the engine was done: a client left or a stop string came.",
+                "Requests whose client left before they were done.",
                 &self.cancelled,
             ),
             ("cairn_prompt_tokens_total", "Tokens of prompts.", &self.prompt_tokens),

@@ -1,38 +1,33 @@
-//! Routes, the listener, and ending in good order: first nothing new is taken and readiness says so, then what
-//! runs comes to its end.
+//! The listener, and ending in good order: first nothing new is taken and readiness says so, then what runs comes
+//! to its end.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use axum::body::{Bytes, to_bytes};
-use axum::extract::{FromRequest, Path, Request, State};
-use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::Router;
 use cairn_engine::Engine;
 use cairn_spec::Hint;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 
-use crate::api::{Numbers, chat_completions, completions, detokenize, tokenize};
 use crate::driver::{Driver, DriverError, DriverThread};
 use crate::error::ApiError;
+use crate::intake::Intake;
 use crate::keys::ApiKeys;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
+use crate::routes::router;
 
 /// Between two looks whether somebody asked to stop.
 const STOP_POLL: Duration = Duration::from_millis(20);
@@ -50,12 +45,16 @@ pub struct ServeOptions {
     pub keys: ApiKeys,
     /// Bytes of a body, at most.
     pub max_body_bytes: usize,
+    /// Bytes of all bodies together that are being taken, at most.
+    pub max_bodies_bytes: usize,
     /// Connections at a time, at most; further ones wait to be accepted.
     pub max_connections: usize,
     /// How long a client may take for a request's head.
     pub header_timeout: Duration,
     /// How long a client may take for a body.
     pub body_timeout: Duration,
+    /// How long a client may leave an answer unread.
+    pub write_timeout: Duration,
     /// How long what runs may take once the server is to end.
     pub drain_timeout: Duration,
     /// Keys the randomness of requests without a seed.
@@ -139,24 +138,33 @@ impl Hint for ServeError {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) model: ServedModel,
-    pub(crate) numbers: Numbers,
+    pub(crate) intake: Intake,
+    pub(crate) keys: ApiKeys,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) seed: u64,
     pub(crate) now: fn() -> u64,
-    driver: Driver,
-    metrics: Arc<Metrics>,
-    keys: ApiKeys,
-    max_body_bytes: usize,
-    body_timeout: Duration,
-    is_draining: AtomicBool,
+    /// The number of the next request.
+    next_number: AtomicU64,
+    /// The way to the engine; none once the server is to end.
+    driver: RwLock<Option<Driver>>,
 }
 
 impl Shared {
-    /// The way to the engine, while the server takes requests.
-    pub(crate) fn driver(&self) -> Result<&Driver, ApiError> {
-        if self.is_draining.load(Ordering::Relaxed) {
-            return Err(ApiError::draining());
-        }
-        Ok(&self.driver)
+    /// The way to the engine, while the server takes requests. Whoever has it is served to the end.
+    pub(crate) fn driver(&self) -> Result<Driver, ApiError> {
+        // Nothing panics with the lock held.
+        let driver = self.driver.read().unwrap_or_else(PoisonError::into_inner);
+        driver.clone().ok_or_else(ApiError::draining)
+    }
+
+    /// The number of a request.
+    pub(crate) fn number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes no more requests.
+    fn drain(&self) {
+        self.driver.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -183,19 +191,20 @@ pub fn serve(
         let (driver, thread) = Driver::start(engine, Arc::clone(&metrics))?;
         let shared = Arc::new(Shared {
             model,
-            numbers: Numbers::default(),
+            intake: Intake::new(options),
+            keys: options.keys.clone(),
+            metrics,
             seed: options.seed,
             now: options.now,
-            driver,
-            metrics,
-            keys: options.keys.clone(),
-            max_body_bytes: options.max_body_bytes,
-            body_timeout: options.body_timeout,
-            is_draining: AtomicBool::new(false),
+            next_number: AtomicU64::new(0),
+            driver: RwLock::new(Some(driver)),
         });
         Server { options, shared }.run(listener, thread, stop).await
     })
 }
+
+/// A client's side of a connection, which ends if it does not read.
+type Client = TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>;
 
 struct Server<'a> {
     options: &'a ServeOptions,
@@ -218,7 +227,7 @@ impl Server<'_> {
             }
         });
         let is_gone = {
-            let accepting = pin!(self.accept(&listener, &router, &connections, &places));
+            let accepting = pin!(self.accept(&listener, &router, Some(&connections), &places));
             tokio::select! {
                 () = stopped => false,
                 () = thread.ended() => true,
@@ -228,26 +237,30 @@ impl Server<'_> {
         if is_gone {
             return Ok(thread.join()?);
         }
-        self.shared.is_draining.store(true, Ordering::Relaxed);
-        drop(listener);
+        self.shared.drain();
         let limit = self.options.drain_timeout;
         let drained = timeout(limit, async {
             connections.shutdown().await;
             // The thread ends with the last way to it, which requests on their way may hold still.
-            drop((router, self.shared));
             thread.ended().await;
         });
-        if drained.await.is_err() {
+        // Who comes meanwhile is told that the server ends, and whoever watches over it that it is not ready.
+        let drained = tokio::select! {
+            drained = drained => drained,
+            never = self.accept(&listener, &router, None, &places) => match never {},
+        };
+        if drained.is_err() {
             return Err(ServeError::Drain { seconds: limit.as_secs() });
         }
         Ok(thread.join()?)
     }
 
+    /// Accepts connections; `watching` are those that have a time to end well.
     async fn accept(
         &self,
         listener: &TcpListener,
         router: &Router,
-        connections: &GracefulShutdown,
+        watching: Option<&GracefulShutdown>,
         places: &Arc<Semaphore>,
     ) -> Infallible {
         loop {
@@ -260,12 +273,17 @@ impl Server<'_> {
                     continue;
                 }
             };
-            let connection = connections.watch(self.connection(stream, router.clone()));
-            tokio::spawn(async move {
-                // What can go wrong here is the client's doing, who is not there to be told.
-                let _ = connection.await;
-                drop(place);
-            });
+            let connection = self.connection(stream, router.clone());
+            // What can go wrong there is the client's doing, who is not there to be told.
+            match watching {
+                Some(watching) => {
+                    let connection = watching.watch(connection);
+                    tokio::spawn(async move { (_, _) = (connection.await, place) });
+                }
+                None => {
+                    tokio::spawn(async move { (_, _) = (connection.await, place) });
+                }
+            }
         }
     }
 
@@ -273,7 +291,7 @@ impl Server<'_> {
         &self,
         stream: TcpStream,
         router: Router,
-    ) -> http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>> {
+    ) -> http1::Connection<Client, TowerToHyperService<Router>> {
         // Tokens are small and awaited. Without it they come later, not otherwise.
         let _ = stream.set_nodelay(true);
         let mut builder = http1::Builder::new();
@@ -281,80 +299,8 @@ impl Server<'_> {
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.header_timeout)
             .max_buf_size(HEAD_BYTES_MAX);
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-    }
-}
-
-fn router(shared: Arc<Shared>) -> Router {
-    let open = Router::new().route("/health", get(health)).route("/ready", get(ready));
-    let guarded = Router::new()
-        .route("/v1/completions", post(completions))
-        .route("/v1/chat/completions", post(chat_completions))
-        .route("/v1/models", get(models))
-        .route("/v1/models/{id}", get(model))
-        .route("/tokenize", post(tokenize))
-        .route("/detokenize", post(detokenize))
-        .route("/metrics", get(metrics))
-        .fallback(nowhere)
-        .method_not_allowed_fallback(nowhere)
-        .layer(from_fn_with_state(Arc::clone(&shared), guard));
-    open.merge(guarded).with_state(shared)
-}
-
-async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    match shared.keys.check(request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    }
-}
-
-/// The process lives.
-async fn health() -> Json<serde_json::Value> {
-    Json(json!({ "status": "ok" }))
-}
-
-/// Requests are taken.
-async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    match shared.driver() {
-        Ok(_) => Json(json!({ "status": "ready" })).into_response(),
-        Err(error) => error.into_response(),
-    }
-}
-
-async fn models(State(shared): State<Arc<Shared>>) -> Json<serde_json::Value> {
-    Json(json!({ "object": "list", "data": [shared.model.entry((shared.now)())] }))
-}
-
-async fn model(
-    State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
-) -> Result<Json<serde_json::Value>, ApiError> {
-    shared.model.check_name(Some(&id))?;
-    Ok(Json(shared.model.entry((shared.now)())))
-}
-
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let kind = [("content-type", "text/plain; version=0.0.4")];
-    (StatusCode::OK, kind, shared.metrics.text()).into_response()
-}
-
-async fn nowhere(method: Method, uri: Uri) -> ApiError {
-    ApiError::no_route(method.as_str(), uri.path())
-}
-
-/// The body of a request, whole, within its limits.
-#[derive(Debug)]
-pub(crate) struct Body(pub(crate) Bytes);
-
-impl FromRequest<Arc<Shared>> for Body {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
-        let limit = shared.max_body_bytes;
-        match timeout(shared.body_timeout, to_bytes(request.into_body(), limit)).await {
-            Err(_) => Err(ApiError::too_slow(shared.body_timeout.as_secs())),
-            Ok(Ok(bytes)) => Ok(Self(bytes)),
-            Ok(Err(_)) => Err(ApiError::too_large(limit)),
-        }
+        let mut client = TimeoutStream::new(stream);
+        client.set_write_timeout(Some(self.options.write_timeout));
+        builder.serve_connection(TokioIo::new(Box::pin(client)), TowerToHyperService::new(router))
     }
 }

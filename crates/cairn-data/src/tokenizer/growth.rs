@@ -18,6 +18,8 @@ use tokenizers::{
     PreTokenizerWrapper,
 };
 
+use crate::json::count_values;
+
 /// Bytes that a normalizer may make of one byte. ALBERT's, the longest chain known, may make 1,200.
 const NORMALIZER_MAX: f64 = 4096.0;
 
@@ -157,16 +159,7 @@ pub(super) fn check_values(json: &[u8]) -> Result<(), Excess> {
     if json.len() / 2 <= VALUES_MAX {
         return Ok(());
     }
-    let (mut values, mut in_text, mut is_escaped) = (0_usize, false, false);
-    for byte in json {
-        match byte {
-            _ if is_escaped => is_escaped = false,
-            b'\\' if in_text => is_escaped = true,
-            b'"' => in_text = !in_text,
-            b',' | b':' | b'[' | b'{' if !in_text => values += 1,
-            _ => {}
-        }
-    }
+    let values = count_values(json);
     if values <= VALUES_MAX {
         return Ok(());
     }

@@ -1,20 +1,25 @@
-//! `/v1/chat/completions`: conversations answered.
+//! `/v1/chat/completions`: conversations answered. What its objects have in common with those of completions is
+//! here as well.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
-use cairn_data::chat::ChatInput;
+use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::{Asked, all_whole, own_seed, stream, usage};
+use super::asked::{Asked, take_include_usage, take_n};
+use super::format::{Format, Message};
+use super::logprobs::{self, Names};
+use super::{Job, Preparing, generate, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::model::ServedModel;
-use crate::server::{Body, Shared};
+use crate::intake::Body;
+use crate::model::ServedParts;
+use crate::reply::{End, Piece};
+use crate::server::Shared;
 
-/// Who may speak.
-const ROLES: [&str; 3] = ["system", "user", "assistant"];
+/// Alternatives that a chat may ask for at each token: `OpenAI`'s.
+const TOP_LOGPROBS_MAX: usize = 20;
 /// Fields that are not there yet and have no value that asks for nothing.
 const LACKING: [&str; 7] = [
     "audio",
@@ -29,145 +34,199 @@ const LACKING: [&str; 7] = [
 /// Answers a conversation.
 pub(crate) async fn chat_completions(
     State(shared): State<Arc<Shared>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let number = shared.numbers.next();
-    let mut fields = Fields::parse(&body)?;
-    let model = &shared.model;
-    let mut asked = Asked::take(&mut fields, model, own_seed(&shared, number))?;
-    // The older name of the same limit; both at once have to agree.
-    let limits = [fields.take("max_completion_tokens")?, fields.take("max_tokens")?];
-    if let [Some(newer), Some(older)] = limits
-        && newer != older
-    {
-        let message = format!("max_tokens is {older} and max_completion_tokens is {newer}");
-        return Err(ApiError::field("max_tokens", message));
-    }
-    asked.max_tokens = limits[0].or(limits[1]);
+    generate(shared, body, job).await
+}
+
+fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
+    let mut asked = Asked::take(&mut fields, preparing, "stop")?;
+    let n = take_n(&mut fields)?;
+    let include_usage = take_include_usage(&mut fields, asked.stream)?;
+    // Names the end user to the provider; nothing here depends on it, nor is it kept.
+    let _user: Option<String> = fields.take("user")?;
+    asked.max_tokens = max_tokens(&mut fields)?;
+    asked.logprobs = take_logprobs(&mut fields)?;
+    let names = Names::take(&mut fields)?;
     let messages: Vec<Map<String, Value>> = fields.need("messages")?;
-    let variables = variables(&mut fields)?;
+    let variables = prompt::take_variables(&mut fields)?;
     fields.lacking("tools", &[json!([])])?;
-    fields.lacking("logprobs", &[json!(false)])?;
     fields.lacking("response_format", &[json!({ "type": "text" })])?;
     fields.lacking("parallel_tool_calls", &[json!(true), json!(false)])?;
     fields.lacking("store", &[json!(false)])?;
     fields.lacking("tool_choice", &[json!("none"), json!("auto")])?;
-    fields.lacking("top_logprobs", &[json!(0)])?;
     fields.lacking("modalities", &[json!(["text"])])?;
     LACKING.iter().try_for_each(|name| fields.lacking(name, &[]))?;
     fields.finish()?;
-    let prompt = prompt(messages, variables.as_ref(), model)?;
-    let room = model.room(prompt.len())?;
-    let mut updates = Vec::with_capacity(asked.n);
-    for choice in 0..asked.n {
-        let request = asked.request(model, &prompt, choice, room)?;
-        updates.push(shared.driver()?.add(request).await?);
-    }
-    let head = |object| stream::Head {
-        id: format!("chatcmpl-{number}"),
-        object,
-        name: model.parts.name.clone(),
-        created: (shared.now)(),
+    let messages = prompt::checked("messages", messages, &["text"])?;
+    let prompt = prompt::encode(preparing, "messages", &messages, variables.as_ref())?;
+    let room = preparing.shared.model.room(prompt.len())?;
+    let requests = (0..n).map(|choice| asked.request(preparing, &prompt, choice, room));
+    let object = if asked.stream { "chat.completion.chunk" } else { "chat.completion" };
+    let format = Chat {
+        head: preparing.head("chatcmpl", object),
+        logprobs: asked.logprobs.map(|_| names),
+        num_choices: n,
+        num_prompt: prompt.len(),
+        num_new: 0,
+        include_usage,
     };
-    let num_prompt = prompt.len();
-    if asked.stream {
-        let form = stream::Form {
-            first: Some(json!({ "delta": { "role": "assistant", "content": "" } })),
-            piece: |text| json!({ "delta": { "content": text } }),
-            end: || json!({ "delta": {} }),
-            num_prompt,
-            include_usage: asked.include_usage,
+    let requests = requests.collect::<Result<_, _>>()?;
+    Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
+}
+
+/// The newer name of the limit and the older; both at once have to agree.
+fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let limits = [fields.take("max_completion_tokens")?, fields.take("max_tokens")?];
+    match limits {
+        [Some(newer), Some(older)] if newer != older => {
+            let message = format!("max_tokens is {older} and max_completion_tokens is {newer}");
+            Err(ApiError::field("max_tokens", message))
+        }
+        [newer, older] => Ok(newer.or(older)),
+    }
+}
+
+fn take_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    const TOP: &str = "top_logprobs";
+    let is_asked = fields.take("logprobs")?.unwrap_or(false);
+    let top: Option<usize> = fields.take(TOP)?;
+    match top {
+        Some(1..) if !is_asked => Err(ApiError::field(TOP, "top_logprobs wants logprobs = true")),
+        Some(top) if TOP_LOGPROBS_MAX < top => {
+            let message = format!("top_logprobs is {top}, at most {TOP_LOGPROBS_MAX}");
+            Err(ApiError::field(TOP, message))
+        }
+        top => Ok(is_asked.then(|| top.unwrap_or(0))),
+    }
+}
+
+struct Chat {
+    head: Head,
+    /// How tokens are named where their log-probabilities are told.
+    logprobs: Option<Names>,
+    num_choices: usize,
+    num_prompt: usize,
+    num_new: usize,
+    include_usage: bool,
+}
+
+impl Chat {
+    fn logprobs(&self, parts: &ServedParts, piece: &Piece) -> Option<Value> {
+        self.logprobs.map(|names| logprobs::of_chat(parts, names, &piece.tokens))
+    }
+
+    fn chunk(&self, index: usize, delta: &Value, more: [Option<Value>; 2]) -> Message {
+        let [logprobs, finish] = more;
+        let choice = json!({
+            "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish,
+        });
+        Message::data(&self.head.with(vec![choice], None))
+    }
+}
+
+impl Format for Chat {
+    fn whole(self: Box<Self>, parts: &ServedParts, answers: Vec<Piece>) -> Value {
+        let num_new = answers.iter().map(|answer| answer.num_tokens).sum();
+        let choice = |(index, answer): (usize, &Piece)| {
+            json!({
+                "index": index,
+                "message": { "role": "assistant", "content": answer.text, "refusal": null },
+                "logprobs": self.logprobs(parts, answer),
+                "finish_reason": finish_reason(answer),
+            })
         };
-        let answer = (updates, asked.stops);
-        return Ok(stream::answer(&shared, head("chat.completion.chunk"), form, answer));
+        let choices = answers.iter().enumerate().map(choice).collect();
+        self.head.with(choices, Some(usage(self.num_prompt, num_new)))
     }
-    let (mut choices, mut num_new) = (Vec::new(), 0);
-    for (index, answer) in all_whole(&shared, asked.stops, updates).await?.into_iter().enumerate() {
-        num_new += answer.num_tokens;
-        choices.push(json!({
-            "index": index,
-            "message": { "role": "assistant", "content": answer.text },
-            "logprobs": null,
-            "finish_reason": answer.finish,
-        }));
-    }
-    let mut found = head("chat.completion").object();
-    found["choices"] = choices.into();
-    found["usage"] = usage(num_prompt, num_new);
-    Ok(axum::Json(found).into_response())
-}
 
-/// Variables of the template. Only what is no text: a text could spell control tokens.
-fn variables(fields: &mut Fields) -> Result<Option<Map<String, Value>>, ApiError> {
-    const NAME: &str = "chat_template_kwargs";
-    let found: Option<Map<String, Value>> = fields.take(NAME)?;
-    let is_plain = |value: &Value| value.is_boolean() || value.is_number();
-    match found.iter().flatten().find(|(_, value)| !is_plain(value)) {
-        Some((name, _)) => {
-            Err(ApiError::field(NAME, format!("{NAME}.{name} is neither true, false nor a number")))
+    fn begin(&mut self) -> Vec<Message> {
+        let role = json!({ "role": "assistant", "content": "" });
+        (0..self.num_choices).map(|index| self.chunk(index, &role, [None, None])).collect()
+    }
+
+    fn piece(&mut self, parts: &ServedParts, choice: usize, piece: Piece) -> Vec<Message> {
+        self.num_new += piece.num_tokens;
+        let mut messages = Vec::with_capacity(2);
+        if !piece.text.is_empty() || !piece.tokens.is_empty() {
+            let delta = json!({ "content": piece.text });
+            messages.push(self.chunk(choice, &delta, [self.logprobs(parts, &piece), None]));
         }
-        None => Ok(found),
-    }
-}
-
-/// The conversation as token ids. Special tokens that a user spells out stay text.
-fn prompt(
-    messages: Vec<Map<String, Value>>,
-    variables: Option<&Map<String, Value>>,
-    model: &ServedModel,
-) -> Result<Vec<u32>, ApiError> {
-    let parts = &model.parts;
-    let Some(template) = &parts.template else {
-        let message = format!("'{}' has no chat template: it only continues text", parts.name);
-        return Err(ApiError::invalid(message));
-    };
-    if messages.is_empty() {
-        return Err(ApiError::field("messages", "messages is empty"));
-    }
-    let messages: Vec<Value> = messages
-        .into_iter()
-        .enumerate()
-        .map(|(index, message)| checked(index, message))
-        .collect::<Result<_, _>>()?;
-    let input = ChatInput {
-        // All of it came from the client, what the assistant is said to have said too.
-        trusts_assistant: false,
-        add_generation_prompt: true,
-        variables,
-        ..ChatInput::new(&messages, &parts.special_tokens)
-    };
-    template.encode(&parts.tokenizer, &input).map_err(|error| ApiError::field("messages", error))
-}
-
-/// A message with its text in one piece.
-fn checked(index: usize, mut message: Map<String, Value>) -> Result<Value, ApiError> {
-    let refuse = |what: String| ApiError::field("messages", format!("messages[{index}]{what}"));
-    let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
-    if !ROLES.contains(&role) {
-        return Err(refuse(format!(".role is '{role}', which is none of {}", ROLES.join(", "))));
-    }
-    if let Some(other) = message.keys().find(|key| !["role", "content"].contains(&key.as_str())) {
-        return Err(refuse(format!(".{other} is not supported here")));
-    }
-    let content = match message.remove("content") {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(list)) => {
-            let mut text = String::new();
-            for part in list {
-                match (part.get("type").and_then(Value::as_str), part.get("text")) {
-                    (Some("text"), Some(Value::String(part))) => text += part,
-                    (kind, _) => {
-                        let kind = kind.unwrap_or("nothing");
-                        return Err(refuse(format!(
-                            ".content has a part of type {kind}, not text"
-                        )));
-                    }
-                }
-            }
-            text
+        if let Some(finish) = finish_reason(&piece) {
+            messages.push(self.chunk(choice, &json!({}), [None, Some(finish.into())]));
         }
-        _ => return Err(refuse(".content is no text".to_owned())),
-    };
-    message.insert("content".to_owned(), content.into());
-    Ok(Value::Object(message))
+        messages
+    }
+
+    fn end(&mut self) -> Vec<Message> {
+        self.head.end(self.include_usage.then(|| usage(self.num_prompt, self.num_new)))
+    }
+
+    fn failed(&mut self, error: &ApiError) -> Vec<Message> {
+        vec![Message::data(&error.body())]
+    }
+}
+
+/// What every object of an answer says.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    id: String,
+    object: &'static str,
+    model: String,
+    created: u64,
+}
+
+impl Preparing<'_> {
+    /// What the objects of this request's answer say.
+    pub(super) fn head(&self, prefix: &str, object: &'static str) -> Head {
+        Head {
+            id: self.id(prefix),
+            object,
+            model: self.parts().name.clone(),
+            created: (self.shared.now)(),
+        }
+    }
+
+    /// The name of this request's answer.
+    pub(super) fn id(&self, prefix: &str) -> String {
+        format!("{prefix}-{}", self.number)
+    }
+}
+
+impl Head {
+    /// An object with these choices.
+    pub(super) fn with(&self, choices: Vec<Value>, usage: Option<Value>) -> Value {
+        let Self { id, object, model, created } = self;
+        let mut found = json!({
+            "id": id, "object": object, "created": created, "model": model, "choices": choices,
+        });
+        if let Some(usage) = usage {
+            found["usage"] = usage;
+        }
+        found
+    }
+
+    /// The end of a stream, with the numbers of tokens where they are wanted.
+    pub(super) fn end(&self, usage: Option<Value>) -> Vec<Message> {
+        let usage = usage.map(|usage| Message::data(&self.with(Vec::new(), Some(usage))));
+        let done = Message { event: None, data: "[DONE]".to_owned() };
+        usage.into_iter().chain([done]).collect()
+    }
+}
+
+/// Why an answer ended, in `OpenAI`'s word.
+pub(super) fn finish_reason(piece: &Piece) -> Option<&'static str> {
+    piece.end.as_ref().map(|end| match end {
+        End::Stop | End::StopString(_) => "stop",
+        End::Length => "length",
+    })
+}
+
+/// The numbers of tokens, as `OpenAI` counts them.
+pub(super) fn usage(num_prompt: usize, num_new: usize) -> Value {
+    json!({
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_new,
+        "total_tokens": num_prompt + num_new,
+    })
 }

@@ -3,14 +3,20 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::{Asked, CHOICES_MAX, all_whole, own_seed, stream, usage};
+use super::asked::{Asked, CHOICES_MAX, take_include_usage, take_n};
+use super::chat::{Head, finish_reason, usage};
+use super::format::{Format, Message};
+use super::logprobs::{Names, Places};
+use super::{Job, Preparing, generate};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::model::ServedModel;
-use crate::server::{Body, Shared};
+use crate::intake::Body;
+use crate::model::ServedParts;
+use crate::reply::Piece;
+use crate::server::Shared;
 
 /// New tokens where nothing is asked for: `OpenAI`'s.
 const MAX_TOKENS: usize = 16;
@@ -20,72 +26,105 @@ const PROMPTS_MAX: usize = CHOICES_MAX;
 /// Continues texts.
 pub(crate) async fn completions(
     State(shared): State<Arc<Shared>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let number = shared.numbers.next();
-    let mut fields = Fields::parse(&body)?;
-    let model = &shared.model;
-    let mut asked = Asked::take(&mut fields, model, own_seed(&shared, number))?;
+    generate(shared, body, job).await
+}
+
+fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
+    let mut asked = Asked::take(&mut fields, preparing, "stop")?;
+    let n = take_n(&mut fields)?;
+    let include_usage = take_include_usage(&mut fields, asked.stream)?;
+    // Names the end user to the provider; nothing here depends on it, nor is it kept.
+    let _user: Option<String> = fields.take("user")?;
     asked.max_tokens = fields.take("max_tokens")?;
-    let prompts = prompts(fields.need("prompt")?, model)?;
-    fields.lacking("best_of", &[json!(1)])?;
+    asked.logprobs = fields.take("logprobs")?;
+    let names = Names::take(&mut fields)?;
+    let prompts = prompts(fields.need("prompt")?, preparing.parts())?;
+    // The best of as many as are wanted are all of them.
+    fields.lacking("best_of", &[json!(n)])?;
     fields.lacking("echo", &[json!(false)])?;
-    fields.lacking("logprobs", &[])?;
     fields.lacking("suffix", &[json!("")])?;
     fields.finish()?;
-    if CHOICES_MAX < prompts.len() * asked.n {
+    if CHOICES_MAX < prompts.len() * n {
         let count = prompts.len();
-        let message = format!("{count} prompts times n = {} is more than {CHOICES_MAX}", asked.n);
+        let message = format!("{count} prompts times n = {n} is more than {CHOICES_MAX}");
         return Err(ApiError::field("n", message));
     }
-    let head = stream::Head {
-        id: format!("cmpl-{number}"),
-        object: "text_completion",
-        name: model.parts.name.clone(),
-        created: (shared.now)(),
-    };
-    let mut updates = Vec::with_capacity(prompts.len() * asked.n);
+    let mut requests = Vec::with_capacity(prompts.len() * n);
     for prompt in &prompts {
-        for choice in 0..asked.n {
-            let request = asked.request(model, prompt, choice, MAX_TOKENS)?;
-            updates.push(shared.driver()?.add(request).await?);
+        for choice in 0..n {
+            requests.push(asked.request(preparing, prompt, choice, MAX_TOKENS)?);
         }
     }
-    let num_prompt: usize = prompts.iter().map(Vec::len).sum();
-    if asked.stream {
-        let form = stream::Form {
-            first: None,
-            piece: |text| json!({ "text": text }),
-            end: || json!({ "text": "" }),
-            num_prompt,
-            include_usage: asked.include_usage,
-        };
-        return Ok(stream::answer(&shared, head, form, (updates, asked.stops)));
+    let format = Completions {
+        head: preparing.head("cmpl", "text_completion"),
+        places: asked.logprobs.map(|_| vec![Places::new(names); requests.len()]),
+        num_prompt: prompts.iter().map(Vec::len).sum(),
+        num_new: 0,
+        include_usage,
+    };
+    Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
+}
+
+struct Completions {
+    head: Head,
+    /// Where each answer's text has come to, if log-probabilities are told.
+    places: Option<Vec<Places>>,
+    num_prompt: usize,
+    num_new: usize,
+    include_usage: bool,
+}
+
+impl Completions {
+    fn choice(&mut self, parts: &ServedParts, index: usize, piece: &Piece) -> Value {
+        self.num_new += piece.num_tokens;
+        let places = self.places.as_mut();
+        let logprobs = places.map(|all| all[index].of_completion(parts, &piece.tokens));
+        json!({
+            "index": index, "text": piece.text, "logprobs": logprobs,
+            "finish_reason": finish_reason(piece),
+        })
     }
-    let (mut choices, mut num_new) = (Vec::new(), 0);
-    for (index, answer) in all_whole(&shared, asked.stops, updates).await?.into_iter().enumerate() {
-        num_new += answer.num_tokens;
-        choices.push(json!({
-            "index": index, "text": answer.text, "logprobs": null, "finish_reason": answer.finish,
-        }));
+}
+
+impl Format for Completions {
+    fn whole(mut self: Box<Self>, parts: &ServedParts, answers: Vec<Piece>) -> Value {
+        let answers = answers.iter().enumerate();
+        let choices = answers.map(|(index, answer)| self.choice(parts, index, answer)).collect();
+        let usage = usage(self.num_prompt, self.num_new);
+        self.head.with(choices, Some(usage))
     }
-    let mut found = head.object();
-    found["choices"] = choices.into();
-    found["usage"] = usage(num_prompt, num_new);
-    Ok(axum::Json(found).into_response())
+
+    fn piece(&mut self, parts: &ServedParts, choice: usize, piece: Piece) -> Vec<Message> {
+        let choice = self.choice(parts, choice, &piece);
+        vec![Message::data(&self.head.with(vec![choice], None))]
+    }
+
+    fn end(&mut self) -> Vec<Message> {
+        self.head.end(self.include_usage.then(|| usage(self.num_prompt, self.num_new)))
+    }
+
+    fn failed(&mut self, error: &ApiError) -> Vec<Message> {
+        vec![Message::data(&error.body())]
+    }
 }
 
 /// The prompts of a request: a text, its ids, or several of either.
-fn prompts(value: Value, model: &ServedModel) -> Result<Vec<Vec<u32>>, ApiError> {
+fn prompts(value: Value, parts: &ServedParts) -> Result<Vec<Vec<u32>>, ApiError> {
     let wrong = |message: &str| ApiError::field("prompt", message);
     let encode = |text: &str| {
         let spelled = cairn_data::tokenizer::SpelledSpecials::Text;
-        let encoded = model.parts.tokenizer.encode_for_model(text, spelled);
+        let encoded = parts.tokenizer.encode_for_model(text, spelled);
         encoded.map_err(|error| ApiError::field("prompt", error))
     };
     let prompts = match value {
         Value::String(text) => vec![encode(&text)?],
         Value::Array(list) if list.iter().all(Value::is_number) => vec![ids(&list)?],
+        Value::Array(list) if PROMPTS_MAX < list.len() => {
+            let count = list.len();
+            return Err(wrong(&format!("prompt has {count} entries, at most {PROMPTS_MAX}")));
+        }
         Value::Array(list) => {
             let one = |value: &Value| match value {
                 Value::String(text) => encode(text),
@@ -97,10 +136,6 @@ fn prompts(value: Value, model: &ServedModel) -> Result<Vec<Vec<u32>>, ApiError>
         _ => return Err(wrong("prompt is neither a text nor a list")),
     };
     match prompts.iter().position(Vec::is_empty) {
-        _ if prompts.is_empty() || PROMPTS_MAX < prompts.len() => {
-            let count = prompts.len();
-            Err(wrong(&format!("prompt has {count} entries, which is not in 1..={PROMPTS_MAX}")))
-        }
         Some(index) => Err(wrong(&format!("prompt {index} has no tokens"))),
         None => Ok(prompts),
     }

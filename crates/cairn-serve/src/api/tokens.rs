@@ -1,54 +1,82 @@
-//! `/tokenize` and `/detokenize`.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use cairn_data::tokenizer::SpelledSpecials;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::{Preparing, prepared, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::server::{Body, Shared};
+use crate::intake::Body;
+use crate::server::Shared;
 
-/// A text as ids.
+/// A text or a conversation as ids.
 pub(crate) async fn tokenize(
     State(shared): State<Arc<Shared>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let parts = &shared.model.parts;
-    let mut fields = Fields::parse(&body)?;
+    prepared(&shared, body, tokenized).await.map(Json)
+}
+
+fn tokenized(preparing: Preparing<'_>, mut fields: Fields) -> Result<Value, ApiError> {
+    let parts = preparing.parts();
     let asked: Option<String> = fields.take("model")?;
-    shared.model.check_name(asked.as_deref())?;
-    let text: String = fields.need("prompt")?;
-    let around = fields.take("add_special_tokens")?.unwrap_or(true);
-    fields.finish()?;
-    let ids = match around {
-        true => parts.tokenizer.encode_for_model(&text, SpelledSpecials::Text),
-        false => parts.tokenizer.encode(&text),
+    preparing.shared.model.check_name(asked.as_deref())?;
+    let messages: Option<Vec<Map<String, Value>>> = fields.take("messages")?;
+    let ids = if let Some(messages) = messages {
+        let variables = prompt::take_variables(&mut fields)?;
+        let messages = prompt::checked("messages", messages, &["text"])?;
+        fields.finish()?;
+        prompt::encode(preparing, "messages", &messages, variables.as_ref())?
+    } else {
+        let text: String = fields.need("prompt")?;
+        let around = fields.take("add_special_tokens")?.unwrap_or(true);
+        fields.finish()?;
+        let ids = match around {
+            true => parts.tokenizer.encode_for_model(&text, SpelledSpecials::Text),
+            false => parts.tokenizer.encode(&text),
+        };
+        ids.map_err(|error| ApiError::field("prompt", error))?
     };
-    let ids = ids.map_err(|error| ApiError::field("prompt", error))?;
-    Ok(Json(json!({
-        "count": ids.len(), "max_model_len": parts.max_context, "tokens": ids,
-    })))
+    Ok(json!({ "count": ids.len(), "max_model_len": parts.max_context, "tokens": ids }))
 }
 
 /// Ids as a text.
 pub(crate) async fn detokenize(
     State(shared): State<Arc<Shared>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = Fields::parse(&body)?;
+    prepared(&shared, body, detokenized).await.map(Json)
+}
+
+fn detokenized(preparing: Preparing<'_>, mut fields: Fields) -> Result<Value, ApiError> {
     let asked: Option<String> = fields.take("model")?;
-    shared.model.check_name(asked.as_deref())?;
+    preparing.shared.model.check_name(asked.as_deref())?;
     let ids: Vec<u32> = fields.need("tokens")?;
     fields.finish()?;
-    let most = shared.model.parts.max_context;
-    if most < ids.len() {
-        let message = format!("tokens has {} ids, at most {most}", ids.len());
+    let parts = preparing.parts();
+    if parts.max_context < ids.len() {
+        let message = format!("tokens has {} ids, at most {}", ids.len(), parts.max_context);
         return Err(ApiError::field("tokens", message));
     }
-    let text = shared.model.parts.tokenizer.decode(&ids);
-    let text = text.map_err(|error| ApiError::field("tokens", error))?;
-    Ok(Json(json!({ "prompt": text })))
+    let text = parts.tokenizer.decode(&ids).map_err(|error| ApiError::field("tokens", error))?;
+    Ok(json!({ "prompt": text }))
+}
+
+/// What the tokenizer is.
+pub(crate) async fn tokenizer_info(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let parts = &shared.model.parts;
+    let stops = parts.stop_tokens.iter().filter_map(|&id| parts.tokenizer.token(id));
+    Json(json!({
+        "tokenizer_class": parts.tokenizer.model_name(),
+        "vocab_size": parts.tokenizer.vocab_size(),
+        "max_model_len": parts.max_context,
+        "has_chat_template": parts.template.is_some(),
+        "special_tokens": parts.special_tokens,
+        "stop_tokens": stops.collect::<Vec<_>>(),
+        "hash": parts.tokenizer.hash().to_string(),
+    }))
 }

@@ -76,6 +76,9 @@ struct LimitArgs {
     /// Bytes of a request's body
     #[arg(long, value_name = "BYTES", default_value_t = 2 << 20)]
     max_body_bytes: usize,
+    /// Bytes of all bodies together that are being taken
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    max_bodies_bytes: usize,
     /// Connections at a time; further ones wait
     #[arg(long, value_name = "N", default_value_t = 1024,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
@@ -86,6 +89,9 @@ struct LimitArgs {
     /// Seconds for a request's body
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds_range())]
     body_timeout: u64,
+    /// Seconds that a client may leave an answer unread
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds_range())]
+    write_timeout: u64,
     /// Seconds that running requests have once the server is to end
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds_range())]
     drain_timeout: u64,
@@ -109,9 +115,11 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
         address: SocketAddr::new(args.host, args.port),
         keys,
         max_body_bytes: args.limits.max_body_bytes,
+        max_bodies_bytes: args.limits.max_bodies_bytes,
         max_connections: args.limits.max_connections,
         header_timeout: seconds(args.limits.header_timeout),
         body_timeout: seconds(args.limits.body_timeout),
+        write_timeout: seconds(args.limits.write_timeout),
         drain_timeout: seconds(args.limits.drain_timeout),
         seed: args.seed,
         now,

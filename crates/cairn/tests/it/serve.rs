@@ -1,5 +1,8 @@
 //! `cairn serve`: what it answers, what it refuses by name, and that one request does not hurt another.
 
+mod forms;
+mod survives;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ExitStatus, Stdio};
@@ -319,7 +322,37 @@ const WRONG: &[(&str, &str, u16, &str, &str)] = &[
     ("/v1/chat/completions", r#"{"messages": [{"role": "user"}]}"#, 400, "messages", "no text"),
     ("/v1/chat/completions", r#"{"messages": [], "tools": [{}]}"#, 400, "tools", "not supported"),
     ("/v1/nothing", "{}", 404, "", "there is no POST /v1/nothing here"),
-    ("/v1/models", "{}", 404, "", "there is no POST /v1/models here"),
+    ("/v1/models", "{}", 405, "", "/v1/models does not take POST"),
+    ("/v1/completions", r#"{"prompt": "a", "logprobs": 129}"#, 400, "", "129"),
+    (
+        "/v1/chat/completions",
+        r#"{"messages": [{"role": "user", "content": "a"}], "logprobs": true, "top_logprobs": 21}"#,
+        400,
+        "top_logprobs",
+        "at most 20",
+    ),
+    (
+        "/v1/chat/completions",
+        r#"{"messages": [{"role": "user", "content": "a"}], "top_logprobs": 1}"#,
+        400,
+        "top_logprobs",
+        "wants logprobs",
+    ),
+    ("/v1/responses", r#"{"input": 1}"#, 400, "input", "neither a text nor a list"),
+    (
+        "/v1/responses",
+        r#"{"input": [{"type": "reasoning"}]}"#,
+        400,
+        "input",
+        "only messages are read",
+    ),
+    (
+        "/v1/responses",
+        r#"{"input": "a", "previous_response_id": "resp-1"}"#,
+        400,
+        "previous_response_id",
+        "not supported here",
+    ),
 ];
 
 #[test]

@@ -1,0 +1,120 @@
+//! What requests that generate ask for beside their prompts.
+
+use cairn_engine::{Request, SamplingParams};
+use serde_json::{Map, Value};
+
+use super::Preparing;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::sampling::sampling;
+
+/// Answers of a request, at most.
+pub(super) const CHOICES_MAX: usize = 64;
+/// Stop strings of a request, at most.
+const STOPS_MAX: usize = 16;
+/// Bytes of a stop string, at most.
+const STOP_BYTES_MAX: usize = 1024;
+
+/// What a request that generates asks for beside its prompt.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) sampling: SamplingParams,
+    /// New tokens, where the request says.
+    pub(super) max_tokens: Option<usize>,
+    /// `Some(n)` asks for the log-probability of each token and of the `n` likeliest.
+    pub(super) logprobs: Option<usize>,
+    pub(super) stops: Vec<String>,
+    pub(super) stream: bool,
+}
+
+impl Asked {
+    /// Takes the fields that all endpoints share; strings that end an answer are in `stop`.
+    pub(super) fn take(
+        fields: &mut Fields,
+        preparing: Preparing<'_>,
+        stop: &'static str,
+    ) -> Result<Self, ApiError> {
+        let asked: Option<String> = fields.take("model")?;
+        preparing.shared.model.check_name(asked.as_deref())?;
+        let stream = fields.take("stream")?.unwrap_or(false);
+        let stops = stop_strings(fields, stop)?;
+        let sampling = sampling(fields, &preparing.parts().stated, preparing.own_seed())?;
+        Ok(Self { sampling, max_tokens: None, logprobs: None, stops, stream })
+    }
+
+    /// The request for answer `choice` to a prompt: each has a seed of its own, the first the one asked for.
+    pub(super) fn request(
+        &self,
+        preparing: Preparing<'_>,
+        prompt: &[u32],
+        choice: usize,
+        default_tokens: usize,
+    ) -> Result<Request, ApiError> {
+        let room = preparing.shared.model.room(prompt.len())?;
+        let mut sampling = self.sampling.clone().into_fields();
+        sampling.seed = sampling.seed.wrapping_add(choice as u64);
+        let sampling = SamplingParams::new(sampling).map_err(ApiError::failed)?;
+        // What is asked for and does not fit is refused by the engine, with both numbers.
+        let max_new_tokens = self.max_tokens.unwrap_or(default_tokens.min(room));
+        let mut request = Request::new(prompt.to_vec(), sampling, max_new_tokens);
+        request.stop_tokens.clone_from(&preparing.parts().stop_tokens);
+        request.logprobs = self.logprobs;
+        Ok(request)
+    }
+}
+
+/// Takes how many answers to each prompt are wanted.
+pub(super) fn take_n(fields: &mut Fields) -> Result<usize, ApiError> {
+    match fields.take("n")?.unwrap_or(1) {
+        n if (1..=CHOICES_MAX).contains(&n) => Ok(n),
+        n => Err(ApiError::field("n", format!("n is {n}, which is not in 1..={CHOICES_MAX}"))),
+    }
+}
+
+/// Takes whether a stream ends with the numbers of tokens.
+pub(super) fn take_include_usage(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+    const NAME: &str = "stream_options";
+    let options: Option<Map<String, Value>> = fields.take(NAME)?;
+    if options.is_some() && !stream {
+        return Err(ApiError::field(NAME, "stream_options is only for stream = true"));
+    }
+    let mut include_usage = false;
+    for (name, value) in options.into_iter().flatten() {
+        match (name.as_str(), value) {
+            ("include_usage", Value::Bool(asked)) => include_usage = asked,
+            (name, value) => {
+                let message = format!("stream_options.{name} = {value} is not supported here");
+                return Err(ApiError::field(NAME, message));
+            }
+        }
+    }
+    Ok(include_usage)
+}
+
+fn stop_strings(fields: &mut Fields, name: &'static str) -> Result<Vec<String>, ApiError> {
+    let refuse = |message: String| Err(ApiError::field(name, message));
+    let stops = match fields.take::<Value>(name)? {
+        None => return Ok(Vec::new()),
+        Some(Value::String(stop)) => vec![stop],
+        Some(Value::Array(list)) => {
+            let text = |value: Value| match value {
+                Value::String(text) => Ok(text),
+                other => {
+                    Err(ApiError::field(name, format!("{name} has {other}, which is no string")))
+                }
+            };
+            list.into_iter().map(text).collect::<Result<_, _>>()?
+        }
+        Some(other) => return refuse(format!("{name} is {other}, neither a string nor a list")),
+    };
+    if STOPS_MAX < stops.len() {
+        return refuse(format!("{name} has {} strings, at most {STOPS_MAX}", stops.len()));
+    }
+    match stops.iter().find(|stop| stop.is_empty() || STOP_BYTES_MAX < stop.len()) {
+        Some(stop) => refuse(format!(
+            "{name} has a string of {} bytes, which is not in 1..={STOP_BYTES_MAX}",
+            stop.len()
+        )),
+        None => Ok(stops),
+    }
+}

@@ -1,0 +1,205 @@
+//! The forms in which answers are written: log-probabilities, `/v1/responses`, `/v1/messages`.
+
+use serde_json::{Value, json};
+
+use super::{Server, events, greedy};
+
+/// A conversation answered greedily, by `/v1/chat/completions`.
+fn chat(server: &Server, more: &Value) -> Value {
+    let mut body = json!({
+        "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 8, "temperature": 0,
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let (status, answer) = server.post("/v1/chat/completions", &body.to_string());
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+/// Events with names: each is called as its data is.
+fn named(mut reader: impl std::io::Read) -> Vec<Value> {
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    let mut found = Vec::new();
+    for block in text.split("\n\n") {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+        let Some(data) = field("data: ") else { continue };
+        let data: Value = serde_json::from_str(data).unwrap();
+        assert_eq!(field("event: "), data["type"].as_str(), "{block}");
+        found.push(data);
+    }
+    found
+}
+
+fn types(events: &[Value]) -> Vec<&str> {
+    let mut types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    types.dedup();
+    types
+}
+
+#[test]
+fn log_probabilities_belong_to_their_tokens() {
+    let server = Server::start(&[]);
+    let mut body = greedy("one stone", 6);
+    body["logprobs"] = 2.into();
+    let (_, whole) = server.post("/v1/completions", &body.to_string());
+    let found = &whole["choices"][0]["logprobs"];
+    let count = found["tokens"].as_array().unwrap().len();
+    assert_eq!(count as u64, whole["usage"]["completion_tokens"].as_u64().unwrap(), "{whole}");
+
+    // Each is that of the token by itself, after the prompt and what came before.
+    let mut by_ids = body.clone();
+    by_ids["return_tokens_as_token_ids"] = true.into();
+    let (_, by_ids) = server.post("/v1/completions", &by_ids.to_string());
+    let names = by_ids["choices"][0]["logprobs"]["tokens"].as_array().unwrap().clone();
+    let id = |name: &Value| -> u32 {
+        name.as_str().unwrap().strip_prefix("token_id:").unwrap().parse().unwrap()
+    };
+    let ids: Vec<Value> = names.iter().map(|name| id(name).into()).collect();
+    let (_, prompt) = server.post("/tokenize", r#"{"prompt": "one stone"}"#);
+    let mut prompt = prompt["tokens"].as_array().unwrap().clone();
+    for index in 0..count {
+        let alone = json!({
+            "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 5, "logit_bias": {},
+        });
+        let (_, alone) = server.post("/v1/completions", &alone.to_string());
+        let alone = &alone["choices"][0]["logprobs"];
+        assert_eq!(alone["token_logprobs"][0], found["token_logprobs"][index]);
+        assert_eq!(alone["tokens"][0], found["tokens"][index]);
+        // Probabilities of different tokens do not exceed one.
+        let top = alone["top_logprobs"][0].as_object().unwrap();
+        let sum: f64 = top.values().map(|logprob| logprob.as_f64().unwrap().exp()).sum();
+        assert!((0.0..1.000_01).contains(&sum), "{top:?}");
+        prompt.push(ids[index].clone());
+    }
+    // The likeliest is the one that a greedy choice takes.
+    for index in 0..count {
+        let token = found["tokens"][index].as_str().unwrap();
+        assert!(found["top_logprobs"][index].get(token).is_some(), "{found}");
+        assert!((1..=3).contains(&found["top_logprobs"][index].as_object().unwrap().len()));
+    }
+    // Piece by piece they are the same, each told once.
+    body["stream"] = true.into();
+    let events = events(server.stream("/v1/completions", &body));
+    let streamed = |name: &str| -> Vec<Value> {
+        let lists = events.iter().filter_map(|e| e["choices"][0]["logprobs"][name].as_array());
+        lists.flatten().cloned().collect()
+    };
+    assert_eq!(Value::from(streamed("token_logprobs")), found["token_logprobs"]);
+    assert_eq!(Value::from(streamed("text_offset")), found["text_offset"]);
+
+    let chatted = chat(&server, &json!({ "logprobs": true, "top_logprobs": 3 }));
+    let content = chatted["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len() as u64, chatted["usage"]["completion_tokens"].as_u64().unwrap());
+    for entry in content {
+        assert_eq!(entry["top_logprobs"].as_array().unwrap().len(), 3);
+        assert_eq!(
+            entry["top_logprobs"][0]["logprob"], entry["logprob"],
+            "greedy is the likeliest"
+        );
+    }
+}
+
+#[test]
+fn responses_are_chats_in_another_form() {
+    let server = Server::start(&[]);
+    let chatted = chat(&server, &json!({}));
+    let text = &chatted["choices"][0]["message"]["content"];
+    let mut body = json!({ "input": "Hi", "max_output_tokens": 8, "temperature": 0 });
+    let (status, whole) = server.post("/v1/responses", &body.to_string());
+    assert_eq!(status, 200, "{whole}");
+    assert_eq!(&whole["output"][0]["content"][0]["text"], text);
+    assert_eq!(whole["usage"]["total_tokens"], chatted["usage"]["total_tokens"]);
+    let is_cut = chatted["choices"][0]["finish_reason"] == "length";
+    assert_eq!(whole["status"], if is_cut { "incomplete" } else { "completed" });
+
+    // Messages, with an instruction, are the conversation with a system's word.
+    let (_, instructed) = server.post(
+        "/v1/responses",
+        &json!({
+            "instructions": "Be brief.", "max_output_tokens": 8, "temperature": 0,
+            "input": [{ "role": "user", "content": [{ "type": "input_text", "text": "Hi" }] }],
+        })
+        .to_string(),
+    );
+    let messages = json!([
+        { "role": "developer", "content": "Be brief." }, { "role": "user", "content": "Hi" },
+    ]);
+    let chatted = chat(&server, &json!({ "messages": messages }));
+    let said = &instructed["output"][0]["content"][0]["text"];
+    assert_eq!(said, &chatted["choices"][0]["message"]["content"], "{instructed}");
+
+    body["stream"] = true.into();
+    let events = named(server.stream("/v1/responses", &body));
+    let numbers = events.iter().map(|event| event["sequence_number"].as_u64().unwrap());
+    assert!(numbers.eq(0..events.len() as u64));
+    let last = if is_cut { "response.incomplete" } else { "response.completed" };
+    let expected = [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        last,
+    ];
+    assert_eq!(types(&events), expected);
+    let deltas = events.iter().filter_map(|event| event["delta"].as_str());
+    assert_eq!(deltas.collect::<String>(), text.as_str().unwrap());
+    let end = &events.last().unwrap()["response"];
+    assert_eq!((&end["output"][0]["content"], &end["usage"]), {
+        (&whole["output"][0]["content"], &whole["usage"])
+    });
+}
+
+#[test]
+fn messages_are_chats_in_another_form() {
+    let server = Server::start(&[]);
+    let chatted = chat(&server, &json!({}));
+    let text = chatted["choices"][0]["message"]["content"].as_str().unwrap();
+    let hi = json!([{ "role": "user", "content": [{ "type": "text", "text": "Hi" }] }]);
+    let mut body = json!({ "messages": hi, "max_tokens": 8, "temperature": 0 });
+    let (status, whole) = server.post("/v1/messages", &body.to_string());
+    assert_eq!(status, 200, "{whole}");
+    assert_eq!(whole["content"], json!([{ "type": "text", "text": text }]));
+    assert_eq!(whole["usage"]["output_tokens"], chatted["usage"]["completion_tokens"]);
+    let (_, count) =
+        server.post("/v1/messages/count_tokens", &json!({ "messages": hi }).to_string());
+    assert_eq!(count["input_tokens"], whole["usage"]["input_tokens"]);
+
+    body["stream"] = true.into();
+    let events = named(server.stream("/v1/messages", &body));
+    let expected = [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ];
+    assert_eq!(types(&events), expected);
+    let deltas = events.iter().filter_map(|event| event["delta"]["text"].as_str());
+    assert_eq!(deltas.collect::<String>(), text);
+    let reason = events.iter().find_map(|event| event["delta"]["stop_reason"].as_str());
+    assert_eq!(reason, whole["stop_reason"].as_str());
+
+    // The stop string that came is told.
+    body["stream"] = false.into();
+    let middle: String = text.chars().skip(1).take(2).collect();
+    body["stop_sequences"] = json!(["\u{1F5FF}", middle]);
+    let (_, stopped) = server.post("/v1/messages", &body.to_string());
+    assert_eq!(stopped["stop_reason"], "stop_sequence", "{stopped}");
+    assert_eq!(stopped["stop_sequence"], middle);
+
+    // Errors are written as Anthropic does.
+    for (wrong, status, kind) in [
+        (json!({ "messages": hi }), 400, "invalid_request_error"),
+        (json!({ "messages": hi, "max_tokens": 8, "tools": [{}] }), 400, "invalid_request_error"),
+        (json!({ "messages": hi, "max_tokens": 8, "model": "x" }), 404, "not_found_error"),
+    ] {
+        let (found, answer) = server.post("/v1/messages", &wrong.to_string());
+        assert_eq!((found, &answer["type"]), (status, &json!("error")), "{answer}");
+        assert_eq!(answer["error"]["type"], kind, "{answer}");
+    }
+}
