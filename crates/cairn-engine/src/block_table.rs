@@ -98,6 +98,44 @@ impl BlockTable {
         Self { blocks: self.blocks.clone(), num_tokens: self.num_tokens }
     }
 
+    /// Begins with blocks that are full already and get one more owner each.
+    pub(crate) fn attach(&mut self, pool: &mut BlockPool, blocks: &[u32]) {
+        assert!(self.blocks.is_empty(), "only an empty table takes what others have");
+        blocks.iter().for_each(|&block| pool.share(block));
+        self.blocks.extend_from_slice(blocks);
+        self.num_tokens = blocks.len() * BLOCK_TOKENS;
+    }
+
+    /// Goes on with a copy of the first `tokens` tokens of somebody's block, which need not be owned.
+    /// The copy has to be carried out before anything later is written.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBlocks`] when the pool has none; the table is then unchanged.
+    pub(crate) fn attach_copy(
+        &mut self,
+        pool: &mut BlockPool,
+        (from, tokens): (u32, usize),
+    ) -> Result<Option<BlockCopy>, OutOfBlocks> {
+        assert!(self.num_tokens.is_multiple_of(BLOCK_TOKENS) && tokens < BLOCK_TOKENS);
+        let to = pool.acquire()?;
+        self.blocks.push(to);
+        self.num_tokens += tokens;
+        // The last free block may be the very one that was to be copied.
+        Ok((from != to).then_some(BlockCopy { from, to }))
+    }
+
+    /// Takes another block that holds the same in place of its own.
+    pub(crate) fn replace(&mut self, pool: &mut BlockPool, index: usize, block: u32) {
+        pool.share(block);
+        pool.release(std::mem::replace(&mut self.blocks[index], block));
+    }
+
+    /// Tokens that the blocks it has still have room for.
+    pub(crate) fn slack(&self) -> usize {
+        self.blocks.len() * BLOCK_TOKENS - self.num_tokens
+    }
+
     /// Forgets all but the first `tokens` tokens and gives back the blocks that held only others.
     pub fn truncate(&mut self, pool: &mut BlockPool, tokens: usize) {
         if self.num_tokens <= tokens {

@@ -87,8 +87,8 @@ pub enum RequestError {
     /// There is nothing to continue.
     #[error("the prompt has no tokens")]
     EmptyPrompt,
-    /// No token is asked for.
-    #[error("max_new_tokens is 0")]
+    /// Nothing is asked for: neither a token nor anything about the prompt.
+    #[error("max_new_tokens is 0 and no prompt_logprobs are asked for")]
     NothingAsked,
     /// A token id is outside the vocabulary.
     #[error("{field}: token {token} at position {position} is not below {vocab_size}")]
@@ -120,6 +120,14 @@ pub enum RequestError {
         /// How many.
         asked: usize,
     },
+    /// The cache would not hold it even if it were alone.
+    #[error("{needed} KV-cache blocks are needed and there are {num_blocks}")]
+    Blocks {
+        /// Blocks for prompt and output.
+        needed: usize,
+        /// Blocks there are.
+        num_blocks: usize,
+    },
     /// More requests wait than the engine allows.
     #[error("{limit} requests are waiting already")]
     QueueFull {
@@ -145,6 +153,7 @@ impl Hint for RequestError {
                 }
             }
             Self::TooManyLogprobs { .. } => Vec::new(),
+            Self::Blocks { .. } => vec!["shorten the prompt, or ask for fewer tokens".to_owned()],
             Self::QueueFull { .. } => vec!["try again later".to_owned()],
         }
     }

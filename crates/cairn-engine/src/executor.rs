@@ -6,32 +6,15 @@
 //! A run allocates nothing: inputs are gathered in buffers as large as the largest plan, and all else
 //! lies in the session's memory.
 
-use cairn_kernels::SeqSlot;
+use cairn_kernels::{SeqSlot, log_sum_exp};
 use cairn_program::{Feed, ProgramId, Run, RunError, Session, Sizes};
+use cairn_spec::ModelSpec;
 
 use crate::block_table::BlockCopy;
-
-/// Consecutive tokens of one sequence. Its table has room for them already.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece<'a> {
-    /// The tokens.
-    pub(crate) tokens: &'a [u32],
-    /// Position of the first, which is the number of tokens in the cache.
-    pub(crate) cached: usize,
-    /// The sequence's block table.
-    pub(crate) blocks: &'a [u32],
-    /// After how many of its last tokens the logits are wanted.
-    pub(crate) num_logits: usize,
-}
-
-/// How much of the model a run goes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
-    /// All of it.
-    Whole,
-    /// The first blocks and the head, to guess by: [`crate::DraftMethod::Depth`].
-    Shallow,
-}
+use crate::model::{Depth, Model, Piece};
+use crate::request::PositionLogprobs;
+use crate::sampler::{SampleContext, SampleError, Sampler, rank, top_logprobs};
+use crate::sampling::SamplingParams;
 
 /// Bounds of the programs of a plan, those of the whole model before the shallow ones, each smallest
 /// first.
@@ -62,12 +45,13 @@ impl Buckets {
     }
 }
 
-/// The session and the buffers of a run's inputs.
+/// A model as a program: its session, and the buffers of a run's inputs.
 #[derive(Debug)]
-pub(crate) struct Executor {
+pub struct Executor {
     session: Session,
     buckets: Buckets,
-    vocab_size: usize,
+    spec: ModelSpec,
+    sampler: Sampler,
     last: ProgramId,
     ids: Vec<u32>,
     positions: Vec<u32>,
@@ -78,12 +62,13 @@ pub(crate) struct Executor {
 
 impl Executor {
     /// `buckets` are the bounds of the session's programs.
-    pub(crate) fn new(session: Session, buckets: Buckets, vocab_size: usize) -> Self {
+    pub(crate) fn new(session: Session, buckets: Buckets, spec: ModelSpec) -> Self {
         let largest = buckets.largest();
         Self {
             session,
             buckets,
-            vocab_size,
+            sampler: Sampler::new(spec.vocab_size),
+            spec,
             last: ProgramId(0),
             ids: Vec::with_capacity(largest.tokens),
             positions: Vec::with_capacity(largest.tokens),
@@ -97,21 +82,12 @@ impl Executor {
         &self.session
     }
 
-    /// Runs pieces of different sequences together. Their logits are read by
-    /// [`logits`](Self::logits), counted over the tokens after which they are wanted.
-    ///
-    /// # Errors
-    ///
-    /// [`RunError`] when the pieces do not fit the plan, which the scheduler prevents.
-    pub(crate) fn run<'a>(
-        &mut self,
-        depth: Depth,
-        pieces: impl Iterator<Item = Piece<'a>>,
-    ) -> Result<(), RunError> {
-        self.execute(depth, pieces, None)
+    /// The model.
+    pub(crate) fn spec(&self) -> &ModelSpec {
+        &self.spec
     }
 
-    /// As [`run`](Self::run), one token that is by itself in the cache's first block; `observe` is called
+    /// As [`run`](Model::run), one token that is by itself in the cache's first block; `observe` is called
     /// with the index of each instruction and its seconds.
     pub(crate) fn run_observed(
         &mut self,
@@ -157,12 +133,46 @@ impl Executor {
     /// Logits `[v]` of the `index`-th token of the last run after which they were wanted.
     pub(crate) fn logits(&self, index: usize) -> &[f32] {
         let logits_ov = self.session.output(self.last, "logits");
-        &logits_ov[index * self.vocab_size..][..self.vocab_size]
+        &logits_ov[index * self.spec.vocab_size..][..self.spec.vocab_size]
+    }
+}
+
+impl Model for Executor {
+    fn vocab_size(&self) -> usize {
+        self.spec.vocab_size
     }
 
-    /// Copies the keys and values of one block to another, in every layer.
-    pub(crate) fn copy_block(&mut self, copy: BlockCopy) {
+    fn run<'a>(
+        &mut self,
+        depth: Depth,
+        pieces: impl Iterator<Item = Piece<'a>>,
+    ) -> Result<(), RunError> {
+        self.execute(depth, pieces, None)
+    }
+
+    fn copy_block(&mut self, copy: BlockCopy) {
         self.session.copy_block(copy.from, copy.to);
+    }
+
+    fn choose(
+        &mut self,
+        row: usize,
+        context: SampleContext<'_>,
+        params: &SamplingParams,
+    ) -> Result<u32, SampleError> {
+        let logits_ov = self.session.output(self.last, "logits");
+        let logits_v = &logits_ov[row * self.spec.vocab_size..][..self.spec.vocab_size];
+        self.sampler.sample(logits_v, context, params)
+    }
+
+    fn logprobs(&mut self, row: usize, token: u32, count: usize) -> PositionLogprobs {
+        let logits_v = self.logits(row);
+        let lse = log_sum_exp(self.session.cpu(), logits_v);
+        PositionLogprobs {
+            chosen: logits_v[token as usize] - lse,
+            rank: rank(logits_v, token),
+            top: top_logprobs(logits_v, lse, count),
+        }
     }
 }
 

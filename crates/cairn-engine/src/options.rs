@@ -46,9 +46,26 @@ pub struct EngineOptions {
     pub num_blocks: usize,
     /// Most requests that wait for blocks or for a place in the step.
     pub max_num_waiting: usize,
+    /// Tokens of prompts after which a step may say how likely the next one was: prompts whose
+    /// log-probabilities are asked for are read in pieces of so many. Each takes a row of logits in the
+    /// arena.
+    #[serde(default = "default_prompt_logits")]
+    pub max_num_prompt_logits: usize,
+    /// Whether keys and values stay in the cache after their request, as long as nobody needs the room,
+    /// and serve requests that begin alike.
+    #[serde(default = "default_prefix_caching")]
+    pub enable_prefix_caching: bool,
     /// How tokens are guessed ahead, if they are.
     #[serde(default)]
     pub speculative: Option<SpeculativeOptions>,
+}
+
+fn default_prompt_logits() -> usize {
+    1
+}
+
+fn default_prefix_caching() -> bool {
+    true
 }
 
 impl EngineOptions {
@@ -65,34 +82,45 @@ impl EngineOptions {
             // One more block a sequence: where a beam copies its half-filled last block.
             num_blocks: max_num_seqs * (blocks_for(max_context) + 1),
             max_num_waiting: MAX_NUM_WAITING,
+            max_num_prompt_logits: default_prompt_logits(),
+            enable_prefix_caching: default_prefix_caching(),
             speculative: None,
         }
     }
 
-    fn check(&self, spec: &ModelSpec) -> Result<(), EngineError> {
-        let limit = |name, value, min, max| {
-            if (min..=max).contains(&value) {
-                return Ok(());
-            }
-            Err(EngineError::Limit { name, value, min, max })
-        };
-        if spec.attention.mask != MaskKind::Causal {
-            return Err(EngineError::NotCausal);
-        }
-        limit("max_context", self.max_context, 1, spec.context_limit())?;
+    /// Checks what holds for every model.
+    pub(crate) fn check_limits(&self) -> Result<(), EngineError> {
+        let limit = check_limit;
+        limit("max_context", self.max_context, 1, 1 << 28)?;
         limit("max_num_seqs", self.max_num_seqs, 1, 1 << 16)?;
         // A step must at least hold one token of every sequence.
         limit("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs, 1 << 20)?;
         limit("num_blocks", self.num_blocks, blocks_for(self.max_context), 1 << 28)?;
-        let Some(speculative) = self.speculative else { return Ok(()) };
-        let most = NUM_SPECULATIVE_TOKENS_MAX;
-        limit("num_speculative_tokens", speculative.num_speculative_tokens, 1, most)?;
-        match speculative.method {
-            DraftMethod::Depth(blocks) => {
-                limit("depth", blocks, 1, spec.num_hidden_layers.saturating_sub(1))
-            }
-            DraftMethod::Ngram | DraftMethod::Model => Ok(()),
+        limit("max_num_prompt_logits", self.max_num_prompt_logits, 1, 1 << 20)?;
+        let guesses = self.speculative.map_or(1, |options| options.num_speculative_tokens);
+        limit("num_speculative_tokens", guesses, 1, NUM_SPECULATIVE_TOKENS_MAX)
+    }
+
+    fn check(&self, spec: &ModelSpec) -> Result<(), EngineError> {
+        if spec.attention.mask != MaskKind::Causal {
+            return Err(EngineError::NotCausal);
         }
+        check_limit("max_context", self.max_context, 1, spec.context_limit())?;
+        self.check_limits()?;
+        match self.speculative.map(|speculative| speculative.method) {
+            Some(DraftMethod::Depth(blocks)) => {
+                check_limit("depth", blocks, 1, spec.num_hidden_layers.saturating_sub(1))
+            }
+            Some(DraftMethod::Ngram | DraftMethod::Model) | None => Ok(()),
+        }
+    }
+
+    /// Most rows of logits of a step.
+    pub(crate) fn max_num_logits(&self) -> usize {
+        // After each guess a choice is made, so each has a row of logits.
+        let guesses = self.speculative.map_or(0, |options| options.num_speculative_tokens);
+        // And each sequence has its own, whatever prompts are scored beside it.
+        (self.max_num_seqs * (1 + guesses)).max(self.max_num_seqs - 1 + self.max_num_prompt_logits)
     }
 
     /// Numbers of tokens that a program is planned for: powers of two, so that a step works in a
@@ -106,11 +134,21 @@ impl EngineOptions {
     /// Bounds of a run of so many tokens.
     fn sizes(&self, tokens: usize) -> Sizes {
         let sequences = tokens.min(self.max_num_seqs);
-        // After each guess a choice is made, so each has a row of logits.
-        let guesses = self.speculative.map_or(0, |options| options.num_speculative_tokens);
-        let outputs = tokens.min(sequences * (1 + guesses));
+        let outputs = tokens.min(self.max_num_logits());
         Sizes { tokens, sequences, outputs, cached: self.num_blocks * crate::BLOCK_TOKENS }
     }
+}
+
+fn check_limit(
+    name: &'static str,
+    value: usize,
+    min: usize,
+    max: usize,
+) -> Result<(), EngineError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(EngineError::Limit { name, value, min, max })
 }
 
 /// An engine that fits the model, laid out but not allocated.

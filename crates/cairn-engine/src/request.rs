@@ -13,18 +13,40 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
-    /// Tokens to add at most; at least one.
+    /// Tokens to add at most; none only where log-probabilities of the prompt are asked for.
     pub max_new_tokens: usize,
     /// Any of these ends the output; it is the output's last token.
     pub stop_tokens: Vec<u32>,
     /// `Some(n)` reports each token's log-probability and those of the `n` likeliest.
     pub logprobs: Option<usize>,
+    /// `Some(n)` reports the same of each token of the prompt after the first. Such a prompt is run as a
+    /// whole.
+    pub prompt_logprobs: Option<usize>,
+    /// Who goes first: lower before higher, and among equals who came first.
+    pub priority: i32,
+    /// Which of several outputs with one seed and prompt this is; each has its own randomness.
+    pub choice: u32,
+    /// Whether what earlier requests have left in the cache may serve this one.
+    pub reuse_prefix: bool,
+    /// Only requests with the same salt serve each other.
+    pub cache_salt: u64,
 }
 
 impl Request {
     /// Continues `prompt` by up to `max_new_tokens` tokens.
     pub fn new(prompt: Vec<u32>, sampling: SamplingParams, max_new_tokens: usize) -> Self {
-        Self { prompt, sampling, max_new_tokens, stop_tokens: Vec::new(), logprobs: None }
+        Self {
+            prompt,
+            sampling,
+            max_new_tokens,
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+            priority: 0,
+            choice: 0,
+            reuse_prefix: true,
+            cache_salt: 0,
+        }
     }
 
     /// Checks everything that could make the engine fail later.
@@ -32,14 +54,15 @@ impl Request {
         if self.prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
-        if self.max_new_tokens == 0 {
+        if self.max_new_tokens == 0 && self.prompt_logprobs.is_none() {
             return Err(RequestError::NothingAsked);
         }
         let (prompt, max_new_tokens) = (self.prompt.len(), self.max_new_tokens);
         if max_context < prompt.saturating_add(max_new_tokens) {
             return Err(RequestError::Context { prompt, max_new_tokens, max_context });
         }
-        if let Some(asked) = self.logprobs.filter(|&asked| TOP_LOGPROBS_MAX < asked) {
+        let most = self.logprobs.max(self.prompt_logprobs);
+        if let Some(asked) = most.filter(|&asked| TOP_LOGPROBS_MAX < asked) {
             return Err(RequestError::TooManyLogprobs { asked });
         }
         let in_range = |field, mut ids: &mut dyn Iterator<Item = u32>| match (&mut ids)
@@ -77,15 +100,59 @@ pub enum Finish {
 /// temperature and filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PositionLogprobs {
-    /// Of the chosen token.
+    /// Of the token that stands there.
     pub chosen: f32,
+    /// Its place among all tokens, likeliest first, ties by id; 1 is the first.
+    pub rank: usize,
     /// The likeliest tokens, likeliest first, ties by id.
     pub top: Vec<(u32, f32)>,
+}
+
+/// How much of a prompt was in the cache, and why not more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixOutcome {
+    /// Tokens at the beginning of the prompt that were not run again.
+    pub num_cached_tokens: usize,
+    /// Why the others were.
+    pub end: PrefixEnd,
+}
+
+/// Why a part of a prompt was run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrefixEnd {
+    /// Only the last token was, after which the first choice is made.
+    Whole,
+    /// No sequence that is known went on like this.
+    Cold,
+    /// One did, but others needed its blocks.
+    Evicted,
+    /// Log-probabilities of the prompt were asked for.
+    PromptLogprobs,
+    /// The request did not want what others have left.
+    NotAsked,
+    /// The engine keeps nothing.
+    TurnedOff,
 }
 
 /// Something that happened to a request in a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// It does not wait any more. Comes once, before everything else.
+    Admitted {
+        /// Whose.
+        request: RequestId,
+        /// What was there of its prompt.
+        prefix: PrefixOutcome,
+    },
+    /// Log-probabilities of tokens of the prompt, where the request asked for them: the first event is
+    /// about the prompt's second token and those after it, the next goes on from there.
+    PromptLogprobs {
+        /// Whose.
+        request: RequestId,
+        /// Of consecutive tokens.
+        logprobs: Vec<PositionLogprobs>,
+    },
     /// A token was chosen.
     Token {
         /// Whose.
@@ -118,6 +185,10 @@ pub struct Output {
     pub tokens: Vec<u32>,
     /// Log-probabilities of each, where the request asked for them.
     pub logprobs: Vec<PositionLogprobs>,
+    /// Of each token of the prompt, where the request asked for them; the first has none.
+    pub prompt_logprobs: Vec<Option<PositionLogprobs>>,
+    /// What was in the cache of the prompt.
+    pub prefix: PrefixOutcome,
     /// Why it ended.
     pub finish: Finish,
 }

@@ -224,6 +224,15 @@ pub(crate) fn argmax(logits_v: &[f32]) -> u32 {
     token_id(first_position(logits_v, |x| x == largest).unwrap_or(0))
 }
 
+/// The place of a token among all, likeliest first, ties by id; the likeliest has 1.
+pub(crate) fn rank(logits_v: &[f32], token: u32) -> usize {
+    let at = token as usize;
+    let logit = logits_v[at];
+    let before = logits_v[..at].iter().filter(|&&other| logit <= other).count();
+    let after = logits_v[at..].iter().filter(|&&other| logit < other).count();
+    1 + before + after
+}
+
 /// Writes the `count` largest logits' tokens with `logit − lse`, largest first, ties by id.
 pub(crate) fn top_logprobs(logits_v: &[f32], lse: f32, count: usize) -> Vec<(u32, f32)> {
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);

@@ -1,11 +1,14 @@
 //! A request on its way: its tokens, its blocks, and which of its tokens are only guessed yet.
 //!
 //! **Invariant:** between steps no token is guessed, and the table holds all tokens but the last, or
-//! fewer while the prompt is read.
+//! fewer while they are read.
+//! **Invariant:** the first `num_remembered` blocks are nodes of the pool's tree, one below the other;
+//! none of them is written again.
 
-use crate::block_pool::{BlockPool, blocks_for};
+use crate::block_pool::{BLOCK_TOKENS, BlockPool, blocks_for};
 use crate::block_table::BlockTable;
-use crate::request::{Finish, Request, RequestId};
+use crate::prefix_tree::{Grown, PathEnd};
+use crate::request::{Finish, PrefixEnd, PrefixOutcome, Request, RequestId};
 use crate::sampler::SampleContext;
 
 /// A request that has a place in the cache or waits for one.
@@ -19,28 +22,70 @@ pub(crate) struct Sequence {
     pub(crate) num_drafts: usize,
     /// How many drafts are worth trying next: more after all were right, fewer after one was not.
     pub(crate) draft_length: usize,
-    /// Blocks of the tokens that have been run.
+    /// Blocks of the tokens that have been run, and in a step of those that are about to be.
     pub(crate) table: BlockTable,
+    /// Tokens whose keys and values are there.
+    pub(crate) num_computed: usize,
+    /// Tokens after which the log-probability of the next one of the prompt has been reported.
+    pub(crate) num_scored: usize,
+    /// What was found of the prompt when the request was first admitted.
+    pub(crate) prefix: Option<PrefixOutcome>,
+    /// Where the remembered blocks end in the tree; `None` if no more are to be remembered.
+    end: Option<PathEnd>,
+    num_remembered: usize,
 }
 
 impl Sequence {
-    pub(crate) fn new(id: RequestId, request: Request, table: Option<BlockTable>) -> Self {
+    /// A request that arrives; `remembers` says whether its blocks may serve others.
+    pub(crate) fn new(id: RequestId, request: Request, remembers: bool) -> Self {
         let context = request.prompt.len() + request.max_new_tokens;
         let mut tokens = Vec::with_capacity(context);
         tokens.extend_from_slice(&request.prompt);
-        let mut table = table.unwrap_or_default();
-        table.reserve(context);
-        Self { id, request, tokens, num_drafts: 0, draft_length: usize::MAX, table }
+        let end = remembers.then(|| PathEnd::root(request.cache_salt));
+        Self {
+            id,
+            request,
+            tokens,
+            num_drafts: 0,
+            draft_length: usize::MAX,
+            table: BlockTable::with_capacity(context),
+            num_computed: 0,
+            num_scored: 0,
+            prefix: None,
+            end,
+            num_remembered: 0,
+        }
+    }
+
+    /// Who goes first: the smaller priority, then who came first.
+    pub(crate) fn rank(&self) -> (i32, RequestId) {
+        (self.request.priority, self.id)
     }
 
     /// Blocks at its longest; the last token is chosen but never run.
     pub(crate) fn num_blocks_max(&self) -> usize {
-        blocks_for(self.request.prompt.len() + self.request.max_new_tokens - 1)
+        blocks_for(self.request.prompt.len() + self.request.max_new_tokens.max(1) - 1)
     }
 
     /// Tokens that have not been run.
     pub(crate) fn num_pending(&self) -> usize {
-        self.tokens.len() - self.table.num_tokens()
+        self.tokens.len() - self.num_computed
+    }
+
+    /// Blocks that the tokens so far will need beyond those it has.
+    pub(crate) fn num_blocks_pending(&self) -> usize {
+        blocks_for(self.tokens.len()) - self.table.blocks().len()
+    }
+
+    /// Whether log-probabilities of the prompt are still to be reported.
+    pub(crate) fn has_unscored(&self) -> bool {
+        self.request.prompt_logprobs.is_some() && self.num_scored + 1 < self.request.prompt.len()
+    }
+
+    /// Tokens that need not be run if their keys are there already. The last is run in any case: what
+    /// comes after it is asked; and so is one after which a log-probability is asked.
+    pub(crate) fn num_skippable(&self) -> usize {
+        if self.has_unscored() { self.num_scored } else { self.tokens.len() - 1 }
     }
 
     /// Tokens that were chosen.
@@ -56,12 +101,16 @@ impl Sequence {
     /// What the next token is chosen by: everything but the drafts.
     pub(crate) fn context(&self) -> SampleContext<'_> {
         let tokens = &self.tokens[..self.tokens.len() - self.num_drafts];
-        SampleContext { tokens, prompt_len: self.request.prompt.len(), stream: 0 }
+        SampleContext { tokens, prompt_len: self.request.prompt.len(), stream: self.request.choice }
     }
 
     /// What the next draft is guessed by: everything.
     pub(crate) fn context_with_drafts(&self) -> SampleContext<'_> {
-        SampleContext { tokens: &self.tokens, prompt_len: self.request.prompt.len(), stream: 0 }
+        SampleContext {
+            tokens: &self.tokens,
+            prompt_len: self.request.prompt.len(),
+            stream: self.request.choice,
+        }
     }
 
     /// Appends a chosen token. Whether the first draft was this token; otherwise all drafts are
@@ -89,35 +138,82 @@ impl Sequence {
         self.num_drafts = 0;
     }
 
-    /// Forgets keys and values of all but the chosen tokens before the last.
-    pub(crate) fn roll_back(&mut self, pool: &mut BlockPool) {
-        self.drop_drafts();
-        self.table.truncate(pool, self.tokens.len() - 1);
+    /// Begins with blocks of the pool that end a path of its tree.
+    pub(crate) fn attach(&mut self, pool: &mut BlockPool, blocks: &[u32], end: PathEnd) {
+        self.table.attach(pool, blocks);
+        self.end = Some(end);
+        self.num_remembered = blocks.len();
     }
 
-    /// Why the output is complete, if it is.
+    /// Notes that all tokens have been run for which the table has room, but for guesses that were
+    /// wrong.
+    pub(crate) fn note_run(&mut self, pool: &mut BlockPool, has_chosen: bool) {
+        self.drop_drafts();
+        // The token that was chosen last has not been run.
+        let known = self.tokens.len() - usize::from(has_chosen);
+        self.table.truncate(pool, known);
+        self.num_computed = self.table.num_tokens();
+        self.remember_full(pool);
+    }
+
+    /// Lets others find the blocks that are full.
+    fn remember_full(&mut self, pool: &mut BlockPool) {
+        for index in self.num_remembered..self.num_computed / BLOCK_TOKENS {
+            let Some(end) = self.end else { return };
+            let tokens = &self.tokens[index * BLOCK_TOKENS..][..BLOCK_TOKENS];
+            let own = self.table.blocks()[index];
+            self.end = match pool.remember(end, tokens, own) {
+                Grown::New(end) => Some(end),
+                // Somebody has computed the same meanwhile; one block of the two is enough.
+                Grown::Known(block, end) => {
+                    self.table.replace(pool, index, block);
+                    Some(end)
+                }
+                Grown::Collision => None,
+            };
+            self.num_remembered += usize::from(self.end.is_some());
+        }
+    }
+
+    /// Gives all blocks back. What has been computed can be found as long as nobody needs the room.
+    pub(crate) fn release(&mut self, pool: &mut BlockPool) {
+        self.drop_drafts();
+        self.table.truncate(pool, self.num_computed);
+        self.remember_full(pool);
+        let full = self.num_computed / BLOCK_TOKENS;
+        let tail = &self.tokens[full * BLOCK_TOKENS..self.num_computed];
+        if let (Some(end), false) = (self.end, tail.is_empty()) {
+            pool.remember_tail(end, tail, self.table.blocks()[full]);
+        }
+        self.table.release(pool);
+        self.num_computed = 0;
+        self.num_remembered = 0;
+        self.end = self.end.map(|_| PathEnd::root(self.request.cache_salt));
+    }
+
+    /// Why no more than nothing was found of the prompt, if nothing may be taken.
+    pub(crate) fn refuses_prefix(&self) -> Option<PrefixEnd> {
+        if self.end.is_none() {
+            Some(PrefixEnd::TurnedOff)
+        } else if !self.request.reuse_prefix {
+            Some(PrefixEnd::NotAsked)
+        } else if self.num_skippable() == 0 && self.has_unscored() {
+            Some(PrefixEnd::PromptLogprobs)
+        } else {
+            None
+        }
+    }
+
+    /// Why the output is complete, if it is; to be asked when all tokens have been run.
     pub(crate) fn finish(&self) -> Option<Finish> {
+        if self.request.max_new_tokens == 0 {
+            return Some(Finish::Length);
+        }
         let last = self.context().tokens.last().filter(|_| 0 < self.num_new())?;
         if self.request.stop_tokens.contains(last) {
             return Some(Finish::Stop);
         }
         (self.num_new() == self.request.max_new_tokens).then_some(Finish::Length)
-    }
-}
-
-/// A sequence that has ended, with what was computed for it.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    /// As many tokens as the table holds.
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) table: BlockTable,
-}
-
-impl Kept {
-    /// Tokens of `prompt` whose keys are there. The last one is run in any case: its logits are
-    /// what the next token is chosen by.
-    pub(crate) fn num_common(&self, prompt: &[u32]) -> usize {
-        num_common(&self.tokens, prompt).min(prompt.len().saturating_sub(1))
     }
 }
 

@@ -26,7 +26,7 @@ mod pace;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use draft_model::DraftModel;
-pub(crate) use drafter::{DraftFor, Drafter, Drafting};
+pub(crate) use drafter::{DraftFor, Drafter};
 pub(crate) use pace::Pace;
 
 /// Most tokens that are guessed ahead at once.

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use cairn_engine::{Engine, Request, SamplingParams, SpeculationFigures};
+use cairn_engine::{Engine, PrefixOutcome, Request, SamplingParams, SpeculationFigures};
 use cairn_kernels::bandwidth::{Bandwidth, BandwidthMeter};
 use cairn_program::{Class, Op, Program, ProgramId, SessionError, ValueId};
 use serde::{Deserialize, Serialize};
@@ -85,10 +85,11 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     };
     for _ in 0..bench.repetitions {
         measure(engine);
-        let reads_prompt = engine.num_reusable(&bench.prompt) == 0;
         let sampling = SamplingParams::greedy();
         let request = Request::new(bench.prompt.clone(), sampling, bench.num_new);
-        let turn = timed(engine, request, bench.keeps_prompt)?;
+        let request = Request { reuse_prefix: bench.keeps_prompt, ..request };
+        let (turn, prefix) = timed(engine, request)?;
+        let reads_prompt = prefix.num_cached_tokens == 0;
         let rates = turn.rates(bench.prompt.len());
         if reads_prompt {
             prefill.push(rates.prefill_tokens_per_s);
@@ -117,31 +118,27 @@ pub fn bench_decode(engine: &mut Engine, bench: &DecodeBench) -> Result<DecodeFi
     })
 }
 
-/// Runs a request alone, timed to its first token and from there to the last. What was computed for
-/// the prompt is kept for the next run where `keeps_prompt` says so.
+/// Runs a request alone, timed to its first token and from there to the last; and how much of its prompt
+/// was in the cache.
 pub(crate) fn timed(
     engine: &mut Engine,
     request: Request,
-    keeps_prompt: bool,
-) -> Result<Turn, EvalError> {
+) -> Result<(Turn, PrefixOutcome), EvalError> {
     let start = Instant::now();
     let mut first = None;
     let mut on_token = |_| {
         first.get_or_insert_with(Instant::now);
         ControlFlow::Continue(())
     };
-    let output = if keeps_prompt {
-        engine.generate_kept(request, &mut on_token)?
-    } else {
-        engine.generate(request, &mut on_token)?
-    };
+    let output = engine.generate(request, &mut on_token)?;
     let end = Instant::now();
     let first = first.expect("a run that ends without an error chose tokens");
-    Ok(Turn {
+    let turn = Turn {
         prefill_s: first.duration_since(start).as_secs_f64(),
         decode_s: end.duration_since(first).as_secs_f64(),
         tokens: output.tokens,
-    })
+    };
+    Ok((turn, output.prefix))
 }
 
 /// Bytes of the weights that a step over one token reads.

@@ -236,6 +236,7 @@ impl Running {
 
     fn tell(&mut self, event: Event) {
         let (id, update, is_last) = match event {
+            Event::Admitted { .. } | Event::PromptLogprobs { .. } => return,
             Event::Token { request, token, logprobs } => {
                 (request, Update::Token(token, logprobs), false)
             }

@@ -142,13 +142,12 @@ impl<'a> Chat<'a> {
         let mut request =
             Request::new(prompt.clone(), self.parts.sampling.clone(), asked.min(room));
         request.stop_tokens = self.parts.stops.clone();
-        let num_reused_tokens = self.parts.engine.num_reusable(&prompt);
         let ChatParts { engine, tokenizer, stop, .. } = &mut self.parts;
         let mut stream = tokenizer.stream();
         let mut text = String::new();
         let mut failure = None;
         let mut num_unknown = 0;
-        let output = engine.generate_kept(request, &mut |token| {
+        let output = engine.generate(request, &mut |token| {
             // A model may have more rows than the tokenizer has tokens.
             let is_unknown = tokenizer.token(token).is_none();
             num_unknown += usize::from(is_unknown);
@@ -175,7 +174,7 @@ impl<'a> Chat<'a> {
         let is_cut = output.finish == Finish::Length && room <= asked;
         Ok(Answer {
             num_prompt_tokens: prompt.len(),
-            num_reused_tokens,
+            num_reused_tokens: output.prefix.num_cached_tokens,
             num_new_tokens: output.tokens.len(),
             num_dropped,
             num_unknown,

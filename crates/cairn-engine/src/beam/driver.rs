@@ -5,8 +5,9 @@ use crate::block_pool::BlockPool;
 use crate::block_table::BlockTable;
 use crate::engine::Engine;
 use crate::error::{EngineError, GenerateError};
-use crate::executor::{Depth, Executor, Piece};
+use crate::executor::Executor;
 use crate::logprob::log_softmax;
+use crate::model::{Depth, Model, Piece};
 use crate::request::Request;
 use crate::sampling::SamplingParams;
 
@@ -33,7 +34,6 @@ impl Engine {
     /// beams outgrow the cache. All blocks are given back either way.
     pub fn beam_search(&mut self, request: &BeamRequest) -> Result<Vec<Hypothesis>, GenerateError> {
         self.check_idle()?;
-        self.forget_kept();
         Request {
             stop_tokens: request.stop_tokens.clone(),
             ..Request::new(request.prompt.clone(), SamplingParams::greedy(), request.max_new_tokens)
@@ -42,8 +42,8 @@ impl Engine {
         request.beams.check(self.options().max_num_seqs)?;
         let (chunk, vocab_size) = (self.options().max_num_batched_tokens, self.spec().vocab_size);
         let mut run = BeamRun {
-            executor: &mut self.executor,
-            pool: &mut self.pool,
+            executor: &mut self.model,
+            pool: &mut self.scheduler.pool,
             tables: vec![BlockTable::with_capacity(request.prompt.len())],
             logprobs: Vec::with_capacity(request.beams.num_beams * vocab_size),
             vocab_size,

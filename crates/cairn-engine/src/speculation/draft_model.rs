@@ -8,10 +8,9 @@ use cairn_program::RunError;
 
 use crate::block_pool::BlockPool;
 use crate::block_table::BlockTable;
-use crate::executor::{Depth, Executor, Piece};
+use crate::model::{Depth, Model, Piece};
 use crate::options::EngineOptions;
 use crate::request::RequestId;
-use crate::sampler::Sampler;
 use crate::sequence::{Sequence, num_common};
 use crate::speculation::NUM_SPECULATIVE_TOKENS_MAX;
 
@@ -30,28 +29,24 @@ struct DraftSlot {
 
 /// A second model with its cache.
 #[derive(Debug)]
-pub(crate) struct DraftModel {
-    executor: Executor,
+pub(crate) struct DraftModel<M> {
+    model: M,
     pool: BlockPool,
-    sampler: Sampler,
     options: EngineOptions,
     slots: Vec<DraftSlot>,
 }
 
-impl DraftModel {
-    pub(crate) fn new(
-        executor: Executor,
-        pool: BlockPool,
-        sampler: Sampler,
-        options: EngineOptions,
-    ) -> Self {
+impl<M: Model> DraftModel<M> {
+    pub(crate) fn new(model: M, options: EngineOptions) -> Self {
+        // As many as all slots need at their longest.
+        let num_blocks = options.num_blocks;
         let slot = |_| DraftSlot {
             owner: None,
             tokens: Vec::with_capacity(options.max_context),
             table: BlockTable::with_capacity(options.max_context),
         };
         let slots = (0..options.max_num_seqs).map(slot).collect();
-        Self { executor, pool, sampler, options, slots }
+        Self { model, pool: BlockPool::new(num_blocks), options, slots }
     }
 
     /// The slot of a sequence, or the free one that begins most like it.
@@ -69,7 +64,7 @@ impl DraftModel {
     pub(crate) fn catch_up(&mut self, sequence: &Sequence) -> Result<(), RunError> {
         let Some(index) = self.slot(sequence) else { return Ok(()) };
         self.roll_back(index, sequence);
-        let Self { executor, pool, options, slots, .. } = self;
+        let Self { model, pool, options, slots } = self;
         let DraftSlot { tokens, table, .. } = &mut slots[index];
         let lag_max = LAG_MAX.min(options.max_num_batched_tokens);
         if sequence.tokens.len() <= tokens.len() + lag_max {
@@ -81,7 +76,7 @@ impl DraftModel {
             append(table, pool, chunk.len());
             tokens.extend_from_slice(chunk);
             let piece = Piece { tokens: chunk, cached, blocks: table.blocks(), num_logits: 0 };
-            executor.run(Depth::Whole, [piece].into_iter())?;
+            model.run(Depth::Whole, [piece].into_iter())?;
         }
         Ok(())
     }
@@ -98,7 +93,7 @@ impl DraftModel {
     pub(crate) fn draft(&mut self, sequence: &mut Sequence, count: usize) -> Result<(), RunError> {
         self.catch_up(sequence)?;
         let Some(index) = self.slot(sequence) else { return Ok(()) };
-        let Self { executor, pool, sampler, options, slots } = self;
+        let Self { model, pool, options, slots } = self;
         let DraftSlot { tokens, table, .. } = &mut slots[index];
         for _ in 0..count {
             let cached = tokens.len();
@@ -109,10 +104,10 @@ impl DraftModel {
             }
             append(table, pool, unread.len());
             let piece = Piece { tokens: unread, cached, blocks: table.blocks(), num_logits: 1 };
-            executor.run(Depth::Whole, [piece].into_iter())?;
+            model.run(Depth::Whole, [piece].into_iter())?;
             tokens.extend_from_slice(unread);
             let context = sequence.context_with_drafts();
-            let drawn = sampler.sample(executor.logits(0), context, &sequence.request.sampling);
+            let drawn = model.choose(0, context, &sequence.request.sampling);
             // What this model cannot say is no failure of the request.
             let Ok(token) = drawn else { break };
             sequence.tokens.push(token);

@@ -13,9 +13,11 @@ mod compute;
 #[cfg(test)]
 mod goldens;
 #[cfg(test)]
-mod kept;
-#[cfg(test)]
 mod model;
+#[cfg(test)]
+mod prefixes;
+#[cfg(test)]
+mod prompt_logprobs;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]

@@ -52,10 +52,11 @@ fn every_family_gives_the_same_tokens_with_guesses() {
             }
             let mut guessing = guessing(&name, method, 4, options);
             for request in &requests {
-                let mut outputs = [&mut plain, &mut guessing].map(|engine| {
+                let outputs = [&mut plain, &mut guessing].map(|engine| {
                     engine.generate(request.clone(), &mut |_| ControlFlow::Continue(())).unwrap()
                 });
-                let [expected, found] = &mut outputs;
+                let [expected, found] =
+                    outputs.map(|output| (output.tokens, output.logprobs, output.finish));
                 assert_eq!(found, expected, "{name}, {method:?}");
             }
             assert_eq!(guessing.num_blocks_used(), 0, "{name}, {method:?}: a block leaked");
@@ -120,18 +121,14 @@ impl Asked {
     }
 
     /// Tokens and ending, broken off by the caller as after a stop string.
-    fn run(&self, engine: &mut Engine, ids: &[u32], keeps: bool) -> (Vec<u32>, Finish) {
+    fn run(&self, engine: &mut Engine, ids: &[u32], reuse_prefix: bool) -> (Vec<u32>, Finish) {
         let mut seen = 0;
         let mut on_token = |_| {
             seen += 1;
             if seen == self.breaks_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let request = self.request(ids);
-        let output = match keeps {
-            true => engine.generate_kept(request, &mut on_token),
-            false => engine.generate(request, &mut on_token),
-        };
-        let output = output.unwrap();
+        let request = Request { reuse_prefix, ..self.request(ids) };
+        let output = engine.generate(request, &mut on_token).unwrap();
         (output.tokens, output.finish)
     }
 }

@@ -53,7 +53,9 @@ impl TurnBench {
     /// [`EvalError::Request`] if the engine refuses the lengths, [`EvalError::Engine`] if it fails.
     pub fn run(&self, engine: &mut Engine) -> Result<Turn, EvalError> {
         let sampling = SamplingParams::greedy();
-        timed(engine, Request::new(self.prompt.clone(), sampling, self.new_tokens), false)
+        let request = Request::new(self.prompt.clone(), sampling, self.new_tokens);
+        // A turn reads its prompt, as the other side's does.
+        Ok(timed(engine, Request { reuse_prefix: false, ..request })?.0)
     }
 
     /// Bytes of weights that a decoded token reads.
