@@ -356,7 +356,12 @@ fn choose<M: Model>(
     let request = sequence.id;
     let mut accepted = 0;
     for row in rows {
-        let token = match model.choose(row, sequence.context(), &sequence.request.sampling) {
+        let chosen = sequence.allow(model.vocab_size()).and_then(|()| {
+            let token = model.choose(row, sequence.context(), &sequence.request.sampling)?;
+            sequence.accept(token)?;
+            Ok(token)
+        });
+        let token = match chosen {
             Ok(token) => token,
             Err(error) => {
                 events.push(Event::Failed { request, error });

@@ -20,6 +20,7 @@
 //! | `sampling`, `sampler`, `random`, `float` | logits to a token |
 //! | `beam` | beam search |
 //! | `logprob` | logits to log-probabilities |
+//! | `constraint` | what an output follows |
 //! | `clock` | where the time comes from |
 //! | `error` | what can be wrong |
 #![forbid(unsafe_code)]
@@ -29,6 +30,7 @@ mod block_pool;
 mod block_queue;
 mod block_table;
 mod clock;
+mod constraint;
 mod engine;
 mod error;
 mod executor;
@@ -53,6 +55,7 @@ pub use beam::{BeamError, BeamParams, BeamRequest, EarlyStopping, Hypothesis};
 pub use block_pool::{BLOCK_TOKENS, BlockPool, OutOfBlocks, blocks_for};
 pub use block_table::{BlockCopy, BlockTable};
 pub use clock::{Clock, MonotonicClock};
+pub use constraint::Constraint;
 pub use engine::{Engine, StepReport};
 pub use error::{EngineError, GenerateError, RequestError};
 pub use executor::Executor;

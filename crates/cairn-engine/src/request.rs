@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::constraint::Constraint;
 use crate::error::RequestError;
 use crate::sampler::SampleError;
 use crate::sampling::{SamplingParams, TOP_LOGPROBS_MAX};
 
 /// A prompt and how to continue it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// Token ids to continue; at least one.
     pub prompt: Vec<u32>,
@@ -30,6 +31,8 @@ pub struct Request {
     pub reuse_prefix: bool,
     /// Only requests with the same salt serve each other.
     pub cache_salt: u64,
+    /// What the output follows, from its beginning on. It ends where nothing can come any more.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 impl Request {
@@ -46,6 +49,7 @@ impl Request {
             choice: 0,
             reuse_prefix: true,
             cache_salt: 0,
+            constraint: None,
         }
     }
 

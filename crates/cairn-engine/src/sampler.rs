@@ -22,10 +22,12 @@ pub struct SampleContext<'a> {
     pub prompt_len: usize,
     /// Separates sequences that share a seed: the choices of one request.
     pub stream: u32,
+    /// Bits of the tokens that may come, bit `t % 32` of word `t / 32`; without them all may.
+    pub allowed: Option<&'a [u32]>,
 }
 
 /// Why no token can be chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SampleError {
     /// The model computed something that is not a number.
@@ -41,11 +43,14 @@ pub enum SampleError {
         token: u32,
     },
     /// The settings exclude the whole vocabulary.
-    #[error("no_repeat_ngram_size excludes every token at position {position}")]
+    #[error("what is asked for excludes every token at position {position}")]
     NoCandidate {
         /// Where.
         position: usize,
     },
+    /// What the output follows cannot go on.
+    #[error("what the output follows cannot go on: {0}")]
+    Constraint(String),
 }
 
 /// A token that is still in the running.
@@ -96,7 +101,7 @@ impl Sampler {
         if let Some(token) = first_position(logits_v, |x| x.is_nan() || x == f32::INFINITY) {
             return Err(SampleError::NotANumber { token: token_id(token) });
         }
-        if params.temperature == 0.0 && leaves_logits(params) {
+        if params.temperature == 0.0 && leaves_logits(params) && context.allowed.is_none() {
             return match argmax(logits_v) {
                 best if logits_v[best as usize] == f32::NEG_INFINITY => {
                     Err(SampleError::NoCandidate { position: context.tokens.len() })
@@ -112,6 +117,9 @@ impl Sampler {
         self.penalize(context, params);
         if let Some(size) = params.no_repeat_ngram_size {
             exclude_repeats(&mut self.logits_v, context.tokens, size);
+        }
+        if let Some(allowed) = context.allowed {
+            exclude_others(&mut self.logits_v, allowed);
         }
         let best = argmax(&self.logits_v);
         let largest = self.logits_v[best as usize];
@@ -273,6 +281,17 @@ fn exclude_repeats(logits_v: &mut [f32], tokens: &[u32], size: usize) {
     for gram in tokens.windows(size) {
         if gram[..size - 1] == *prefix {
             logits_v[gram[size - 1] as usize] = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Excludes every token whose bit is not set.
+fn exclude_others(logits_v: &mut [f32], allowed: &[u32]) {
+    for (logits, &word) in logits_v.chunks_mut(32).zip(allowed) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
         }
     }
 }

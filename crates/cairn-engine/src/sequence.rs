@@ -9,7 +9,7 @@ use crate::block_pool::{BLOCK_TOKENS, BlockPool, blocks_for};
 use crate::block_table::BlockTable;
 use crate::prefix_tree::{Grown, PathEnd};
 use crate::request::{Finish, PrefixEnd, PrefixOutcome, Request, RequestId};
-use crate::sampler::SampleContext;
+use crate::sampler::{SampleContext, SampleError};
 
 /// A request that has a place in the cache or waits for one.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(crate) struct Sequence {
     /// Where the remembered blocks end in the tree; `None` if no more are to be remembered.
     end: Option<PathEnd>,
     num_remembered: usize,
+    /// Which tokens may come next, where the request says what its output follows.
+    allowed: Vec<u32>,
 }
 
 impl Sequence {
@@ -54,6 +56,7 @@ impl Sequence {
             prefix: None,
             end,
             num_remembered: 0,
+            allowed: Vec::new(),
         }
     }
 
@@ -101,7 +104,12 @@ impl Sequence {
     /// What the next token is chosen by: everything but the drafts.
     pub(crate) fn context(&self) -> SampleContext<'_> {
         let tokens = &self.tokens[..self.tokens.len() - self.num_drafts];
-        SampleContext { tokens, prompt_len: self.request.prompt.len(), stream: self.request.choice }
+        SampleContext {
+            tokens,
+            prompt_len: self.request.prompt.len(),
+            stream: self.request.choice,
+            allowed: self.request.constraint.as_ref().map(|_| self.allowed.as_slice()),
+        }
     }
 
     /// What the next draft is guessed by: everything.
@@ -110,6 +118,24 @@ impl Sequence {
             tokens: &self.tokens,
             prompt_len: self.request.prompt.len(),
             stream: self.request.choice,
+            allowed: None,
+        }
+    }
+
+    /// Asks what the output follows which tokens may come next.
+    pub(crate) fn allow(&mut self, vocab_size: usize) -> Result<(), SampleError> {
+        let Some(constraint) = &mut self.request.constraint else { return Ok(()) };
+        self.allowed.resize(vocab_size.div_ceil(32), 0);
+        constraint.allow(&mut self.allowed).map_err(SampleError::Constraint)
+    }
+
+    /// Tells what the output follows that a token was chosen. One that ends the output is not part of it.
+    pub(crate) fn accept(&mut self, token: u32) -> Result<(), SampleError> {
+        match &mut self.request.constraint {
+            Some(constraint) if !self.request.stop_tokens.contains(&token) => {
+                constraint.accept(token).map_err(SampleError::Constraint)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -211,6 +237,9 @@ impl Sequence {
         }
         let last = self.context().tokens.last().filter(|_| 0 < self.num_new())?;
         if self.request.stop_tokens.contains(last) {
+            return Some(Finish::Stop);
+        }
+        if self.request.constraint.as_ref().is_some_and(|constraint| constraint.is_complete()) {
             return Some(Finish::Stop);
         }
         (self.num_new() == self.request.max_new_tokens).then_some(Finish::Length)

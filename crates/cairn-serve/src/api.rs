@@ -24,6 +24,7 @@ pub(crate) use self::responses::responses;
 pub(crate) use self::tokens::{detokenize, tokenize, tokenizer_info};
 
 use self::format::{Format, stream};
+use crate::account::Account;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::intake::Body;
@@ -71,19 +72,32 @@ async fn generate(
 ) -> Result<Response, ApiError> {
     // Who comes too late is told before the work; who does not is served to the end.
     let driver = shared.driver()?;
+    let (number, begin) = (body.number, body.begin);
     let job = prepared(&shared, body, prepare).await?;
+    let num_prompt = job.requests.iter().map(|request| request.prompt.len()).sum();
     let updates = driver.add(job.requests).await?;
     drop(driver);
+    let metrics = Arc::clone(&shared.metrics);
+    let mut account = Account::new(number, metrics, begin, num_prompt, updates.num_choices());
     if job.streams {
-        return Ok(stream(shared, job.format, job.stops, updates));
+        return Ok(stream(shared, job.format, (job.stops, updates), account));
     }
     let parts = &shared.model.parts;
     let mut answers = vec![Piece::default(); updates.num_choices()];
     let mut reply = Reply::new(&parts.tokenizer, &job.stops, updates);
-    while let Some((index, piece)) = reply.next().await? {
-        answers[index].extend(piece);
+    loop {
+        match reply.next().await {
+            Ok(Some((index, piece))) => {
+                account.note(index, &piece);
+                answers[index].extend(piece);
+            }
+            Ok(None) => return Ok(Json(job.format.whole(parts, answers)).into_response()),
+            Err(error) => {
+                account.fail(error.to_string());
+                return Err(error);
+            }
+        }
     }
-    Ok(Json(job.format.whole(parts, answers)).into_response())
 }
 
 /// Reads a body.
@@ -92,7 +106,7 @@ async fn prepared<T: Send + 'static>(
     body: Body,
     prepare: fn(Preparing<'_>, Fields) -> Result<T, ApiError>,
 ) -> Result<T, ApiError> {
-    let (number, with) = (shared.number(), Arc::clone(shared));
+    let (number, with) = (body.number, Arc::clone(shared));
     let read = move |fields| prepare(Preparing { shared: &with, number }, fields);
     shared.intake.prepare(body, read).await
 }

@@ -8,7 +8,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_cha
 use std::thread::JoinHandle;
 
 use cairn_engine::{
-    Engine, EngineError, Event, Finish, PositionLogprobs, Request, RequestError, RequestId,
+    Engine, EngineError, Event, Finish, PositionLogprobs, PrefixOutcome, Request, RequestError,
+    RequestId,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -36,12 +37,16 @@ pub enum DriverError {
 /// What becomes of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Update {
+    /// It does not wait any more; so much of its prompt was there.
+    Admitted(PrefixOutcome),
+    /// How likely the next tokens of its prompt were, from the second on.
+    Prompt(Vec<PositionLogprobs>),
     /// Its next token, and how likely that was where this was asked for.
     Token(u32, Option<PositionLogprobs>),
     /// It is done.
     Finished(Finish),
     /// No token can be chosen.
-    Failed(String),
+    Failed(ApiError),
 }
 
 /// The updates of a request's sequences, by their places in it. Letting go of them cancels what runs still.
@@ -173,7 +178,7 @@ impl Running {
                 self.metrics.note_step(&report);
                 events.drain(..).for_each(|event| self.tell(event));
             } else {
-                self.metrics.note_idle();
+                self.metrics.note_load(0, 0);
             }
         }
     }
@@ -236,12 +241,18 @@ impl Running {
 
     fn tell(&mut self, event: Event) {
         let (id, update, is_last) = match event {
-            Event::Admitted { .. } | Event::PromptLogprobs { .. } => return,
+            Event::Admitted { request, prefix } => {
+                self.metrics.note_prefix(prefix);
+                (request, Update::Admitted(prefix), false)
+            }
+            Event::PromptLogprobs { request, logprobs } => {
+                (request, Update::Prompt(logprobs), false)
+            }
             Event::Token { request, token, logprobs } => {
                 (request, Update::Token(token, logprobs), false)
             }
             Event::Finished { request, finish } => (request, Update::Finished(finish), true),
-            Event::Failed { request, error } => (request, Update::Failed(error.to_string()), true),
+            Event::Failed { request, error } => (request, Update::Failed(ApiError::from_choice(&error)), true),
         };
         let Some(listener) = self.live.get(&id) else { return };
         // Nobody may listen any more: noticed before the next step.

@@ -5,7 +5,7 @@ use std::fmt;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use cairn_engine::RequestError;
+use cairn_engine::{RequestError, SampleError};
 use serde_json::{Value, json};
 
 /// Bytes of an error's text, at most.
@@ -121,6 +121,14 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
+    /// Why no token could be chosen: what was asked for leaves none, or the model computes no numbers.
+    pub(crate) fn from_choice(error: &SampleError) -> Self {
+        match error {
+            SampleError::NotANumber { .. } => Self::failed(error),
+            other => Self::invalid(other),
+        }
+    }
+
     /// What the engine says of a request.
     pub(crate) fn from_engine(error: &RequestError) -> Self {
         match error {
@@ -162,6 +170,12 @@ impl ApiError {
             response.headers_mut().insert(RETRY_AFTER, seconds);
         }
         response
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

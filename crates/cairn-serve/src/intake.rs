@@ -3,7 +3,7 @@
 
 use std::num::NonZero;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body as Incoming;
 use axum::extract::{FromRequest, Request};
@@ -30,9 +30,29 @@ pub(crate) struct Intake {
     body_timeout: Duration,
 }
 
+/// That a request came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Came {
+    /// The number of the request.
+    pub(crate) number: u64,
+    /// When.
+    pub(crate) begin: Instant,
+}
+
+impl Came {
+    /// The next request comes now.
+    pub(crate) fn now(shared: &Shared) -> Self {
+        Self { number: shared.number(), begin: Instant::now() }
+    }
+}
+
 /// A body, and the room that it takes.
 #[derive(Debug)]
 pub(crate) struct Body {
+    /// Numbers the request: names its answer, and keys its randomness where no seed is given.
+    pub(crate) number: u64,
+    /// When the request came.
+    pub(crate) begin: Instant,
     bytes: Vec<u8>,
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -51,8 +71,9 @@ impl Intake {
         }
     }
 
-    async fn take(&self, body: Incoming) -> Result<Body, ApiError> {
-        let mut taken = Body { bytes: Vec::new(), _room: None };
+    async fn take(&self, came: Came, body: Incoming) -> Result<Body, ApiError> {
+        let Came { number, begin } = came;
+        let mut taken = Body { number, begin, bytes: Vec::new(), _room: None };
         let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|_| ApiError::invalid("the body broke off"))?;
@@ -96,12 +117,13 @@ impl FromRequest<Arc<Shared>> for Body {
 
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         let intake = &shared.intake;
+        let came = request.extensions().get().copied().unwrap_or_else(|| Came::now(shared));
         let stated = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let stated = stated.and_then(|value| value.parse().ok()).unwrap_or(0_u64);
         if u64::try_from(intake.max_body_bytes).is_ok_and(|limit| limit < stated) {
             return Err(ApiError::too_large(intake.max_body_bytes));
         }
-        match timeout(intake.body_timeout, intake.take(request.into_body())).await {
+        match timeout(intake.body_timeout, intake.take(came, request.into_body())).await {
             Err(_) => Err(ApiError::too_slow(intake.body_timeout.as_secs())),
             Ok(taken) => taken,
         }

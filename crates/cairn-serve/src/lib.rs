@@ -11,19 +11,23 @@
 //! | `intake` | bodies on their way in, within limits of all of them together |
 //! | `reply` | token ids on their way to text |
 //! | `fields` | the body of a request, read strictly |
+//! | `grammar` | what answers follow: schemas, regular expressions, choices |
 //! | `sampling` | how a request wants its tokens chosen |
 //! | `api` | the endpoints |
 //! | `routes` | which address is which endpoint, and what stands in front of all of them |
+//! | `account` | what is written down of a request when it ends |
 //! | `keys` | who may ask |
 //! | `metrics` | what was done, for Prometheus |
 //! | `error` | what a request is refused with |
 //! | `server` | the listener, and ending in good order |
 #![forbid(unsafe_code)]
 
+mod account;
 mod api;
 mod driver;
 mod error;
 mod fields;
+mod grammar;
 mod intake;
 mod keys;
 mod metrics;

@@ -1,76 +1,202 @@
-//! What was done, in Prometheus's text format (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+//! What was done, for Prometheus: names that stay, and beside them, where it is asked for, those that vLLM gives the
+//! same things.
 
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use cairn_engine::StepReport;
+use cairn_engine::{PrefixOutcome, StepReport};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
 
-/// Counters and gauges. Relaxed order: each stands for itself.
-#[derive(Debug, Default)]
+/// Upper ends of the buckets of times, in seconds.
+const SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+/// Upper ends of the buckets of lengths, in tokens.
+const TOKENS: [f64; 11] =
+    [1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0, 65536.0];
+
+/// Counters, gauges and histograms.
+#[derive(Debug)]
 pub(crate) struct Metrics {
-    requests: AtomicU64,
-    finished: AtomicU64,
-    cancelled: AtomicU64,
-    prompt_tokens: AtomicU64,
-    generation_tokens: AtomicU64,
-    steps: AtomicU64,
-    running: AtomicUsize,
-    waiting: AtomicUsize,
+    registry: Registry,
+    requests: Counter,
+    finished: Counter,
+    cancelled: Counter,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    steps: Counter,
+    preempted: Counter,
+    cached_tokens: Counter,
+    running: Gauge,
+    waiting: Gauge,
+    time_to_first_token: Histogram,
+    inter_token_latency: Histogram,
+    request_seconds: Histogram,
+    prompt_lengths: Histogram,
+    generation_lengths: Histogram,
+}
+
+/// What registers metrics under their names.
+struct Names {
+    registry: Registry,
+    has_aliases: bool,
+}
+
+impl Names {
+    /// Registers a metric; `alias` is its name in vLLM.
+    fn add<M: Metric + Clone>(&mut self, name: &str, alias: Option<&str>, help: &str, metric: &M) {
+        self.registry.register(format!("cairn_{name}"), help, metric.clone());
+        if let Some(alias) = alias.filter(|_| self.has_aliases) {
+            self.registry.register(format!("vllm:{alias}"), help, metric.clone());
+        }
+    }
 }
 
 impl Metrics {
+    /// Nothing has been done. `has_aliases` asks for vLLM's names beside the own ones.
+    pub(crate) fn new(has_aliases: bool) -> Self {
+        let mut names = Names { registry: Registry::default(), has_aliases };
+        let seconds = || Histogram::new(SECONDS);
+        let lengths = || Histogram::new(TOKENS);
+        let mut found = Self {
+            registry: Registry::default(),
+            requests: Counter::default(),
+            finished: Counter::default(),
+            cancelled: Counter::default(),
+            prompt_tokens: Counter::default(),
+            generation_tokens: Counter::default(),
+            steps: Counter::default(),
+            preempted: Counter::default(),
+            cached_tokens: Counter::default(),
+            running: Gauge::default(),
+            waiting: Gauge::default(),
+            time_to_first_token: seconds(),
+            inter_token_latency: seconds(),
+            request_seconds: seconds(),
+            prompt_lengths: lengths(),
+            generation_lengths: lengths(),
+        };
+        found.register(&mut names);
+        found.registry = names.registry;
+        found
+    }
+
+    fn register(&self, names: &mut Names) {
+        names.add("requests", None, "Answers that the engine took on", &self.requests);
+        let alias = Some("request_success");
+        names.add("requests_finished", alias, "Answers that came to their end", &self.finished);
+        let help = "Answers whose client left before they were done";
+        names.add("requests_cancelled", None, help, &self.cancelled);
+        names.add("prompt_tokens", Some("prompt_tokens"), "Tokens of prompts", &self.prompt_tokens);
+        let alias = Some("generation_tokens");
+        names.add("generation_tokens", alias, "Tokens made", &self.generation_tokens);
+        names.add("engine_steps", None, "Steps of the engine", &self.steps);
+        let alias = Some("num_preemptions");
+        let help = "Answers that gave way to others and were begun again";
+        names.add("preemptions", alias, help, &self.preempted);
+        let alias = Some("prefix_cache_hits");
+        let help = "Tokens of prompts that were in the cache";
+        names.add("prefix_cache_hit_tokens", alias, help, &self.cached_tokens);
+        let alias = Some("num_requests_running");
+        names.add("requests_running", alias, "Answers that are computed", &self.running);
+        let alias = Some("num_requests_waiting");
+        names.add("requests_waiting", alias, "Answers that wait", &self.waiting);
+        let alias = Some("time_to_first_token_seconds");
+        let help = "From a request to its first token";
+        names.add("time_to_first_token_seconds", alias, help, &self.time_to_first_token);
+        let alias = Some("inter_token_latency_seconds");
+        let help = "Between two tokens of an answer";
+        names.add("inter_token_latency_seconds", alias, help, &self.inter_token_latency);
+        let alias = Some("e2e_request_latency_seconds");
+        let help = "From a request to the end of its answers";
+        names.add("request_seconds", alias, help, &self.request_seconds);
+        let alias = Some("request_prompt_tokens");
+        names.add("request_prompt_tokens", alias, "Tokens of a prompt", &self.prompt_lengths);
+        let alias = Some("request_generation_tokens");
+        let help = "Tokens of a request's answers";
+        names.add("request_generation_tokens", alias, help, &self.generation_lengths);
+    }
+
     pub(crate) fn note_request(&self, num_sequences: usize, num_prompt_tokens: usize) {
-        self.requests.fetch_add(num_sequences as u64, Ordering::Relaxed);
-        self.prompt_tokens.fetch_add(num_prompt_tokens as u64, Ordering::Relaxed);
+        self.requests.inc_by(num_sequences as u64);
+        self.prompt_tokens.inc_by(num_prompt_tokens as u64);
     }
 
     pub(crate) fn note_finished(&self) {
-        self.finished.fetch_add(1, Ordering::Relaxed);
+        self.finished.inc();
     }
 
     pub(crate) fn note_cancelled(&self) {
-        self.cancelled.fetch_add(1, Ordering::Relaxed);
+        self.cancelled.inc();
+    }
+
+    /// An answer is begun, so much of its prompt being there.
+    pub(crate) fn note_prefix(&self, prefix: PrefixOutcome) {
+        self.cached_tokens.inc_by(prefix.num_cached_tokens as u64);
     }
 
     pub(crate) fn note_step(&self, report: &StepReport) {
-        self.steps.fetch_add(1, Ordering::Relaxed);
-        self.generation_tokens.fetch_add(report.num_new as u64, Ordering::Relaxed);
-        self.running.store(report.num_running, Ordering::Relaxed);
-        self.waiting.store(report.num_waiting, Ordering::Relaxed);
+        self.steps.inc();
+        self.generation_tokens.inc_by(report.num_new as u64);
+        self.preempted.inc_by(report.num_preempted as u64);
+        self.note_load(report.num_running, report.num_waiting);
     }
 
-    pub(crate) fn note_idle(&self) {
-        self.running.store(0, Ordering::Relaxed);
-        self.waiting.store(0, Ordering::Relaxed);
+    /// How many answers are computed, and how many wait.
+    pub(crate) fn note_load(&self, num_running: usize, num_waiting: usize) {
+        self.running.set(i64::try_from(num_running).unwrap_or(i64::MAX));
+        self.waiting.set(i64::try_from(num_waiting).unwrap_or(i64::MAX));
+    }
+
+    /// The first token of an answer came, so long after its request.
+    pub(crate) fn note_first_token(&self, after: Duration) {
+        self.time_to_first_token.observe(after.as_secs_f64());
+    }
+
+    /// A token came, so long after the one before it.
+    pub(crate) fn note_next_token(&self, after: Duration) {
+        self.inter_token_latency.observe(after.as_secs_f64());
+    }
+
+    /// A request has ended, so long after it came.
+    pub(crate) fn note_end(&self, after: Duration, num_prompt: usize, num_new: usize) {
+        self.request_seconds.observe(after.as_secs_f64());
+        self.prompt_lengths.observe(num_prompt as f64);
+        self.generation_lengths.observe(num_new as f64);
     }
 
     /// The page that Prometheus reads.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
-        let counters = [
-            ("cairn_requests_total", "Requests that the engine took.", &self.requests),
-            ("cairn_requests_finished_total", "Requests that came to their end.", &self.finished),
-            (
-                "cairn_requests_cancelled_total",
-                "Requests whose client left before they were done.",
-                &self.cancelled,
-            ),
-            ("cairn_prompt_tokens_total", "Tokens of prompts.", &self.prompt_tokens),
-            ("cairn_generation_tokens_total", "Tokens made.", &self.generation_tokens),
-            ("cairn_engine_steps_total", "Steps of the engine.", &self.steps),
-        ];
-        for (name, help, value) in counters {
-            let value = value.load(Ordering::Relaxed);
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
-        }
-        let gauges = [
-            ("cairn_requests_running", "Requests that run.", &self.running),
-            ("cairn_requests_waiting", "Requests that wait.", &self.waiting),
-        ];
-        for (name, help, value) in gauges {
-            let value = value.load(Ordering::Relaxed);
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
-        }
+        // Writing to a text cannot fail.
+        let _ = encode(&mut text, &self.registry);
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_stable_names_and_vllms_on_demand() {
+        let metrics = Metrics::new(true);
+        metrics.note_request(2, 10);
+        metrics.note_first_token(Duration::from_millis(20));
+        let page = metrics.text();
+        for line in [
+            "cairn_requests_total 2",
+            "cairn_prompt_tokens_total 10",
+            "vllm:prompt_tokens_total 10",
+            "vllm:num_requests_running 0",
+            "cairn_time_to_first_token_seconds_bucket{le=\"0.025\"} 1",
+            "vllm:time_to_first_token_seconds_count 1",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
+        }
+        assert!(!Metrics::new(false).text().contains("vllm"));
     }
 }

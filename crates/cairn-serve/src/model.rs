@@ -7,6 +7,7 @@ use cairn_data::tokenizer::{GenerationConfig, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
+use crate::grammar::Grammars;
 
 /// What a served model is made of.
 #[derive(Debug)]
@@ -31,12 +32,13 @@ pub struct ServedParts {
 #[derive(Debug)]
 pub struct ServedModel {
     pub(crate) parts: ServedParts,
+    pub(crate) grammars: Grammars,
 }
 
 impl ServedModel {
     /// Serves these parts.
     pub fn new(parts: ServedParts) -> Self {
-        Self { parts }
+        Self { parts, grammars: Grammars::default() }
     }
 
     /// Lets requests for this model through; one that names none is for it.

@@ -35,6 +35,10 @@ pub(crate) struct Piece {
     pub(crate) num_tokens: usize,
     /// Those tokens' log-probabilities, where they were asked for.
     pub(crate) tokens: Vec<TokenLogprobs>,
+    /// Log-probabilities of the prompt's tokens after the first, where they were asked for.
+    pub(crate) prompt: Vec<PositionLogprobs>,
+    /// Tokens of the prompt that were in the cache.
+    pub(crate) num_cached: usize,
     /// Why the answer ends here, if it does.
     pub(crate) end: Option<End>,
 }
@@ -45,6 +49,8 @@ impl Piece {
         self.text += &next.text;
         self.num_tokens += next.num_tokens;
         self.tokens.extend(next.tokens);
+        self.prompt.extend(next.prompt);
+        self.num_cached += next.num_cached;
         self.end = next.end;
     }
 }
@@ -106,7 +112,15 @@ impl<'a> Choice<'a> {
     /// Takes an update; what can be given out then.
     fn take(&mut self, update: Update) -> Result<Option<Piece>, ApiError> {
         let text = match update {
-            Update::Failed(reason) => return Err(ApiError::failed(reason)),
+            Update::Failed(error) => return Err(error),
+            Update::Admitted(prefix) => {
+                self.held.num_cached = prefix.num_cached_tokens;
+                String::new()
+            }
+            Update::Prompt(logprobs) => {
+                self.held.prompt.extend(logprobs);
+                String::new()
+            }
             Update::Token(token, logprobs) => {
                 self.held.num_tokens += 1;
                 let logprobs = logprobs.map(|logprobs| TokenLogprobs { token, logprobs });

@@ -4,8 +4,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
-use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::http::{HeaderName, Method, StatusCode, Uri};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -17,10 +17,14 @@ use crate::api::{
     tokenize, tokenizer_info,
 };
 use crate::error::ApiError;
+use crate::intake::Came;
 use crate::server::Shared;
 
 /// Where answers and errors are written as Anthropic does.
 const MESSAGES: &str = "/v1/messages";
+
+/// Says which line of the log is about an answer.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All endpoints.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
@@ -40,14 +44,22 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .fallback(nowhere)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(Arc::clone(&shared), guard));
-    open.merge(guarded).layer(from_fn(caught)).with_state(shared)
+    let watched = from_fn_with_state(Arc::clone(&shared), watched);
+    open.merge(guarded).layer(watched).with_state(shared)
 }
 
-/// A panic ends its request alone.
-async fn caught(request: Request, next: Next) -> Response {
+/// Numbers a request, writes a line of the log about it, and has a panic end it alone.
+async fn watched(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
+    let came = Came::now(&shared);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    request.extensions_mut().insert(came);
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    answered
-        .unwrap_or_else(|_| ApiError::failed("answering the request failed here").into_response())
+    let mut response = answered
+        .unwrap_or_else(|_| ApiError::failed("answering the request failed here").into_response());
+    response.headers_mut().insert(REQUEST_ID, came.number.into());
+    let (status, seconds) = (response.status().as_u16(), came.begin.elapsed().as_secs_f64());
+    tracing::info!(request = came.number, %method, path, status, seconds, "request");
+    response
 }
 
 /// Lets those through who may ask.
@@ -85,7 +97,7 @@ async fn model(
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let kind = [("content-type", "text/plain; version=0.0.4")];
+    let kind = [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     (StatusCode::OK, kind, shared.metrics.text()).into_response()
 }
 

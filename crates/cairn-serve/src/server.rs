@@ -57,6 +57,8 @@ pub struct ServeOptions {
     pub write_timeout: Duration,
     /// How long what runs may take once the server is to end.
     pub drain_timeout: Duration,
+    /// Whether metrics are told under vLLM's names as well.
+    pub has_vllm_metrics: bool,
     /// Keys the randomness of requests without a seed.
     pub seed: u64,
     /// The time, in seconds since 1970, for the answers' `created`.
@@ -187,7 +189,7 @@ pub fn serve(
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| ServeError::Listen { address, error })?;
         listening(listener.local_addr().unwrap_or(address));
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new(options.has_vllm_metrics));
         let (driver, thread) = Driver::start(engine, Arc::clone(&metrics))?;
         let shared = Arc::new(Shared {
             model,

@@ -14,7 +14,7 @@ fn params(change: impl FnOnce(&mut SamplingFields)) -> SamplingParams {
 }
 
 fn context(tokens: &[u32], prompt_len: usize) -> SampleContext<'_> {
-    SampleContext { tokens, prompt_len, stream: 0 }
+    SampleContext { tokens, prompt_len, stream: 0, allowed: None }
 }
 
 fn sample(logits: &[f32], tokens: &[u32], params: &SamplingParams) -> Result<u32, SampleError> {
@@ -261,4 +261,31 @@ fn logits_beyond_all_numbers_fail_their_request_alone() {
     let error = sampler.sample(&logits, seen, &params).unwrap_err();
     assert_eq!(error, SampleError::Overflow { token: 3 });
     assert!(sampler.sample(&[0.0; VOCAB], seen, &params).is_ok());
+}
+
+#[test]
+fn only_allowed_tokens_are_chosen_and_as_often_as_among_themselves() {
+    let logits: Vec<f32> = (0..70).map(|token| (token % 7) as f32 / 3.0).collect();
+    // Every third token; the likeliest is not among them.
+    let mut allowed = [0_u32; 3];
+    (0..70)
+        .filter(|token| token % 3 == 1)
+        .for_each(|token| allowed[token / 32] |= 1 << (token % 32));
+    let mut others: Vec<f32> = logits.clone();
+    (0..70).filter(|token| token % 3 != 1).for_each(|token| others[token] = f32::NEG_INFINITY);
+    let mut sampler = Sampler::new(70);
+    for temperature in [0.0, 1.0] {
+        for seed in 0..200 {
+            let fields = SamplingFields { temperature, seed, ..SamplingFields::default() };
+            let params = SamplingParams::new(fields).unwrap();
+            let free = context(&[1, 2], 1);
+            let bound = SampleContext { allowed: Some(&allowed), ..free };
+            let token = sampler.sample(&logits, bound, &params).unwrap();
+            assert_eq!(token % 3, 1);
+            assert_eq!(token, sampler.sample(&others, free, &params).unwrap());
+        }
+    }
+    let bound = SampleContext { allowed: Some(&[0; 3]), ..context(&[1, 2], 1) };
+    let none = sampler.sample(&logits, bound, &SamplingParams::greedy());
+    assert_eq!(none, Err(SampleError::NoCandidate { position: 2 }));
 }

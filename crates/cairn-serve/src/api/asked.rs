@@ -1,11 +1,13 @@
 //! What requests that generate ask for beside their prompts.
 
-use cairn_engine::{Request, SamplingParams};
+use cairn_engine::{Constraint, Request, SamplingParams};
 use serde_json::{Map, Value};
 
 use super::Preparing;
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::grammar::{Following, Grammar};
+use crate::model::ServedModel;
 use crate::sampling::sampling;
 
 /// Answers of a request, at most.
@@ -25,6 +27,8 @@ pub(super) struct Asked {
     pub(super) logprobs: Option<usize>,
     pub(super) stops: Vec<String>,
     pub(super) stream: bool,
+    /// What the answers follow.
+    constraint: Option<Following>,
 }
 
 impl Asked {
@@ -39,10 +43,23 @@ impl Asked {
         let stream = fields.take("stream")?.unwrap_or(false);
         let stops = stop_strings(fields, stop)?;
         let sampling = sampling(fields, &preparing.parts().stated, preparing.own_seed())?;
-        Ok(Self { sampling, max_tokens: None, logprobs: None, stops, stream })
+        Ok(Self { sampling, max_tokens: None, logprobs: None, stops, stream, constraint: None })
     }
 
-    /// The request for answer `choice` to a prompt: each has a seed of its own, the first the one asked for.
+    /// Has the answers follow a grammar.
+    pub(super) fn follow(
+        &mut self,
+        preparing: Preparing<'_>,
+        grammar: Option<Grammar>,
+    ) -> Result<(), ApiError> {
+        if let Some(grammar) = grammar {
+            let ServedModel { parts, grammars } = &preparing.shared.model;
+            self.constraint = Some(grammars.compile(parts, &grammar)?);
+        }
+        Ok(())
+    }
+
+    /// The request for answer `choice` to a prompt; each has randomness of its own.
     pub(super) fn request(
         &self,
         preparing: Preparing<'_>,
@@ -51,14 +68,13 @@ impl Asked {
         default_tokens: usize,
     ) -> Result<Request, ApiError> {
         let room = preparing.shared.model.room(prompt.len())?;
-        let mut sampling = self.sampling.clone().into_fields();
-        sampling.seed = sampling.seed.wrapping_add(choice as u64);
-        let sampling = SamplingParams::new(sampling).map_err(ApiError::failed)?;
         // What is asked for and does not fit is refused by the engine, with both numbers.
         let max_new_tokens = self.max_tokens.unwrap_or(default_tokens.min(room));
-        let mut request = Request::new(prompt.to_vec(), sampling, max_new_tokens);
+        let mut request = Request::new(prompt.to_vec(), self.sampling.clone(), max_new_tokens);
         request.stop_tokens.clone_from(&preparing.parts().stop_tokens);
         request.logprobs = self.logprobs;
+        request.choice = u32::try_from(choice).map_err(ApiError::failed)?;
+        request.constraint = self.constraint.as_ref().map(Constraint::boxed_clone);
         Ok(request)
     }
 }

@@ -13,6 +13,7 @@ use super::logprobs::{self, Names};
 use super::{Job, Preparing, generate, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::grammar::Grammar;
 use crate::intake::Body;
 use crate::model::ServedParts;
 use crate::reply::{End, Piece};
@@ -51,13 +52,14 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     let messages: Vec<Map<String, Value>> = fields.need("messages")?;
     let variables = prompt::take_variables(&mut fields)?;
     fields.lacking("tools", &[json!([])])?;
-    fields.lacking("response_format", &[json!({ "type": "text" })])?;
+    let grammar = Grammar::take(&mut fields)?;
     fields.lacking("parallel_tool_calls", &[json!(true), json!(false)])?;
     fields.lacking("store", &[json!(false)])?;
     fields.lacking("tool_choice", &[json!("none"), json!("auto")])?;
     fields.lacking("modalities", &[json!(["text"])])?;
     LACKING.iter().try_for_each(|name| fields.lacking(name, &[]))?;
     fields.finish()?;
+    asked.follow(preparing, grammar)?;
     let messages = prompt::checked("messages", messages, &["text"])?;
     let prompt = prompt::encode(preparing, "messages", &messages, variables.as_ref())?;
     let room = preparing.shared.model.room(prompt.len())?;
@@ -69,6 +71,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         num_choices: n,
         num_prompt: prompt.len(),
         num_new: 0,
+        num_cached: 0,
         include_usage,
     };
     let requests = requests.collect::<Result<_, _>>()?;
@@ -108,6 +111,7 @@ struct Chat {
     num_choices: usize,
     num_prompt: usize,
     num_new: usize,
+    num_cached: usize,
     include_usage: bool,
 }
 
@@ -128,6 +132,7 @@ impl Chat {
 impl Format for Chat {
     fn whole(self: Box<Self>, parts: &ServedParts, answers: Vec<Piece>) -> Value {
         let num_new = answers.iter().map(|answer| answer.num_tokens).sum();
+        let num_cached = answers.first().map_or(0, |answer| answer.num_cached);
         let choice = |(index, answer): (usize, &Piece)| {
             json!({
                 "index": index,
@@ -137,7 +142,7 @@ impl Format for Chat {
             })
         };
         let choices = answers.iter().enumerate().map(choice).collect();
-        self.head.with(choices, Some(usage(self.num_prompt, num_new)))
+        self.head.with(choices, Some(usage(self.num_prompt, num_cached, num_new)))
     }
 
     fn begin(&mut self) -> Vec<Message> {
@@ -147,6 +152,8 @@ impl Format for Chat {
 
     fn piece(&mut self, parts: &ServedParts, choice: usize, piece: Piece) -> Vec<Message> {
         self.num_new += piece.num_tokens;
+        // The answers share one prompt, whose first reading counts.
+        self.num_cached += if choice == 0 { piece.num_cached } else { 0 };
         let mut messages = Vec::with_capacity(2);
         if !piece.text.is_empty() || !piece.tokens.is_empty() {
             let delta = json!({ "content": piece.text });
@@ -159,7 +166,8 @@ impl Format for Chat {
     }
 
     fn end(&mut self) -> Vec<Message> {
-        self.head.end(self.include_usage.then(|| usage(self.num_prompt, self.num_new)))
+        self.head
+            .end(self.include_usage.then(|| usage(self.num_prompt, self.num_cached, self.num_new)))
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<Message> {
@@ -222,10 +230,11 @@ pub(super) fn finish_reason(piece: &Piece) -> Option<&'static str> {
     })
 }
 
-/// The numbers of tokens, as `OpenAI` counts them.
-pub(super) fn usage(num_prompt: usize, num_new: usize) -> Value {
+/// The numbers of tokens, as `OpenAI` counts them; `num_cached` of the prompt were there already.
+pub(super) fn usage(num_prompt: usize, num_cached: usize, num_new: usize) -> Value {
     json!({
         "prompt_tokens": num_prompt,
+        "prompt_tokens_details": { "cached_tokens": num_cached },
         "completion_tokens": num_new,
         "total_tokens": num_prompt + num_new,
     })

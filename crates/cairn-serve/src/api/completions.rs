@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use super::asked::{Asked, CHOICES_MAX, take_include_usage, take_n};
 use super::chat::{Head, finish_reason, usage};
 use super::format::{Format, Message};
-use super::logprobs::{Names, Places};
+use super::logprobs::{self, Names, Places};
 use super::{Job, Preparing, generate};
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::grammar::Grammar;
 use crate::intake::Body;
 use crate::model::ServedParts;
 use crate::reply::Piece;
@@ -40,12 +41,14 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     asked.max_tokens = fields.take("max_tokens")?;
     asked.logprobs = fields.take("logprobs")?;
     let names = Names::take(&mut fields)?;
+    let grammar = Grammar::take(&mut fields)?;
     let prompts = prompts(fields.need("prompt")?, preparing.parts())?;
     // The best of as many as are wanted are all of them.
     fields.lacking("best_of", &[json!(n)])?;
-    fields.lacking("echo", &[json!(false)])?;
+    let echo = fields.take("echo")?.unwrap_or(false);
     fields.lacking("suffix", &[json!("")])?;
     fields.finish()?;
+    asked.follow(preparing, grammar)?;
     if CHOICES_MAX < prompts.len() * n {
         let count = prompts.len();
         let message = format!("{count} prompts times n = {n} is more than {CHOICES_MAX}");
@@ -54,35 +57,81 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     let mut requests = Vec::with_capacity(prompts.len() * n);
     for prompt in &prompts {
         for choice in 0..n {
-            requests.push(asked.request(preparing, prompt, choice, MAX_TOKENS)?);
+            let mut request = asked.request(preparing, prompt, choice, MAX_TOKENS)?;
+            if echo {
+                // Where nothing is to be added, running the prompt is all there is to do.
+                let is_run = asked.logprobs.is_some() || request.max_new_tokens == 0;
+                request.prompt_logprobs = is_run.then(|| asked.logprobs.unwrap_or(0));
+            }
+            requests.push(request);
         }
     }
+    let echoed = match echo {
+        true => Some(echoed(&prompts, n, preparing.parts())?),
+        false => None,
+    };
     let format = Completions {
         head: preparing.head("cmpl", "text_completion"),
+        echoed,
         places: asked.logprobs.map(|_| vec![Places::new(names); requests.len()]),
+        n,
         num_prompt: prompts.iter().map(Vec::len).sum(),
         num_new: 0,
+        num_cached: 0,
         include_usage,
     };
     Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
 }
 
+/// What an answer begins with when its prompt is repeated.
+struct Echo {
+    text: String,
+    ids: Vec<u32>,
+}
+
+/// The prompts, once for each answer to them.
+fn echoed(
+    prompts: &[Vec<u32>],
+    n: usize,
+    parts: &ServedParts,
+) -> Result<Vec<Option<Echo>>, ApiError> {
+    let mut echoed = Vec::with_capacity(prompts.len() * n);
+    for ids in prompts {
+        let text = parts.tokenizer.decode(ids).map_err(|error| ApiError::field("prompt", error))?;
+        echoed.extend((0..n).map(|_| Some(Echo { text: text.clone(), ids: ids.clone() })));
+    }
+    Ok(echoed)
+}
+
 struct Completions {
     head: Head,
+    /// What each answer begins with, as long as it has not; nothing if no prompt is repeated.
+    echoed: Option<Vec<Option<Echo>>>,
     /// Where each answer's text has come to, if log-probabilities are told.
     places: Option<Vec<Places>>,
+    /// Answers to each prompt.
+    n: usize,
     num_prompt: usize,
     num_new: usize,
+    num_cached: usize,
     include_usage: bool,
 }
 
 impl Completions {
     fn choice(&mut self, parts: &ServedParts, index: usize, piece: &Piece) -> Value {
         self.num_new += piece.num_tokens;
+        // The answers to a prompt share it, and its first reading counts.
+        self.num_cached += if index.is_multiple_of(self.n) { piece.num_cached } else { 0 };
+        let echo = self.echoed.as_mut().and_then(|all| all[index].take());
         let places = self.places.as_mut();
-        let logprobs = places.map(|all| all[index].of_completion(parts, &piece.tokens));
+        let logprobs = places.map(|all| {
+            let prompt = echo.iter().flat_map(|echo| logprobs::of_prompt(&echo.ids, &piece.prompt));
+            let tokens = piece.tokens.iter().map(|found| (found.token, Some(&found.logprobs)));
+            all[index].of_completion(parts, prompt.chain(tokens))
+        });
+        let text = echo.map_or_else(|| piece.text.clone(), |echo| echo.text + &piece.text);
         json!({
-            "index": index, "text": piece.text, "logprobs": logprobs,
+            "index": index, "text": text, "logprobs": logprobs,
             "finish_reason": finish_reason(piece),
         })
     }
@@ -92,7 +141,7 @@ impl Format for Completions {
     fn whole(mut self: Box<Self>, parts: &ServedParts, answers: Vec<Piece>) -> Value {
         let answers = answers.iter().enumerate();
         let choices = answers.map(|(index, answer)| self.choice(parts, index, answer)).collect();
-        let usage = usage(self.num_prompt, self.num_new);
+        let usage = usage(self.num_prompt, self.num_cached, self.num_new);
         self.head.with(choices, Some(usage))
     }
 
@@ -102,7 +151,8 @@ impl Format for Completions {
     }
 
     fn end(&mut self) -> Vec<Message> {
-        self.head.end(self.include_usage.then(|| usage(self.num_prompt, self.num_new)))
+        self.head
+            .end(self.include_usage.then(|| usage(self.num_prompt, self.num_cached, self.num_new)))
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<Message> {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::account::Account;
 use crate::driver::Updates;
 use crate::error::ApiError;
 use crate::model::ServedParts;
@@ -58,15 +59,15 @@ pub(super) trait Format: Send + Sync {
 pub(super) fn stream(
     shared: Arc<Shared>,
     format: Box<dyn Format>,
-    stops: Vec<String>,
-    updates: Updates,
+    (stops, updates): (Vec<String>, Updates),
+    account: Account,
 ) -> Response {
     let (events, stream) = channel(EVENTS_AHEAD);
     tokio::spawn(async move {
         let parts = &shared.model.parts;
         let reply = Reply::new(&parts.tokenizer, &stops, updates);
         // Nobody reads any more where this is `None`: there is nobody to tell.
-        let _ = Writer { format, events, parts }.run(reply).await;
+        let _ = Writer { format, events, parts, account }.run(reply).await;
     });
     Sse::new(ReceiverStream::new(stream)).keep_alive(KeepAlive::default()).into_response()
 }
@@ -76,6 +77,7 @@ struct Writer<'a> {
     format: Box<dyn Format>,
     events: Sender<Result<Event, Infallible>>,
     parts: &'a ServedParts,
+    account: Account,
 }
 
 impl Writer<'_> {
@@ -90,12 +92,16 @@ impl Writer<'_> {
                 () = self.events.closed() => return None,
             };
             let messages = match next {
-                Ok(Some((choice, piece))) => self.format.piece(self.parts, choice, piece),
+                Ok(Some((choice, piece))) => {
+                    self.account.note(choice, &piece);
+                    self.format.piece(self.parts, choice, piece)
+                }
                 Ok(None) => {
                     let end = self.format.end();
                     return self.send(end).await;
                 }
                 Err(error) => {
+                    self.account.fail(error.to_string());
                     let end = self.format.failed(&error);
                     return self.send(end).await;
                 }

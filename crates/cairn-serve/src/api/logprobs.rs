@@ -1,5 +1,6 @@
 //! Log-probabilities as `OpenAI` writes them: two forms, one of completions and one of chats.
 
+use cairn_engine::PositionLogprobs;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
@@ -64,29 +65,43 @@ impl Places {
         Self { names, characters: 0 }
     }
 
-    /// The next tokens.
-    pub(super) fn of_completion(&mut self, parts: &ServedParts, tokens: &[TokenLogprobs]) -> Value {
+    /// The next tokens; the first of a text has nothing in front of it that could make it likely.
+    pub(super) fn of_completion<'a>(
+        &mut self,
+        parts: &ServedParts,
+        tokens: impl Iterator<Item = (u32, Option<&'a PositionLogprobs>)>,
+    ) -> Value {
         let (mut named, mut logprobs, mut top, mut offsets) = (vec![], vec![], vec![], vec![]);
-        for TokenLogprobs { token, logprobs: found } in tokens {
-            let name = self.names.of(parts, *token);
+        for (token, found) in tokens {
+            let name = self.names.of(parts, token);
             offsets.push(self.characters);
-            self.characters += Names::Spelling.of(parts, *token).chars().count();
-            let mut likeliest = Map::new();
-            for &(token, logprob) in &found.top {
-                // Of tokens with one name the likeliest counts, which comes first.
-                likeliest.entry(self.names.of(parts, token)).or_insert(finite(logprob));
-            }
-            // The chosen token is always among them.
-            likeliest.entry(name.clone()).or_insert(finite(found.chosen));
+            self.characters += Names::Spelling.of(parts, token).chars().count();
+            logprobs.push(found.map(|found| finite(found.chosen)));
+            top.push(found.map(|found| {
+                let mut likeliest = Map::new();
+                for &(token, logprob) in &found.top {
+                    // Of tokens with one name the likeliest counts, which comes first.
+                    likeliest.entry(self.names.of(parts, token)).or_insert(finite(logprob));
+                }
+                // The token itself is always among them.
+                likeliest.entry(name.clone()).or_insert(finite(found.chosen));
+                likeliest
+            }));
             named.push(name);
-            logprobs.push(finite(found.chosen));
-            top.push(likeliest);
         }
         json!({
             "tokens": named, "token_logprobs": logprobs, "top_logprobs": top,
             "text_offset": offsets,
         })
     }
+}
+
+/// The tokens of a prompt with their log-probabilities, of which the first has none.
+pub(super) fn of_prompt<'a>(
+    ids: &'a [u32],
+    logprobs: &'a [PositionLogprobs],
+) -> impl Iterator<Item = (u32, Option<&'a PositionLogprobs>)> {
+    ids.iter().copied().zip(std::iter::once(None).chain(logprobs.iter().map(Some)))
 }
 
 /// JSON has no infinity; `OpenAI`'s number for a token that cannot come.

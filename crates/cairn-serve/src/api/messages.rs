@@ -88,6 +88,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         model: preparing.parts().name.clone(),
         num_prompt: prompt.len(),
         num_new: 0,
+        num_cached: 0,
     };
     Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
 }
@@ -97,6 +98,7 @@ struct Messages {
     model: String,
     num_prompt: usize,
     num_new: usize,
+    num_cached: usize,
 }
 
 impl Messages {
@@ -111,7 +113,11 @@ impl Messages {
             "content": content,
             "stop_reason": reason,
             "stop_sequence": sequence,
-            "usage": { "input_tokens": self.num_prompt, "output_tokens": self.num_new },
+            "usage": {
+                "input_tokens": self.num_prompt - self.num_cached,
+                "cache_read_input_tokens": self.num_cached,
+                "output_tokens": self.num_new,
+            },
         })
     }
 }
@@ -135,7 +141,7 @@ fn event(name: &'static str, mut data: Value) -> Message {
 impl Format for Messages {
     fn whole(mut self: Box<Self>, _: &ServedParts, answers: Vec<Piece>) -> Value {
         let answer = answers.into_iter().next().unwrap_or_default();
-        self.num_new = answer.num_tokens;
+        (self.num_new, self.num_cached) = (answer.num_tokens, answer.num_cached);
         let content = json!([{ "type": "text", "text": answer.text }]);
         self.message(&content, answer.end.as_ref())
     }
@@ -150,6 +156,7 @@ impl Format for Messages {
 
     fn piece(&mut self, _: &ServedParts, _: usize, piece: Piece) -> Vec<Message> {
         self.num_new += piece.num_tokens;
+        self.num_cached += piece.num_cached;
         let mut messages = Vec::with_capacity(3);
         if !piece.text.is_empty() {
             let delta = json!({ "type": "text_delta", "text": piece.text });
@@ -158,7 +165,11 @@ impl Format for Messages {
         if let Some(end) = &piece.end {
             let (reason, sequence) = stop_reason(Some(end));
             let delta = json!({ "stop_reason": reason, "stop_sequence": sequence });
-            let usage = json!({ "output_tokens": self.num_new });
+            let usage = json!({
+                "input_tokens": self.num_prompt - self.num_cached,
+                "cache_read_input_tokens": self.num_cached,
+                "output_tokens": self.num_new,
+            });
             messages.push(event("content_block_stop", json!({ "index": 0 })));
             messages.push(event("message_delta", json!({ "delta": delta, "usage": usage })));
         }

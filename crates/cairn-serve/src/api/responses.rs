@@ -12,6 +12,7 @@ use super::format::{Format, Message};
 use super::{Job, Preparing, generate, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::grammar::Grammar;
 use crate::intake::Body;
 use crate::model::ServedParts;
 use crate::reply::{End, Piece};
@@ -50,13 +51,15 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     fields.lacking("parallel_tool_calls", &[json!(true), json!(false)])?;
     // What is asked to be stored is not, and the answer says so.
     let _store: Option<bool> = fields.take("store")?;
-    fields.lacking("text", &[json!({ "format": { "type": "text" } }), json!({})])?;
+    let text: Option<Map<String, Value>> = fields.take("text")?;
     fields.lacking("tool_choice", &[json!("none"), json!("auto")])?;
     fields.lacking("tools", &[json!([])])?;
     fields.lacking("top_logprobs", &[json!(0)])?;
     fields.lacking("truncation", &[json!("disabled")])?;
     LACKING.iter().try_for_each(|name| fields.lacking(name, &[]))?;
     fields.finish()?;
+    let text = text.unwrap_or_default();
+    asked.follow(preparing, format(text.clone())?)?;
     let system = instructions.iter().map(|text| prompt::message("system", text.clone()));
     let messages: Vec<Value> = system.chain(conversation(input)?).collect();
     let prompt = prompt::encode(preparing, "input", &messages, None)?;
@@ -74,7 +77,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         "previous_response_id": null,
         "store": false,
         "temperature": asked.sampling.temperature,
-        "text": { "format": { "type": "text" } },
+        "text": text_of(text),
         "tool_choice": "none",
         "tools": [],
         "top_p": asked.sampling.top_p.unwrap_or(1.0),
@@ -88,6 +91,28 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         num_events: 0,
     };
     Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
+}
+
+/// What the answer's text follows.
+fn format(mut text: Map<String, Value>) -> Result<Option<Grammar>, ApiError> {
+    let format = text.remove("format");
+    if let Some((name, value)) = text.iter().find(|(_, value)| !value.is_null()) {
+        let message = format!("text.{name} = {value} is not supported here");
+        return Err(ApiError::field("text", message));
+    }
+    match format {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(format)) => Grammar::of_format("text", format, ""),
+        Some(other) => Err(ApiError::field("text", format!("text.format is {other}"))),
+    }
+}
+
+/// What is said of the text's format.
+fn text_of(text: Map<String, Value>) -> Value {
+    match text.get("format") {
+        Some(Value::Object(_)) => text.into(),
+        _ => json!({ "format": { "type": "text" } }),
+    }
 }
 
 /// The conversation: a text, or messages.
@@ -170,7 +195,7 @@ impl Responses {
         found["usage"] = match has_ended {
             true => json!({
                 "input_tokens": self.num_prompt,
-                "input_tokens_details": { "cached_tokens": 0 },
+                "input_tokens_details": { "cached_tokens": self.so_far.num_cached },
                 "output_tokens": num_new,
                 "output_tokens_details": { "reasoning_tokens": 0 },
                 "total_tokens": self.num_prompt + num_new,

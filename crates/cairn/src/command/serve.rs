@@ -7,8 +7,9 @@ use std::time::Duration;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
 use cairn_engine::EngineOptions;
 use cairn_serve::{ApiKeys, ServeOptions, ServedModel, ServedParts, serve};
-use clap::Args;
 use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::command::chat::{refuse_encoder, stop_tokens, template};
 use crate::command::generate::StorageArgs;
@@ -23,6 +24,35 @@ Examples:
   cairn serve --model DIR --port 8080 --max-num-seqs 16 --max-model-len 2048
   cairn serve --model DIR --host 0.0.0.0 --api-keys keys.txt
   curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"fn main() {\"}'";
+
+/// How lines of the log are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// What the log tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogLevel {
+    /// Nothing
+    Off,
+    /// What went wrong here
+    Error,
+    /// And what may
+    Warn,
+    /// And each request: its number, path, status, tokens and seconds, and never what was said
+    Info,
+}
+
+/// Names under which metrics are told beside the own ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MetricsCompat {
+    /// Those of vLLM
+    Vllm,
+}
 
 /// Tokens of a sequence, where nothing is asked for and the model has room.
 const MAX_MODEL_LEN: usize = 4096;
@@ -59,6 +89,15 @@ pub(crate) struct ServeArgs {
     max_num_waiting: usize,
     #[command(flatten)]
     limits: LimitArgs,
+    /// How lines of the log are written, on the standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// What the log tells
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: LogLevel,
+    /// Tell metrics under these names as well
+    #[arg(long, value_name = "NAMES")]
+    metrics_compat: Option<MetricsCompat>,
     /// File with the chat template, in Jinja [default: the model's own]
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -121,6 +160,7 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
         body_timeout: seconds(args.limits.body_timeout),
         write_timeout: seconds(args.limits.write_timeout),
         drain_timeout: seconds(args.limits.drain_timeout),
+        has_vllm_metrics: args.metrics_compat == Some(MetricsCompat::Vllm),
         seed: args.seed,
         now,
     };
@@ -133,9 +173,30 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
     let storage = args.storage.apply(&mut planned, (&model, context))?;
     let served = ServedModel::new(parts(args, &model, max_context, context)?);
     let engine = model.engine(planned, &storage, context.cpu()?)?;
+    start_log(args.log_format, args.log_level);
     let stop = StopFlag::listen()?;
     let listening = |address| context.terminal.step("Serving", format_args!("http://{address}"));
     Ok(serve(engine, served, &options, || stop.is_set(), listening)?)
+}
+
+/// Writes what is told from here on to the standard error. A line that cannot be written is lost: what is served
+/// does not hang on it.
+fn start_log(format: LogFormat, level: LogLevel) {
+    let level = match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
 }
 
 /// What turns the model's tokens into text.

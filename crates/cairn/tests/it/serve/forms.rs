@@ -148,9 +148,8 @@ fn responses_are_chats_in_another_form() {
     let deltas = events.iter().filter_map(|event| event["delta"].as_str());
     assert_eq!(deltas.collect::<String>(), text.as_str().unwrap());
     let end = &events.last().unwrap()["response"];
-    assert_eq!((&end["output"][0]["content"], &end["usage"]), {
-        (&whole["output"][0]["content"], &whole["usage"])
-    });
+    assert_eq!(end["output"][0]["content"], whole["output"][0]["content"]);
+    assert_eq!(end["usage"]["output_tokens"], whole["usage"]["output_tokens"]);
 }
 
 #[test]
@@ -166,7 +165,10 @@ fn messages_are_chats_in_another_form() {
     assert_eq!(whole["usage"]["output_tokens"], chatted["usage"]["completion_tokens"]);
     let (_, count) =
         server.post("/v1/messages/count_tokens", &json!({ "messages": hi }).to_string());
-    assert_eq!(count["input_tokens"], whole["usage"]["input_tokens"]);
+    // What was in the cache is counted apart.
+    let counted = |name: &str| whole["usage"][name].as_u64().unwrap();
+    let input = counted("input_tokens") + counted("cache_read_input_tokens");
+    assert_eq!(count["input_tokens"].as_u64(), Some(input));
 
     body["stream"] = true.into();
     let events = named(server.stream("/v1/messages", &body));
@@ -202,4 +204,66 @@ fn messages_are_chats_in_another_form() {
         assert_eq!((found, &answer["type"]), (status, &json!("error")), "{answer}");
         assert_eq!(answer["error"]["type"], kind, "{answer}");
     }
+}
+
+#[test]
+fn prompts_are_repeated_with_their_log_probabilities() {
+    let server = Server::start(&[]);
+    let (_, ids) = server.post("/tokenize", r#"{"prompt": "one stone upon another"}"#);
+    let ids = ids["tokens"].as_array().unwrap().clone();
+    let ask = |more: &Value| {
+        let mut body = json!({
+            "prompt": ids, "echo": true, "temperature": 0, "return_tokens_as_token_ids": true,
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, answer) = server.post("/v1/completions", &body.to_string());
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    // As lm-evaluation-harness asks: one entry more than the prompt has tokens, the first of them null.
+    let answer = ask(&json!({ "max_tokens": 1, "logprobs": 1, "seed": 1234 }));
+    let found = &answer["choices"][0]["logprobs"];
+    let logprobs = found["token_logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len(), ids.len() + 1, "{answer}");
+    assert!(logprobs[0].is_null() && found["top_logprobs"][0].is_null());
+    // Each is what a greedy choice after what is in front of it says.
+    for position in 1..ids.len() {
+        let alone = json!({
+            "prompt": ids[..position], "max_tokens": 1, "temperature": 0, "logprobs": 128,
+            "return_tokens_as_token_ids": true,
+        });
+        let (_, alone) = server.post("/v1/completions", &alone.to_string());
+        let top = &alone["choices"][0]["logprobs"]["top_logprobs"][0];
+        if let Some(expected) = top.get(format!("token_id:{}", ids[position])) {
+            assert_eq!(expected, &logprobs[position], "{position}");
+        }
+        let likeliest = top.as_object().unwrap().values().map(|value| value.as_f64().unwrap());
+        let likeliest = likeliest.fold(f64::NEG_INFINITY, f64::max);
+        let tops = found["top_logprobs"][position].as_object().unwrap().values();
+        let greatest = tops.map(|value| value.as_f64().unwrap()).fold(f64::NEG_INFINITY, f64::max);
+        assert!((likeliest - greatest).abs() < f64::EPSILON, "{position}");
+    }
+    // The same after the prompt is known, in pieces, and with nothing to add.
+    assert_eq!(ask(&json!({ "max_tokens": 1, "logprobs": 1 }))["choices"], answer["choices"]);
+    let alone = ask(&json!({ "max_tokens": 0, "logprobs": 1 }));
+    let alone = &alone["choices"][0]["logprobs"]["token_logprobs"];
+    assert_eq!(alone.as_array().unwrap(), &logprobs[..ids.len()]);
+    let text = ask(&json!({ "max_tokens": 4 }))["choices"][0]["text"].clone();
+    let (_, prompt) = server.post("/detokenize", &json!({ "tokens": ids }).to_string());
+    assert!(text.as_str().unwrap().starts_with(prompt["prompt"].as_str().unwrap()), "{text}");
+}
+
+#[test]
+fn a_prompt_that_is_known_is_not_read_again() {
+    let server = Server::start(&[]);
+    let long = "one stone upon another ".repeat(12);
+    let first = server.post("/v1/completions", &greedy(&long, 6).to_string()).1;
+    let again = server.post("/v1/completions", &greedy(&long, 6).to_string()).1;
+    assert_eq!(first["choices"], again["choices"]);
+    let cached = |answer: &Value| {
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached(&first), 0);
+    assert!(16 <= cached(&again), "{again}");
+    assert!(cached(&again) < again["usage"]["prompt_tokens"].as_u64().unwrap());
 }
