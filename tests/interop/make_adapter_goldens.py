@@ -19,6 +19,14 @@ CASES = {
                                  rank_pattern={"v_proj": 2}, alpha_pattern={"o_proj": 3})),
     "lora_gpt2": ("gpt2", dict(r=3, lora_alpha=5, use_rslora=True, fan_in_fan_out=True,
                                target_modules=["c_attn", "mlp.c_proj"], layers_to_transform=[0, 2])),
+    # Experts as PEFT has them with transformers 5: stacked, gate and up in one, both parameters or one alone.
+    "lora_mixtral_stacked": ("mixtral", dict(r=2, lora_alpha=6, target_modules="all-linear")),
+    "lora_qwen3_moe_stacked": ("qwen3_moe", dict(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj"],
+                                                 target_parameters=["experts.gate_up_proj", "mlp.gate.weight"])),
+    "lora_deepseek_v3_stacked": ("deepseek_v3", dict(r=2, lora_alpha=3, target_modules=[],
+                                                     target_parameters=["gate_up_proj", "mlp.experts.down_proj"],
+                                                     rank_pattern={r".*\.1\.mlp\.experts\.gate_up_proj": 5},
+                                                     alpha_pattern={"down_proj": 4})),
 }
 
 root = os.path.join(os.path.dirname(__file__), "..", "goldens")

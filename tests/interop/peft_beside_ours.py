@@ -6,7 +6,8 @@
 Needs torch, transformers, peft and safetensors. For each golden model below it writes an adapter of random numbers as
 PEFT saves it, one tensor for each module of the model's files. `cairn logits` with the adapter beside the model, and of
 the model that `cairn adapter merge` writes, is compared with PEFT, which loads the adapter beside transformers' model,
-and with transformers after the products have been added to the file's own tensors here. FOLDER holds what is made.
+and with transformers after the products have been added to the file's own tensors here; and so is what transformers
+computes of the merged folder as it is. FOLDER holds what is made.
 Fails if logits are off by more than 1e-4 · max(1, max|logit|), or if an adapter changes nothing.
 """
 
@@ -43,7 +44,22 @@ CASES = [
     ("qwen3", ATTENTION + ["lm_head"]),
     ("gpt_neox", ["query_key_value", "dense", "lm_head"]),
     ("modernbert", ["Wqkv", "Wo", "Wi", "head.dense"]),
+    # Heads that are the embedding, one for each place that families keep them in.
+    ("gpt2", ["c_attn", "c_fc", "mlp.c_proj", "lm_head"]),
+    ("gemma2", ATTENTION + EXPERTS + ["lm_head"]),
+    ("gemma3_text", ATTENTION + ["lm_head"]),
+    ("bert", ["query", "output.dense", "transform.dense", "cls.predictions.decoder"]),
+    ("modernbert", ["Wqkv", "decoder"]),
 ]
+# Tables, and the heads that they are in models without one of their own.
+TABLES = {
+    "model.embed_tokens.weight": "lm_head.weight",
+    "transformer.wte.weight": "lm_head.weight",
+    "bert.embeddings.word_embeddings.weight": "cls.predictions.decoder.weight",
+    "model.embeddings.tok_embeddings.weight": "decoder.weight",
+}
+# GPT-2's matrices are stored `[inputs, outputs]`.
+TRANSPOSED = ("c_attn.weight", "c_fc.weight", "c_proj.weight")
 
 
 def is_target(module: str, names: list[str]) -> bool:
@@ -53,8 +69,12 @@ def is_target(module: str, names: list[str]) -> bool:
 def weights_of(base: pathlib.Path) -> dict[str, torch.Tensor]:
     """The file's tensors, and the head where it is the embedding."""
     weights = load_file(base / "model.safetensors")
-    if json.loads((base / "config.json").read_text())["tie_word_embeddings"] and "model.embed_tokens.weight" in weights:
-        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"].clone())
+    if json.loads((base / "config.json").read_text())["tie_word_embeddings"]:
+        for table, head in TABLES.items():
+            if table in weights:
+                weights.setdefault(head, weights[table].clone())
+    if "cls.predictions.bias" in weights:
+        weights.setdefault("cls.predictions.decoder.bias", weights["cls.predictions.bias"].clone())
     return weights
 
 
@@ -67,10 +87,12 @@ def make_adapter(base: pathlib.Path, names: list[str], folder: pathlib.Path, nam
         module = key.removesuffix(".weight").replace("embed_out", "lm_head")
         if weight.dim() != 2 or not key.endswith(".weight") or not is_target(module, names):
             continue
-        a, b = 0.1 * torch.randn(RANK, weight.shape[1]), 0.1 * torch.randn(weight.shape[0], RANK)
+        outputs, inputs = reversed(weight.shape) if key.endswith(TRANSPOSED) else weight.shape
+        a, b = 0.1 * torch.randn(RANK, inputs), 0.1 * torch.randn(outputs, RANK)
         tensors[f"base_model.model.{module}.lora_A.weight"] = a
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
-        added[key] = ALPHA / RANK * (b.double() @ a.double())
+        product = ALPHA / RANK * (b.double() @ a.double())
+        added[key] = product.T if key.endswith(TRANSPOSED) else product
     modules = [key.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for key in tensors]
     for end in names:
         assert any(is_target(module, [end]) for module in modules), f"{base.name} has no {end}"
@@ -99,7 +121,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cairn, root = sys.argv[1], pathlib.Path(sys.argv[2])
     for name, names in CASES:
-        base, folder = GOLDENS / name, root / name
+        heads = sorted(set(TABLES.values()))
+        base, folder = GOLDENS / name, root / f"{name}-{len(names)}"
         shutil.rmtree(folder, ignore_errors=True)
         added = make_adapter(base, names, folder / "adapter")
         golden = load_file(base / "golden.safetensors")
@@ -110,7 +133,8 @@ def main() -> None:
         summed = {key: (value.double() + added.get(key, 0)).float() for key, value in weights_of(base).items()}
         (folder / "summed").mkdir()
         config = json.loads((base / "config.json").read_text())
-        config["tie_word_embeddings"] = config["tie_word_embeddings"] and "lm_head" not in names
+        changed = [head for head in heads if is_target(head.removesuffix(".weight"), names) and head in added]
+        config["tie_word_embeddings"] = config["tie_word_embeddings"] and not changed
         (folder / "summed" / "config.json").write_text(json.dumps(config))
         save_file(summed, folder / "summed" / "model.safetensors", metadata={"format": "pt"})
         references["sums"] = logits_of(load(folder / "summed"), ids)
@@ -119,7 +143,9 @@ def main() -> None:
         found = {
             "beside": ours(cairn, ["--model", base, "--adapter", folder / "adapter"], folder, ids),
             "merged": ours(cairn, ["--model", folder / "merged"], folder, ids),
+            "merged, in transformers": logits_of(load(folder / "merged"), ids),
         }
+        assert config["tie_word_embeddings"] == json.loads((folder / "merged" / "config.json").read_text())["tie_word_embeddings"]
         for which, reference in references.items():
             effect = (reference - golden["logits"]).abs().max().item()
             assert effect > 0.1, f"{name}: the adapter changes logits by {effect} in {which}"

@@ -5,9 +5,11 @@
 //! product, so that it is differentiated, planned and run like everything else. `A` belongs to a
 //! module of the family's files; where that module holds several projections (GPT-2's `c_attn`, the two
 //! parts of `kv_b_proj`), they share it and each has its rows of `B`. Experts' adapters are stacked as
-//! their matrices are; experts without one have zeros, which stay zeros in training.
+//! their matrices are; experts without one have zeros, which stay zeros in training. PEFT's files hold
+//! them in a pair of tensors for each module, as older models have them, or stacked (`stacked`).
 
 mod merge;
+mod stacked;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,6 +49,21 @@ pub enum AdapterError {
         /// The module.
         module: String,
     },
+    /// A parameter is stored `[inputs, outputs]`, so that PEFT would give it another kind of adapter than
+    /// its module.
+    #[error("{parameter} is stored transposed: its module can have an adapter, it cannot")]
+    Transposed {
+        /// The parameter.
+        parameter: String,
+    },
+    /// A module is adapted, and so is the parameter that holds it.
+    #[error("{module} is among target_modules, and {parameter} among target_parameters")]
+    Twice {
+        /// The module.
+        module: String,
+        /// The parameter.
+        parameter: String,
+    },
     /// Experts of one layer are adapted unlike each other.
     #[error("adapters of experts of one layer differ: {}, {}", told(.one), told(.other))]
     UnlikeExperts {
@@ -72,6 +89,8 @@ impl Hint for AdapterError {
                 let of = "rank_pattern and alpha_pattern";
                 vec![format!("let {of} say the same of all experts of a layer")]
             }
+            Self::Transposed { .. } => vec!["name it in target_modules".to_owned()],
+            Self::Twice { .. } => vec!["name it in one of the two".to_owned()],
             Self::Nothing { .. } | Self::Table { .. } => Vec::new(),
         }
     }
@@ -90,21 +109,12 @@ pub struct Adapted {
     pub scale: f32,
 }
 
-/// The adapter of one of the family's modules.
-#[derive(Clone, Debug, PartialEq)]
-struct Module {
-    /// What PEFT's files call the module.
-    name: String,
-    rank: usize,
-    scale: f32,
-}
-
 /// Every adapter of a model, with its place in PEFT's files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdapterMap {
     adapted: BTreeMap<String, Adapted>,
     /// Each of the family's modules that has an adapter.
-    modules: BTreeMap<String, Module>,
+    modules: BTreeSet<String>,
     tensors: Vec<TensorSlice>,
     dropout: f64,
 }
@@ -117,22 +127,35 @@ impl AdapterMap {
     /// [`AdapterError`] naming a target that is not there or cannot have one.
     pub fn new(spec: &ModelSpec, lora: &LoraSpec) -> Result<Self, AdapterError> {
         let map = modules_map(spec);
-        check_targets((spec.family, &map), &lora.target_modules)?;
+        check_targets((spec.family, &map), lora)?;
         let mut adapters = Self { dropout: lora.lora_dropout, ..Self::default() };
         for slice in &map.slices {
             let Some(module) = module(slice) else { continue };
-            if lora.target_modules == TargetModules::AllLinear && !is_linear(spec, slice.role) {
-                continue;
-            }
+            let is_all = lora.target_modules == TargetModules::AllLinear;
+            let may_have_one = !is_all || is_linear(spec, slice.role);
             let named = names(spec.family, module)
-                .find_map(|name| lora.rank(name, slice.block).map(|rank| (name, rank)));
-            let Some((name, rank)) = named else { continue };
-            if slice.role == Role::Table {
+                .into_iter()
+                .find_map(|name| lora.rank(&name, slice.block).map(|rank| (name, rank)))
+                .filter(|_| may_have_one);
+            let parameter = stacked::parameter(spec.family, slice, module);
+            let stacked = lora.parameter_rank(&parameter);
+            if slice.role == Role::Table && (named.is_some() || stacked.is_some()) {
                 return Err(AdapterError::Table { module: module.to_owned() });
             }
-            #[expect(clippy::cast_possible_truncation, reason = "applied to f32 values")]
-            let scale = lora.scale(name, rank) as f32;
-            adapters.add(slice, module, Module { name: name.to_owned(), rank, scale })?;
+            match (named, stacked) {
+                (None, None) => {}
+                (Some(_), Some(_)) => {
+                    return Err(AdapterError::Twice { module: module.to_owned(), parameter });
+                }
+                (None, Some(rank)) => {
+                    adapters.add_parameter((spec, lora), slice, module, rank)?;
+                }
+                (Some((name, rank)), None) => {
+                    #[expect(clippy::cast_possible_truncation, reason = "applied to f32 values")]
+                    let scale = lora.scale(&name, rank) as f32;
+                    adapters.add(slice, module, (name, rank, scale))?;
+                }
+            }
         }
         if adapters.is_empty() {
             let layers = lora.layers_to_transform.clone();
@@ -143,11 +166,16 @@ impl AdapterMap {
         Ok(adapters)
     }
 
-    fn add(&mut self, slice: &TensorSlice, module: &str, of: Module) -> Result<(), AdapterError> {
-        let Module { name, rank, scale } = of.clone();
+    /// Adds the adapter of a module: what PEFT calls it, its rank and its factor.
+    fn add(
+        &mut self,
+        slice: &TensorSlice,
+        module: &str,
+        (name, rank, scale): (String, usize, f32),
+    ) -> Result<(), AdapterError> {
         let weight = slice.weight.strip_suffix(".weight").expect("a projection's weight");
         let b = format!("{weight}{B_SUFFIX}");
-        let is_first = self.modules.insert(module.to_owned(), of).is_none();
+        let is_first = self.modules.insert(module.to_owned());
         // A module's projections share its A; experts are modules whose matrices lie in one weight.
         let (a, part) = match slice.role {
             Role::Experts => (format!("{weight}{A_SUFFIX}"), slice.first_row / slice.rows.max(1)),
@@ -214,6 +242,12 @@ impl AdapterMap {
         names.filter_map(|name| name.strip_suffix(A_SUFFIX)).collect()
     }
 
+    /// Whether transformers 5 holds a matrix that has an adapter as a parameter beside modules, experts and
+    /// routers: there PEFT refuses dropout.
+    pub fn has_parameters(&self) -> bool {
+        self.tensors.iter().any(|slice| matches!(slice.role, Role::Experts | Role::Router))
+    }
+
     /// Whether there is no adapter.
     pub fn is_empty(&self) -> bool {
         self.adapted.is_empty()
@@ -276,27 +310,45 @@ fn module(slice: &TensorSlice) -> Option<&str> {
 
 /// What PEFT may call a module: by the files' names, or by those of transformers 5 where these are
 /// others.
-fn names(family: Family, module: &str) -> impl Iterator<Item = &str> {
-    let newer = (family == Family::GptNeox && module == "embed_out").then_some("lm_head");
-    std::iter::once(module).chain(newer)
+fn names(family: Family, module: &str) -> Vec<String> {
+    let newer = match family {
+        Family::GptNeox if module == "embed_out" => Some("lm_head".to_owned()),
+        Family::Mixtral => {
+            let layer = module.strip_suffix(".block_sparse_moe.gate");
+            layer.map(|layer| format!("{layer}.mlp.gate"))
+        }
+        _ => None,
+    };
+    std::iter::once(module.to_owned()).chain(newer).collect()
 }
 
-fn check_targets(
-    (family, map): (Family, &TensorMap),
-    targets: &TargetModules,
-) -> Result<(), AdapterError> {
-    let TargetModules::Named(targets) = targets else { return Ok(()) };
-    let modules: BTreeSet<&str> =
-        map.slices.iter().filter_map(module).flat_map(|module| names(family, module)).collect();
+/// Refuses what names nothing.
+fn check_targets((family, map): (Family, &TensorMap), lora: &LoraSpec) -> Result<(), AdapterError> {
+    let with_modules = |slice| module(slice).map(|module| (slice, module));
+    if let TargetModules::Named(targets) = &lora.target_modules {
+        let modules = map.slices.iter().filter_map(module).flat_map(|name| names(family, name));
+        check_named(targets, modules.collect())?;
+    }
+    let parameters = map.slices.iter().filter_map(with_modules);
+    let parameters = parameters.map(|(slice, module)| stacked::parameter(family, slice, module));
+    check_named(&lora.target_parameters, parameters.collect())
+}
+
+fn check_named(targets: &[String], names: BTreeSet<String>) -> Result<(), AdapterError> {
     let is_there = |target: &str| {
-        modules.iter().any(|module| *module == target || module.ends_with(&format!(".{target}")))
+        names.iter().any(|name| name == target || name.ends_with(&format!(".{target}")))
     };
     match targets.iter().find(|target| !is_there(target)) {
         None => Ok(()),
         Some(target) => {
-            let last = |module: &&str| module.rsplit('.').next().unwrap_or(module).to_owned();
-            let names: BTreeSet<String> = modules.iter().map(last).collect();
-            let modules = names.into_iter().collect();
+            // What tells them apart: of a parameter its module too.
+            let parts = |name: &String| if name.ends_with(".weight") { 2 } else { 1 };
+            let last = |name: &String| {
+                let from = name.rmatch_indices('.').nth(parts(name) - 1);
+                name[from.map_or(0, |(at, _)| at + 1)..].to_owned()
+            };
+            let modules: BTreeSet<String> = names.iter().map(last).collect();
+            let modules = modules.into_iter().collect();
             Err(AdapterError::NoSuchModule { target: target.clone(), modules })
         }
     }

@@ -27,9 +27,10 @@ use crate::adapter::{AdapterMap, is_adapter_weight, kept_base};
 use crate::names::{Placement, TensorMap, TensorSlice};
 
 use fill::Coverage;
+pub(crate) use fill::read_weight;
 
 pub use reader::WeightReader;
-pub use stored::{StoredError, StoredWeights, stored_weights};
+pub use stored::{StoredError, StoredWeights, Widening, stored_weights};
 
 /// A set of named tensors: a file, several shards, or memory.
 pub trait TensorSource: Sync {
@@ -528,6 +529,16 @@ pub fn tensor_f32<'a>(
             for (row, inputs) in values.chunks_exact(columns).enumerate() {
                 for (input, &value) in inputs.iter().enumerate() {
                     out[input * width + start + row] = value;
+                }
+            }
+            continue;
+        }
+        if let Placement::ColumnsByTurns { start, parts } = slice.placement {
+            let (width, rows) = (slice.width(), slice.rows / parts);
+            for (row, inputs) in values.chunks_exact(columns).enumerate() {
+                let first = (start + row % rows) * width + row / rows;
+                for (input, &value) in inputs.iter().enumerate() {
+                    out[first + input * parts] = value;
                 }
             }
             continue;

@@ -107,6 +107,14 @@ pub enum Placement {
         /// The element that holds the first output's first input.
         start: usize,
     },
+    /// All of `parts` equal parts of the weight, in a matrix that has their columns by turns: column `j`
+    /// of part `p` is column `j · parts + p`, and each part's rows are those from `start` on.
+    ColumnsByTurns {
+        /// First row.
+        start: usize,
+        /// How many take turns.
+        parts: usize,
+    },
 }
 
 /// Rows of one weight and their place in a family's files.
@@ -143,7 +151,12 @@ impl TensorSlice {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// For row `row` of the slice, which is not transposed: its row in the tensor, and how many
+    /// Whether each row of the slice is a row of the tensor.
+    pub(crate) fn keeps_rows(&self) -> bool {
+        matches!(self.placement, Placement::Whole | Placement::Rows { .. })
+    }
+
+    /// For row `row` of the slice, which keeps its rows: its row in the tensor, and how many
     /// rows of the slice follow one another from there on.
     pub(crate) fn run_at(&self, row: usize) -> (usize, usize) {
         match self.placement {
@@ -152,7 +165,9 @@ impl TensorSlice {
                 let (number, within) = (row / run, row % run);
                 (start + number * stride + within, (run - within).min(self.rows - row))
             }
-            Placement::TransposedColumns { .. } => unreachable!("rows are columns there"),
+            Placement::TransposedColumns { .. } | Placement::ColumnsByTurns { .. } => {
+                unreachable!("rows are no rows there")
+            }
         }
     }
 }
@@ -300,6 +315,15 @@ impl TensorMap {
             copies.push((head, tensor("model.embed_tokens", "weight")));
         }
         copies
+    }
+
+    /// Copies that a saved folder needs: the copy, and what it repeats. transformers ties the two names of
+    /// the bias of BERT's head only where the head is the embedding, and else begins the one that is not
+    /// there with zeros.
+    pub fn saved_copies(spec: &ModelSpec) -> Vec<(String, String)> {
+        let is_own_head = spec.head.is_some_and(|head| head.bias) && !spec.tie_word_embeddings;
+        let copies = Self::copies(spec).into_iter();
+        copies.filter(|(copy, _)| is_own_head && copy.ends_with(".bias")).collect()
     }
 
     /// Adds the weights of one block, or some outside the blocks.

@@ -27,7 +27,15 @@ pub fn out_tensors<'a>(
     spec: &ModelSpec,
     prefix: &'a str,
 ) -> Vec<OutTensor<'a>> {
-    out_tensors_of(session, &TensorMap::new(spec), prefix)
+    let map = TensorMap::new(spec);
+    let mut out = out_tensors_of(session, &map, prefix);
+    for (copy, original) in TensorMap::saved_copies(spec) {
+        let slices: Vec<TensorSlice> =
+            map.slices.iter().filter(|slice| slice.tensor == original).cloned().collect();
+        let shape = slices.first().expect("a copy repeats a tensor").shape.clone();
+        out.push(out_tensor(session, prefix, (&copy, &shape), slices));
+    }
+    out
 }
 
 /// The tensors of a map, an adapter's for instance, as [`out_tensors`] gives a model's.

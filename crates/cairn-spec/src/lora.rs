@@ -4,14 +4,20 @@
 //! A projection `W` of a base model becomes `W + s · B · A` with `A: [r, inputs]`,
 //! `B: [outputs, r]` and `s = lora_alpha / r` (`lora_alpha / √r` under `use_rslora`, Kalajdzievski
 //! 2023). Everything in the file that changes numbers is honored or refused by name.
+//! Which modules its names mean is decided as PEFT 0.21 decides it (`check_target_module_exists`,
+//! `get_pattern_key`, `_inject_parameters`).
 
-use std::collections::BTreeMap;
+mod pattern;
+
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value, json};
 
 use crate::Hint;
 use crate::unique_json;
+
+use pattern::PATTERNS_MAX;
+pub use pattern::{NamePattern, Patterns};
 
 /// Name of the file that describes an adapter.
 pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
@@ -33,24 +39,58 @@ pub struct LoraSpec {
     pub use_rslora: bool,
     /// Which modules of the family have one.
     pub target_modules: TargetModules,
-    /// Blocks that have adapters; all of them if absent or empty.
+    /// Parameters that have one, by the names of transformers 5, or what these end in after a dot:
+    /// stacked experts, which are no modules there, and routers.
+    pub target_parameters: Vec<String>,
+    /// Modules that have none though they are among `target_modules`.
+    pub exclude_modules: Option<ModuleNames>,
+    /// Blocks whose modules have adapters; all of them if absent or empty.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// Ranks of modules whose name ends in the key.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// `lora_alpha` of modules whose name ends in the key.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// What stands before the number of a block; anything if empty.
+    pub layers_pattern: Vec<NamePattern>,
+    /// Ranks of modules and parameters whose name, or what follows one of its dots, the key matches.
+    pub rank_pattern: Patterns<usize>,
+    /// `lora_alpha` of modules and parameters, likewise.
+    pub alpha_pattern: Patterns<f64>,
     /// The model the adapter was made for, as its author named it.
     pub base_model_name_or_path: Option<String>,
 }
 
 /// Which modules have an adapter.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TargetModules {
     /// Every projection but the head over the vocabulary, as PEFT has it: in models with experts the
     /// experts, their routers and the attention.
     AllLinear,
     /// Modules whose name is, or ends with a dot and, one of these.
     Named(Vec<String>),
+    /// Modules whose whole name matches.
+    Matching(NamePattern),
+}
+
+/// Some modules.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModuleNames {
+    /// Modules whose name is, or ends with a dot and, one of these.
+    Listed(Vec<String>),
+    /// Modules whose whole name matches.
+    Matching(NamePattern),
+}
+
+impl ModuleNames {
+    fn has(&self, module: &str) -> bool {
+        match self {
+            Self::Listed(names) => names.iter().any(|name| ends_in(module, name)),
+            Self::Matching(pattern) => pattern.matches(module),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Listed(names) => json!(names),
+            Self::Matching(pattern) => json!(pattern.text()),
+        }
+    }
 }
 
 /// An `adapter_config.json` that cannot be honored.
@@ -81,13 +121,31 @@ pub enum LoraError {
         /// Its value.
         value: String,
     },
+    /// A pattern of names cannot be used.
+    #[error("'{field}' has the pattern {pattern}, which cannot be used: {reason}")]
+    Pattern {
+        /// The field.
+        field: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Dropout beside parameters, where PEFT knows none.
+    #[error("'lora_dropout' = {dropout} cannot be had beside 'target_parameters'")]
+    DropoutBesideParameters {
+        /// The probability, as it is written.
+        dropout: String,
+    },
 }
 
 impl Hint for LoraError {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Unsupported { field, .. } if field == "target_modules" => {
-                vec!["list the modules by name, or say \"all-linear\"".to_owned()]
+            Self::Pattern { .. } => vec!["list the modules by name".to_owned()],
+            Self::DropoutBesideParameters { .. } => {
+                let hint = "PEFT knows none there; name the experts' modules to train with dropout";
+                vec![hint.to_owned()]
             }
             Self::Unsupported { .. } => {
                 vec!["plain LoRA and rsLoRA adapters in PEFT's layout can be used".to_owned()]
@@ -98,7 +156,7 @@ impl Hint for LoraError {
 }
 
 /// Fields that change no number of a plain `LoRA`, whatever they hold.
-const HARMLESS: [&str; 20] = [
+const HARMLESS: [&str; 19] = [
     "arrow_config",
     "auto_mapping",
     "base_model_name_or_path",
@@ -114,7 +172,6 @@ const HARMLESS: [&str; 20] = [
     "megatron_config",
     "megatron_core",
     "monteclora_config",
-    "layers_pattern",
     "peft_version",
     "qalora_group_size",
     "revision",
@@ -133,9 +190,12 @@ impl LoraSpec {
             lora_dropout: 0.0,
             use_rslora: false,
             target_modules,
+            target_parameters: Vec::new(),
+            exclude_modules: None,
             layers_to_transform: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            layers_pattern: Vec::new(),
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
             base_model_name_or_path: None,
         }
     }
@@ -159,7 +219,10 @@ impl LoraSpec {
         let target_modules = match &self.target_modules {
             TargetModules::AllLinear => json!(ALL_LINEAR),
             TargetModules::Named(names) => json!(names),
+            TargetModules::Matching(pattern) => json!(pattern.text()),
         };
+        let target_parameters = Some(&self.target_parameters).filter(|names| !names.is_empty());
+        let layers_pattern: Vec<&str> = self.layers_pattern.iter().map(NamePattern::text).collect();
         json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -169,7 +232,10 @@ impl LoraSpec {
             "lora_dropout": self.lora_dropout,
             "use_rslora": self.use_rslora,
             "target_modules": target_modules,
+            "target_parameters": target_parameters,
+            "exclude_modules": self.exclude_modules.as_ref().map(ModuleNames::to_json),
             "layers_to_transform": self.layers_to_transform,
+            "layers_pattern": Some(layers_pattern).filter(|patterns| !patterns.is_empty()),
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern,
             "bias": "none",
@@ -184,30 +250,46 @@ impl LoraSpec {
     /// blocks have adapters, modules outside of them have one only if a target is their full name, as
     /// PEFT has it.
     pub fn rank(&self, module: &str, layer: Option<usize>) -> Option<usize> {
-        let layers = self.layers_to_transform.as_ref().filter(|layers| !layers.is_empty());
-        let is_in = |layer| layers.is_none_or(|layers| layers.contains(&layer));
-        let may_have_one = layers.is_none() || layer.is_some_and(is_in);
+        if self.exclude_modules.as_ref().is_some_and(|names| names.has(module)) {
+            return None;
+        }
         let is_target = match &self.target_modules {
-            TargetModules::AllLinear => may_have_one,
+            TargetModules::AllLinear => self.transforms(module, layer),
+            TargetModules::Matching(pattern) => pattern.matches(module),
             TargetModules::Named(names) => {
-                let is_named = |name: &String| may_have_one && ends_in(module, name);
-                names.iter().any(|name| name == module || is_named(name))
+                names.iter().any(|name| name == module)
+                    || names.iter().any(|name| ends_in(module, name))
+                        && self.transforms(module, layer)
             }
         };
-        is_target.then(|| pattern(&self.rank_pattern, module).unwrap_or(self.r))
+        is_target.then(|| self.rank_pattern.get(module).unwrap_or(self.r))
     }
 
-    /// The factor `s` of a module's adapter.
-    pub fn scale(&self, module: &str, rank: usize) -> f64 {
-        let alpha = pattern(&self.alpha_pattern, module).unwrap_or(self.lora_alpha);
+    /// Whether the block of a module is one of those that have adapters.
+    fn transforms(&self, module: &str, layer: Option<usize>) -> bool {
+        let layers = self.layers_to_transform.as_ref().filter(|layers| !layers.is_empty());
+        let Some(layers) = layers else { return true };
+        let layer = match &self.layers_pattern[..] {
+            [] => layer,
+            patterns => patterns.iter().find_map(|pattern| pattern.number(module)).flatten(),
+        };
+        layer.is_some_and(|layer| layers.contains(&layer))
+    }
+
+    /// The rank of the adapter of a parameter, or `None` where it has none; `parameter` is its full name
+    /// in transformers 5. Neither blocks nor exclusions count for these, as PEFT has it.
+    pub fn parameter_rank(&self, parameter: &str) -> Option<usize> {
+        let is_target = self.target_parameters.iter().any(|name| ends_in(parameter, name));
+        is_target.then(|| self.rank_pattern.get(parameter).unwrap_or(self.r))
+    }
+
+    /// The factor `s` of the adapter of a module or a parameter.
+    pub fn scale(&self, name: &str, rank: usize) -> f64 {
+        let alpha = self.alpha_pattern.get(name).unwrap_or(self.lora_alpha);
         #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
         let rank = rank as f64;
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
-}
-
-fn pattern<T: Copy>(patterns: &BTreeMap<String, T>, module: &str) -> Option<T> {
-    patterns.iter().find(|(key, _)| ends_in(module, key)).map(|(_, &value)| value)
 }
 
 /// Whether a module's name is `name` or ends in `.name`.
@@ -227,21 +309,21 @@ impl Reader<'_> {
         })?;
         let positive = |value: &Value| value.as_f64().filter(|alpha| *alpha > 0.0);
         let lora_alpha = self.field("lora_alpha", "a positive number", positive)?;
-        let mut spec = LoraSpec::new(r, self.target_modules()?);
+        let target_parameters =
+            self.or("target_parameters", Vec::new(), "a list of names of parameters", texts)?;
+        let mut spec = LoraSpec::new(r, self.target_modules(!target_parameters.is_empty())?);
         spec.lora_alpha = lora_alpha;
+        spec.target_parameters = target_parameters;
         spec.lora_dropout = self.or("lora_dropout", 0.0, "a probability below 1", |value| {
             value.as_f64().filter(|p| (0.0..1.0).contains(p))
         })?;
+        if spec.lora_dropout > 0.0 && !spec.target_parameters.is_empty() {
+            let dropout = spec.lora_dropout.to_string();
+            return Err(LoraError::DropoutBesideParameters { dropout });
+        }
         spec.use_rslora = self.or("use_rslora", false, "true or false", Value::as_bool)?;
-        spec.layers_to_transform =
-            self.or("layers_to_transform", None, "a block or a list of blocks", |value| {
-                let one = |value: &Value| usize::try_from(value.as_u64()?).ok();
-                let list = match value {
-                    Value::Array(list) => list.iter().map(one).collect::<Option<Vec<_>>>()?,
-                    value => vec![one(value)?],
-                };
-                Some(Some(list))
-            })?;
+        spec.exclude_modules = self.exclude_modules()?;
+        self.read_layers(&mut spec)?;
         spec.rank_pattern = self.patterns("rank_pattern", |value| {
             usize::try_from(value.as_u64()?).ok().filter(|r| RANKS.contains(r))
         })?;
@@ -249,6 +331,41 @@ impl Reader<'_> {
         let base = self.fields.get("base_model_name_or_path").and_then(Value::as_str);
         spec.base_model_name_or_path = base.map(str::to_owned);
         Ok(spec)
+    }
+
+    /// Which blocks have adapters.
+    fn read_layers(&self, spec: &mut LoraSpec) -> Result<(), LoraError> {
+        let (field, expected) = ("layers_to_transform", "a block or a list of blocks");
+        spec.layers_to_transform = self.or(field, None, expected, |value| {
+            let one = |value: &Value| usize::try_from(value.as_u64()?).ok();
+            let list = match value {
+                Value::Array(list) => list.iter().map(one).collect::<Option<Vec<_>>>()?,
+                value => vec![one(value)?],
+            };
+            Some(Some(list))
+        })?;
+        let (field, expected) = ("layers_pattern", "a pattern or a list of patterns");
+        let patterns: Vec<String> = self.or(field, Vec::new(), expected, |value| match value {
+            Value::String(pattern) => Some(vec![pattern.clone()]),
+            value => texts(value),
+        })?;
+        for text in patterns.iter().filter(|text| !text.is_empty()).take(PATTERNS_MAX) {
+            let pattern = compiled(field, text, NamePattern::before_number)?;
+            spec.layers_pattern.push(pattern);
+        }
+        // What PEFT refuses.
+        let wrong = |field, expected| {
+            let actual = self.fields[field].to_string();
+            Err(LoraError::Field { field, expected, actual })
+        };
+        let has_pattern = !spec.layers_pattern.is_empty();
+        let expected = "absent where 'target_modules' is a pattern";
+        match (&spec.target_modules, &spec.layers_to_transform) {
+            (TargetModules::Matching(_), Some(_)) => wrong("layers_to_transform", expected),
+            (TargetModules::Matching(_), None) if has_pattern => wrong(field, expected),
+            (_, None) if has_pattern => wrong(field, "absent without 'layers_to_transform'"),
+            _ => Ok(()),
+        }
     }
 
     /// Everything that makes another model than plain `LoRA`.
@@ -259,7 +376,10 @@ impl Reader<'_> {
             "lora_dropout",
             "use_rslora",
             "target_modules",
+            "target_parameters",
+            "exclude_modules",
             "layers_to_transform",
+            "layers_pattern",
             "rank_pattern",
             "alpha_pattern",
         ];
@@ -278,40 +398,55 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn target_modules(&self) -> Result<TargetModules, LoraError> {
-        let expected = "a list of module names";
-        match self.fields.get("target_modules") {
-            Some(Value::String(word)) if word == ALL_LINEAR => Ok(TargetModules::AllLinear),
-            Some(value @ Value::String(_)) => Err(LoraError::Unsupported {
-                field: "target_modules".to_owned(),
-                value: value.to_string(),
-            }),
-            _ => self.field("target_modules", expected, |value| {
-                let names = value.as_array()?.iter();
-                let names: Option<Vec<String>> =
-                    names.map(|name| name.as_str().map(str::to_owned)).collect();
-                names.filter(|names| !names.is_empty()).map(TargetModules::Named)
+    fn target_modules(&self, may_be_empty: bool) -> Result<TargetModules, LoraError> {
+        let field = "target_modules";
+        match self.fields.get(field) {
+            Some(Value::String(word)) if word.eq_ignore_ascii_case(ALL_LINEAR) => {
+                Ok(TargetModules::AllLinear)
+            }
+            Some(Value::String(text)) => {
+                compiled(field, text, NamePattern::whole).map(TargetModules::Matching)
+            }
+            None | Some(Value::Null) if may_be_empty => Ok(TargetModules::Named(Vec::new())),
+            _ => self.field(field, "a list of module names", |value| {
+                let names = texts(value).filter(|names| may_be_empty || !names.is_empty());
+                names.map(TargetModules::Named)
             }),
         }
     }
 
-    /// Patterns whose keys are plain ends of names; PEFT allows regular expressions there.
-    fn patterns<T>(
+    fn exclude_modules(&self) -> Result<Option<ModuleNames>, LoraError> {
+        let field = "exclude_modules";
+        if let Some(Value::String(text)) = self.fields.get(field).filter(|value| *value != "") {
+            let pattern = compiled(field, text, NamePattern::whole)?;
+            return Ok(Some(ModuleNames::Matching(pattern)));
+        }
+        self.or(field, None, "a pattern or a list of module names", |value| match value {
+            Value::String(_) => Some(None),
+            value => texts(value)
+                .map(|names| Some(ModuleNames::Listed(names)).filter(|_| !is_nothing(value))),
+        })
+    }
+
+    fn patterns<T: Copy>(
         &self,
         field: &'static str,
         read: impl Fn(&Value) -> Option<T>,
-    ) -> Result<BTreeMap<String, T>, LoraError> {
-        let patterns = self.or(field, BTreeMap::new(), "an object of numbers", |value| {
-            let entries = value.as_object()?.iter();
-            entries.map(|(key, value)| Some((key.clone(), read(value)?))).collect()
-        })?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        match patterns.keys().find(|key| !key.chars().all(plain)) {
-            None => Ok(patterns),
-            Some(key) => {
-                Err(LoraError::Unsupported { field: field.to_owned(), value: key.clone() })
-            }
+    ) -> Result<Patterns<T>, LoraError> {
+        let entries: Vec<(String, T)> =
+            self.or(field, Vec::new(), "an object of numbers", |value| {
+                let entries = value.as_object()?.iter();
+                entries.map(|(key, value)| Some((key.clone(), read(value)?))).collect()
+            })?;
+        let mut patterns = Patterns::default();
+        for (pattern, value) in entries {
+            patterns.push(&pattern, value).map_err(|reason| LoraError::Pattern {
+                field,
+                pattern,
+                reason,
+            })?;
         }
+        Ok(patterns)
     }
 
     /// A field that may be absent or null.
@@ -340,6 +475,20 @@ impl Reader<'_> {
     }
 }
 
+/// A list of texts.
+fn texts(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect()
+}
+
+fn compiled(
+    field: &'static str,
+    text: &str,
+    compile: impl Fn(&str) -> Result<NamePattern, String>,
+) -> Result<NamePattern, LoraError> {
+    let pattern = || text.to_owned();
+    compile(text).map_err(|reason| LoraError::Pattern { field, pattern: pattern(), reason })
+}
+
 /// Null, false, zero or empty.
 fn is_nothing(value: &Value) -> bool {
     match value {
@@ -353,96 +502,4 @@ fn is_nothing(value: &Value) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(change: impl FnOnce(&mut Map<String, Value>)) -> Result<LoraSpec, LoraError> {
-        let mut value =
-            LoraSpec::new(8, TargetModules::Named(vec!["q_proj".into()])).to_peft_json();
-        change(value.as_object_mut().unwrap());
-        LoraSpec::from_peft_json(&value.to_string())
-    }
-
-    #[test]
-    fn what_is_written_is_read_back() {
-        let mut spec = LoraSpec::new(4, TargetModules::AllLinear);
-        spec.use_rslora = true;
-        spec.layers_to_transform = Some(vec![1, 3]);
-        spec.rank_pattern.insert("self_attn.q_proj".into(), 2);
-        spec.alpha_pattern.insert("v_proj".into(), 3.5);
-        spec.base_model_name_or_path = Some("base".into());
-        assert_eq!(LoraSpec::from_peft_json(&spec.to_peft_json().to_string()), Ok(spec));
-    }
-
-    #[test]
-    fn names_are_matched_whole() {
-        let spec = read(|_| {}).unwrap();
-        assert_eq!(spec.rank("model.layers.0.self_attn.q_proj", Some(0)), Some(8));
-        assert_eq!(spec.rank("q_proj", Some(0)), Some(8));
-        assert_eq!(spec.rank("model.layers.0.self_attn.eq_proj", Some(0)), None);
-        let spec = read(|fields| {
-            fields.insert("rank_pattern".into(), json!({ "0.self_attn.q_proj": 2 }));
-            fields.insert("alpha_pattern".into(), json!({ "q_proj": 6 }));
-        });
-        let spec = spec.unwrap();
-        assert_eq!(spec.rank("model.layers.0.self_attn.q_proj", Some(0)), Some(2));
-        assert_eq!(spec.rank("model.layers.1.self_attn.q_proj", Some(1)), Some(8));
-        assert!((spec.scale("model.layers.0.self_attn.q_proj", 2) - 3.0).abs() < 1e-12);
-    }
-
-    /// As `check_target_module_exists` of PEFT 0.21.
-    #[test]
-    fn full_names_count_in_every_block_and_no_blocks_are_all() {
-        let head = |layers: Value| {
-            let spec = read(|fields| {
-                fields.insert("target_modules".into(), json!(["lm_head", "a.0.k_proj", "q_proj"]));
-                fields.insert("layers_to_transform".into(), layers);
-            });
-            let spec = spec.unwrap();
-            [
-                ("lm_head", None),
-                ("x.lm_head", None),
-                ("a.0.k_proj", Some(0)),
-                ("a.0.q_proj", Some(0)),
-            ]
-            .map(|(module, layer)| spec.rank(module, layer).is_some())
-        };
-        assert_eq!(head(json!([1])), [true, false, true, false]);
-        assert_eq!(head(json!([0])), [true, false, true, true]);
-        assert_eq!(head(json!([])), [true; 4]);
-        assert_eq!(head(Value::Null), [true; 4]);
-    }
-
-    #[test]
-    fn what_makes_another_model_is_refused_by_name() {
-        for (field, value) in [
-            ("use_dora", json!(true)),
-            ("modules_to_save", json!(["lm_head"])),
-            ("bias", json!("all")),
-            ("peft_type", json!("IA3")),
-            ("target_modules", json!(".*q_proj")),
-            ("something_new", json!(7)),
-            ("rank_pattern", json!({ "layers\\.[0-3]": 2 })),
-        ] {
-            let error = read(|fields| {
-                fields.insert(field.into(), value);
-            });
-            assert!(
-                matches!(error, Err(LoraError::Unsupported { field: ref found, .. }) if found == field)
-            );
-        }
-        for (field, value) in [
-            ("r", json!(0)),
-            ("r", json!(1e9)),
-            ("lora_alpha", json!(-1)),
-            ("lora_dropout", json!(1)),
-            ("target_modules", json!([])),
-            ("layers_to_transform", json!("all")),
-        ] {
-            let error = read(|fields| {
-                fields.insert(field.into(), value);
-            });
-            assert!(matches!(error, Err(LoraError::Field { field: found, .. }) if found == field));
-        }
-    }
-}
+mod tests;

@@ -124,6 +124,11 @@ impl TrainedAdapter {
             // The modules themselves: PEFT's idea of all of them may be another.
             config["target_modules"] = self.map.modules().into();
         }
+        if self.map.has_parameters() {
+            // PEFT opens no adapter of experts or routers that had dropout. It changes nothing that has
+            // been trained; the run's recipe says what it was.
+            config["lora_dropout"] = 0.0.into();
+        }
         if spec.attention.mask != MaskKind::Causal {
             // PEFT has no name for masked-LM models, and wraps them as they are without one.
             config["task_type"] = Value::Null;

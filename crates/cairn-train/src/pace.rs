@@ -6,12 +6,13 @@
 
 use cairn_data::loader::{LoaderBatch, Sequence};
 use cairn_kernels::{Cpu, CpuError};
+use cairn_model::{AdapterMap, TensorMap};
 use cairn_program::{Recompute, RunError, Workload};
-use cairn_spec::ModelSpec;
 use cairn_spec::lora::TargetModules;
 use cairn_spec::model::moe::DenseLayers;
 use cairn_spec::model::{Mlp, WindowedLayers};
 use cairn_spec::recipe::TrainRecipe;
+use cairn_spec::{LoraSpec, ModelSpec};
 
 use crate::batch::MicroBatch;
 use crate::host::Host;
@@ -82,6 +83,46 @@ fn within_block(name: &str) -> String {
     }
 }
 
+/// Adapters in a block, whichever blocks have them, of a model of which `probed` are some: its modules by
+/// their names within the block.
+fn in_every_block(spec: &ModelSpec, probed: &ModelSpec, lora: LoraSpec) -> LoraSpec {
+    let inside = |mut names: Vec<String>| {
+        names.iter_mut().for_each(|name| *name = within_block(name));
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let names = match &lora.target_modules {
+        TargetModules::AllLinear => None,
+        TargetModules::Named(names) if lora.exclude_modules.is_none() => Some(names.clone()),
+        TargetModules::Named(_) | TargetModules::Matching(_) => {
+            let modules = LoraSpec { target_parameters: Vec::new(), ..lora.clone() };
+            // Where nothing but parameters has adapters there are no modules.
+            let adapted = AdapterMap::new(spec, &modules).unwrap_or_default();
+            Some(adapted.modules().into_iter().map(str::to_owned).collect())
+        }
+    };
+    let map = TensorMap::new(probed);
+    let is_there = |name: &String| {
+        let name = format!("{name}.weight");
+        map.slices.iter().any(|slice| slice.tensor.ends_with(&name))
+    };
+    let names = names.map(inside).map(|names| names.into_iter().filter(is_there));
+    let names: Option<Vec<String>> = names.map(Iterator::collect);
+    // Modules that only other blocks have are taken for as many as there are.
+    let has_some = |names: &Vec<String>| !names.is_empty() || !lora.target_parameters.is_empty();
+    let target_modules =
+        names.filter(has_some).map_or(TargetModules::AllLinear, TargetModules::Named);
+    LoraSpec {
+        target_modules,
+        target_parameters: inside(lora.target_parameters),
+        exclude_modules: None,
+        layers_to_transform: None,
+        layers_pattern: Vec::new(),
+        ..lora
+    }
+}
+
 /// Runs `layers` blocks of the model with its embedding and head. Returns what forward and backward
 /// cost, and the seconds of the update per parameter.
 fn probe(
@@ -91,14 +132,8 @@ fn probe(
     host: &dyn Host,
 ) -> Result<(Cost, f64), PaceError> {
     let spec = last_blocks(&recipe.model, layers);
-    // A block with adapters, whichever blocks have them.
     let adapter = recipe.adapter.clone().map(|mut adapter| {
-        adapter.lora.layers_to_transform = None;
-        if let TargetModules::Named(names) = &mut adapter.lora.target_modules {
-            names.iter_mut().for_each(|name| *name = within_block(name));
-            names.sort_unstable();
-            names.dedup();
-        }
+        adapter.lora = in_every_block(&recipe.model, &spec, adapter.lora);
         adapter
     });
     let options = options_of((&spec, adapter.as_ref()), recipe, Recompute::None)?;
@@ -179,6 +214,47 @@ mod tests {
         assert_eq!(within_block("model.layers.5.self_attn.q_proj"), "self_attn.q_proj");
         assert_eq!(within_block("mlp.up_proj"), "mlp.up_proj");
         assert_eq!(within_block("lm_head"), "lm_head");
+    }
+
+    #[test]
+    fn adapters_of_some_blocks_are_probed_in_any() {
+        let golden = |name: &str| {
+            let goldens = format!("{}/../../tests/goldens", env!("CARGO_MANIFEST_DIR"));
+            let config = std::fs::read_to_string(format!("{goldens}/{name}/config.json")).unwrap();
+            ModelSpec::from_hf_json(&config).unwrap()
+        };
+        let lora = |json: &str| LoraSpec::from_peft_json(json).unwrap();
+        for (name, text, expected) in [
+            (
+                "llama",
+                r#""target_modules": "model\\.layers\\.0\\..*q_proj""#,
+                vec!["self_attn.q_proj"],
+            ),
+            (
+                "llama",
+                r#""target_modules": ["q_proj", "v_proj"], "layers_to_transform": [0],
+                   "exclude_modules": "lm_head|.*v_proj""#,
+                vec!["self_attn.q_proj"],
+            ),
+            (
+                "deepseek_v2",
+                r#""target_modules": ["model.layers.0.mlp.up_proj", "q_proj"]"#,
+                vec!["q_proj"],
+            ),
+        ] {
+            let spec = golden(name);
+            let probed = last_blocks(&spec, 1);
+            let text = format!(r#"{{"peft_type": "LORA", "r": 2, "lora_alpha": 2, {text}}}"#);
+            let found = in_every_block(&spec, &probed, lora(&text));
+            let expected = expected.into_iter().map(str::to_owned).collect();
+            assert_eq!(found.target_modules, TargetModules::Named(expected), "{text}");
+            assert!(AdapterMap::new(&probed, &found).is_ok(), "{text}");
+        }
+        let dense =
+            r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["mlp.up_proj"]}"#;
+        let spec = golden("deepseek_v2");
+        let found = in_every_block(&spec, &last_blocks(&spec, 1), lora(dense));
+        assert_eq!(found.target_modules, TargetModules::AllLinear);
     }
 
     #[test]

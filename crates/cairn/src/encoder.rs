@@ -6,15 +6,18 @@
 use std::ops::Range;
 
 use anyhow::Context as _;
+use cairn_data::tokenizer::{SpelledSpecials, Tokenizer};
 use cairn_kernels::SeqSlot;
 use cairn_model::{BuildOptions, Head, build_stored_program};
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
+use cairn_spec::model::MaskKind;
 
 use crate::context::Context;
 use crate::model_folder::ModelFolder;
 use crate::storage::Storage;
+use crate::terminal::Terminal;
 
 /// Tokens of a run, where no text is longer.
 const RUN_TOKENS: usize = 2048;
@@ -34,6 +37,24 @@ pub(crate) enum Wanted<'a> {
 pub(crate) struct Encoder {
     session: Session,
     output: String,
+}
+
+/// Says where a model's tokenizer has the tokens that encoders read around a text and puts none there:
+/// what the file says is done.
+pub(crate) fn warn_of_bare_texts(
+    model: &ModelFolder,
+    tokenizer: &Tokenizer,
+    terminal: Terminal,
+) -> anyhow::Result<()> {
+    let has_both = ["[CLS]", "[SEP]"].iter().all(|name| tokenizer.token_id(name).is_some());
+    let reads_around = model.spec.attention.mask == MaskKind::Bidirectional && has_both;
+    if reads_around && tokenizer.encode_for_model("", SpelledSpecials::Text)?.is_empty() {
+        terminal.warn(
+            "the tokenizer puts no [CLS] and [SEP] around texts, though it has them: its \
+             tokenizer.json has no post_processor that does (transformers 5 adds them for BERT)",
+        );
+    }
+    Ok(())
 }
 
 /// Texts that are run together: which ones.

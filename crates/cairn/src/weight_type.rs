@@ -128,9 +128,8 @@ fn as_stored(stored: &StoredWeights) -> Storage {
 /// Says that matrices are held in more bytes than they are stored in, where they are.
 fn warn_of_widening(stored: &StoredWeights, model: &ModelFolder, terminal: Terminal) {
     const NARROWER: &str = "--dtype bf16 takes half of that, q8 a quarter";
-    if !stored.encodings().contains(&None) {
-        return;
-    }
+    let widened = stored.widened();
+    let Some((first, why)) = widened.first() else { return };
     let mut names = Vec::new();
     if let ModelWeights::Gguf(file) = &model.weights {
         let is_decoded = |name: &&str| model.weights.encoding(name).is_none();
@@ -139,6 +138,11 @@ fn warn_of_widening(stored: &StoredWeights, model: &ModelFolder, terminal: Termi
         names.sort_unstable();
         names.dedup();
     }
-    let names = if names.is_empty() { "some".to_owned() } else { names.join(" and ") };
-    terminal.warn(format_args!("{names} weights are held as f32; {NARROWER}"));
+    let kinds = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+    let more = match widened.len() {
+        1 => "is".to_owned(),
+        count => format!("and {} more are", count - 1),
+    };
+    terminal
+        .warn(format_args!("{first} {more} held as f32{kinds}, because {first} {why}; {NARROWER}"));
 }

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use cairn_spec::ModelSpec;
 
-use super::{A_SUFFIX, AdapterMap, B_SUFFIX, Module, WRAPPER, module, modules_map};
-use crate::load::{LoadError, Naming, TensorSource, check_tensors};
+use super::{Adapted, AdapterMap, module, modules_map};
+use crate::load::{LoadError, Naming, TensorSource, check_tensors, read_weight};
 use crate::names::{Placement, Role, TensorMap, TensorSlice};
 
 /// Whether an adapter is added to a model or taken out of it.
@@ -30,13 +30,15 @@ pub struct MergedSource<'a> {
     deltas: BTreeMap<String, Delta>,
     /// The head that the base does not have, and the table it is made of.
     new_head: Option<(String, String)>,
+    /// What has to be repeated beside a new head, and what it repeats.
+    new_copies: Vec<(String, String)>,
 }
 
 /// What is added to one tensor.
 struct Delta {
     /// `[rank, inputs]`.
     a: Vec<f32>,
-    /// `[outputs, rank]`.
+    /// `[outputs, rank]`, of all projections of the tensor; zeros for those without an adapter.
     b: Vec<f32>,
     rank: usize,
     scale: f32,
@@ -64,13 +66,16 @@ impl<'a> MergedSource<'a> {
         if base.naming() != Naming::HuggingFace {
             return Err(LoadError::NoNames { family: spec.family, naming: "PEFT" });
         }
-        let shapes = tensors.tensors().into_iter().collect();
-        let parts = Parts { adapter, shapes, merge };
-        let mut merged = Self { base, spec: spec.clone(), deltas: BTreeMap::new(), new_head: None };
+        let parts = Parts { adapter, tensors, merge };
+        let (own, deltas) = (spec.clone(), BTreeMap::new());
+        let mut merged = Self { base, spec: own, deltas, new_head: None, new_copies: Vec::new() };
         let mut missing = Vec::new();
         for slice in &modules_map(spec).slices {
             let Some(module) = module(slice) else { continue };
-            let Some(of) = adapters.modules.get(module) else { continue };
+            let Some(of) = adapters.get(&slice.weight) else { continue };
+            if !adapters.modules.contains(module) {
+                continue;
+            }
             if slice.role == Role::Head && spec.tie_word_embeddings {
                 merged.new_head = merged.table_of(slice).filter(|_| merge == Merge::Merge);
             }
@@ -92,9 +97,14 @@ impl<'a> MergedSource<'a> {
                 missing.push(format!("{} {why}", slice.tensor));
             }
             for spelling in found {
-                if let Entry::Vacant(place) = merged.deltas.entry(spelling) {
-                    place.insert(parts.delta(slice, of)?);
-                }
+                let delta = match merged.deltas.entry(spelling) {
+                    Entry::Occupied(place) => place.into_mut(),
+                    Entry::Vacant(place) => place.insert(parts.delta(slice, of)?),
+                };
+                delta.place(
+                    slice,
+                    &parts.rows(&of.b, slice.first_row..slice.first_row + slice.rows)?,
+                );
             }
         }
         if !missing.is_empty() {
@@ -102,6 +112,7 @@ impl<'a> MergedSource<'a> {
         }
         if merged.new_head.is_some() {
             merged.spec = spec.untied();
+            merged.new_copies = TensorMap::saved_copies(&merged.spec);
         }
         Ok(merged)
     }
@@ -122,6 +133,11 @@ impl<'a> MergedSource<'a> {
         self.new_head.as_ref().map(|(head, table)| (head.as_str(), table.as_str()))
     }
 
+    /// Tensors that a folder with the new head must repeat by another name, and what they repeat.
+    pub fn new_copies(&self) -> &[(String, String)] {
+        &self.new_copies
+    }
+
     fn is_tied(&self) -> bool {
         self.spec.tie_word_embeddings && self.new_head.is_none()
     }
@@ -139,30 +155,31 @@ impl<'a> MergedSource<'a> {
 /// An adapter's tensors, to be read.
 struct Parts<'a> {
     adapter: &'a dyn TensorSource,
-    shapes: BTreeMap<&'a str, &'a [usize]>,
+    tensors: TensorMap,
     merge: Merge,
 }
 
 impl Parts<'_> {
-    /// What is added to the tensor of a module.
-    fn delta(&self, slice: &TensorSlice, of: &Module) -> Result<Delta, LoadError> {
-        let Module { name, rank, scale } = of;
+    /// What is added to the tensor of a module, its `B` still to be placed.
+    fn delta(&self, slice: &TensorSlice, of: &Adapted) -> Result<Delta, LoadError> {
+        // Experts' matrices lie in one weight, and so do their adapters.
+        let part =
+            if slice.role == Role::Experts { slice.first_row / slice.rows.max(1) } else { 0 };
+        let transposed = matches!(slice.placement, Placement::TransposedColumns { .. });
+        let outputs = slice.shape[usize::from(transposed)];
         Ok(Delta {
-            a: self.read(&format!("{WRAPPER}{name}{A_SUFFIX}"))?,
-            b: self.read(&format!("{WRAPPER}{name}{B_SUFFIX}"))?,
-            rank: *rank,
-            scale: if self.merge == Merge::Merge { *scale } else { -scale },
+            a: self.rows(&of.a, part * of.rank..(part + 1) * of.rank)?,
+            b: vec![0.0; outputs * of.rank],
+            rank: of.rank,
+            scale: if self.merge == Merge::Merge { of.scale } else { -of.scale },
             columns: slice.shape[1],
-            transposed: matches!(slice.placement, Placement::TransposedColumns { .. }),
+            transposed,
         })
     }
 
-    fn read(&self, name: &str) -> Result<Vec<f32>, LoadError> {
-        let mut values = vec![0.0; self.shapes[name].iter().product()];
-        let all = 0..values.len();
-        let unreadable = |problem| LoadError::Unreadable { name: name.to_owned(), problem };
-        self.adapter.read_f32(name, all, &mut values).map_err(unreadable)?;
-        Ok(values)
+    /// Rows of one of the adapter's weights.
+    fn rows(&self, weight: &str, rows: Range<usize>) -> Result<Vec<f32>, LoadError> {
+        read_weight(self.tensors.slices_of(weight), rows, self.adapter)
     }
 }
 
@@ -205,6 +222,17 @@ impl TensorSource for MergedSource<'_> {
 }
 
 impl Delta {
+    /// Puts a projection's rows of `B` where its outputs are in the tensor.
+    fn place(&mut self, slice: &TensorSlice, rows: &[f32]) {
+        for (index, row) in rows.chunks_exact(self.rank).enumerate() {
+            let output = match slice.placement {
+                Placement::TransposedColumns { start } => start + index,
+                _ => slice.run_at(index).0,
+            };
+            self.b[output * self.rank..(output + 1) * self.rank].copy_from_slice(row);
+        }
+    }
+
     fn at(&self, index: usize) -> f32 {
         let (row, column) = (index / self.columns, index % self.columns);
         let (output, input) = if self.transposed { (column, row) } else { (row, column) };

@@ -99,7 +99,7 @@ fn experts_are_stacked_and_what_no_file_has_is_left_open() {
     assert_eq!(rows(&adapted.b), [(0, f), (2 * f, f)]);
     assert!(!adapters.shares_weights());
     let mut unlike = lora(&["w1", "w2"]);
-    unlike.rank_pattern.insert("experts.1.w2".to_owned(), 2);
+    unlike.rank_pattern.push("experts.1.w2", 2).unwrap();
     let error = AdapterMap::new(&spec, &unlike).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -205,4 +205,60 @@ fn the_heads_own_weight_beside_its_adapter_is_left_aside() {
         let error = checked(name, &[v, d]).unwrap_err();
         assert!(error.contains("has no place in the model"), "{error}");
     }
+}
+
+#[test]
+fn parameters_are_stacks_or_modules_by_their_newer_names() {
+    let mixtral = spec("mixtral");
+    let stacked = |parameters: &[&str], modules: &[&str]| {
+        let parameters = parameters.iter().map(|&name| name.to_owned()).collect();
+        let lora = LoraSpec { target_parameters: parameters, ..lora(modules) };
+        AdapterMap::new(&mixtral, &lora)
+    };
+    let tensors = |adapters: &AdapterMap| -> Vec<(String, Vec<usize>)> {
+        let map = adapters.tensor_map();
+        let of_layer = map.tensors().into_iter().filter_map(|(name, shape)| {
+            let name = name.strip_prefix("base_model.model.model.layers.1.mlp.")?;
+            Some((name.to_owned(), shape.to_vec()))
+        });
+        of_layer.collect()
+    };
+    let named = |list: &[(&str, [usize; 2])]| -> Vec<(String, Vec<usize>)> {
+        list.iter().map(|(name, shape)| (format!("{name}.weight"), shape.to_vec())).collect()
+    };
+    // Names and shapes as PEFT 0.21 saves them.
+    let both = stacked(&["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "gate.weight"], &[]);
+    let both = both.unwrap();
+    assert_eq!(
+        tensors(&both),
+        named(&[
+            ("gate.lora_A", [4, 64]),
+            ("gate.lora_B", [4, 4]),
+            ("experts.base_layer.lora_A", [16, 64]),
+            ("experts.base_layer.lora_B", [320, 16]),
+            ("experts.lora_A", [16, 160]),
+            ("experts.lora_B", [64, 16]),
+        ])
+    );
+    assert!(both.has_parameters() && both.shares_weights());
+    let one = stacked(&["experts.gate_up_proj"], &["q_proj"]).unwrap();
+    assert_eq!(
+        tensors(&one),
+        named(&[("experts.lora_A", [16, 64]), ("experts.lora_B", [320, 16])])
+    );
+    let adapted = ["gate", "up"]
+        .map(|part| one.get(&format!("model.layers.1.mlp.experts.{part}_proj.weight")).unwrap());
+    assert!(adapted[0].a == adapted[1].a && adapted[0].b != adapted[1].b);
+    let error = stacked(&["experts.gate_up_proj"], &["w3"]).unwrap_err();
+    assert!(matches!(error, AdapterError::Twice { .. }), "{error}");
+    let error = stacked(&["experts.w1"], &[]).unwrap_err();
+    assert!(
+        error.hints()[0].starts_with("there are down_proj.weight")
+            || error.hints()[0].contains("gate_up_proj"),
+        "{:?}",
+        error.hints()
+    );
+    let transposed = LoraSpec { target_parameters: vec!["c_proj.weight".into()], ..lora(&[]) };
+    let error = AdapterMap::new(&spec("gpt2"), &transposed).unwrap_err();
+    assert!(matches!(error, AdapterError::Transposed { .. }), "{error}");
 }

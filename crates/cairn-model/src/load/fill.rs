@@ -241,13 +241,14 @@ impl Filling<'_> {
         let is_kept = |slice: &TensorSlice| self.source.encoding(&slice.tensor) == Some(held);
         match encoding {
             Encoding::F32 if layout == Layout::RowMajor => {
-                self.gather(first, BytesMut::new(bytes).f32s(), &|tensor, range, out| {
+                let out = BytesMut::new(bytes).f32s();
+                gather(self.slices, first, out, &|tensor, range, out| {
                     self.source.read_f32(tensor, range, out)
                 })?;
             }
             Encoding::Bf16 | Encoding::Bf16z | Encoding::F16 if self.slices.iter().all(is_kept) => {
                 let mut bits = vec![0_u16; elements];
-                self.gather(first, &mut bits, &|tensor, range, out| {
+                gather(self.slices, first, &mut bits, &|tensor, range, out| {
                     self.source.read_bits(tensor, range, out)
                 })?;
                 store_bits(form, shape, &bits, bytes).map_err(unencodable)?;
@@ -273,42 +274,15 @@ impl Filling<'_> {
     }
 
     fn decoded(&self, first: usize, count: usize) -> Result<Vec<f32>, LoadError> {
-        let mut values = vec![0.0; count * self.columns()];
-        self.gather(first, &mut values, &|tensor, range, out| {
-            self.source.read_f32(tensor, range, out)
-        })?;
-        Ok(values)
-    }
-
-    /// Reads the rows from `first` on that fill `out`, from the tensors that hold them.
-    fn gather<T: Copy + Default>(
-        &self,
-        first: usize,
-        out: &mut [T],
-        read: &Read<'_, T>,
-    ) -> Result<(), LoadError> {
-        let columns = self.columns();
-        let end = first + out.len() / columns.max(1);
-        for slice in self.slices {
-            let from = first.max(slice.first_row);
-            let to = end.min(slice.first_row + slice.rows);
-            if from < to {
-                let out = &mut out[(from - first) * columns..(to - first) * columns];
-                read_rows(slice, from - slice.first_row, out, read).map_err(|problem| {
-                    LoadError::Unreadable { name: slice.tensor.clone(), problem }
-                })?;
-            }
-        }
-        Ok(())
+        read_weight(self.slices, first..first + count, self.source)
     }
 
     /// Keeps a weight as the source has it, if all of it lies there in blocks of its encoding, `q8` or
     /// `q4`; otherwise changes nothing and returns `false`.
     fn keep_codes(&self, stored: &mut [u8]) -> Result<bool, LoadError> {
         let (rows, columns) = (self.rows, self.columns());
-        let is_plain =
-            |slice: &TensorSlice| !matches!(slice.placement, Placement::TransposedColumns { .. });
-        if !columns.is_multiple_of(Q8_BLOCK) || !self.slices.iter().all(is_plain) {
+        let keeps_rows = self.slices.iter().all(TensorSlice::keeps_rows);
+        if !columns.is_multiple_of(Q8_BLOCK) || !keeps_rows {
             return Ok(false);
         }
         let blocks = columns / Q8_BLOCK;
@@ -336,6 +310,41 @@ impl Filling<'_> {
     }
 }
 
+/// Rows of a weight out of the tensors that hold them; those that none holds are zeros.
+pub(crate) fn read_weight(
+    slices: &[TensorSlice],
+    rows: Range<usize>,
+    source: &dyn TensorSource,
+) -> Result<Vec<f32>, LoadError> {
+    let columns = slices.first().map_or(0, |slice| slice.columns);
+    let mut values = vec![0.0; rows.len() * columns];
+    gather(slices, rows.start, &mut values, &|tensor, range, out| {
+        source.read_f32(tensor, range, out)
+    })?;
+    Ok(values)
+}
+
+/// Reads the rows from `first` on that fill `out`, from the tensors that hold them.
+fn gather<T: Copy + Default>(
+    slices: &[TensorSlice],
+    first: usize,
+    out: &mut [T],
+    read: &Read<'_, T>,
+) -> Result<(), LoadError> {
+    let columns = slices.first().map_or(1, |slice| slice.columns);
+    let end = first + out.len() / columns.max(1);
+    for slice in slices {
+        let from = first.max(slice.first_row);
+        let to = end.min(slice.first_row + slice.rows);
+        if from < to {
+            let out = &mut out[(from - first) * columns..(to - first) * columns];
+            read_rows(slice, from - slice.first_row, out, read)
+                .map_err(|problem| LoadError::Unreadable { name: slice.tensor.clone(), problem })?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads elements of a tensor.
 type Read<'a, T> = dyn Fn(&str, Range<usize>, &mut [T]) -> Result<(), String> + 'a;
 
@@ -361,6 +370,9 @@ fn read_rows<T: Copy + Default>(
         }
         return Ok(());
     }
+    if let Placement::ColumnsByTurns { start, parts } = slice.placement {
+        return read_turns(slice, (start, parts), first, out, read);
+    }
     let mut done = 0;
     while done < count {
         let (row, run) = slice.run_at(first + done);
@@ -368,6 +380,35 @@ fn read_rows<T: Copy + Default>(
         let out = &mut out[done * columns..(done + run) * columns];
         read(&slice.tensor, row * columns..(row + run) * columns, out)?;
         done += run;
+    }
+    Ok(())
+}
+
+/// As [`read_rows`], where the parts' columns go by turns: each row of the tensor is read once for all
+/// parts that are wanted.
+fn read_turns<T: Copy + Default>(
+    slice: &TensorSlice,
+    (start, parts): (usize, usize),
+    first: usize,
+    out: &mut [T],
+    read: &Read<'_, T>,
+) -> Result<(), String> {
+    let (columns, width, rows) = (slice.columns, slice.width(), slice.rows / parts);
+    let wanted = first..first + out.len() / columns;
+    let mut whole = vec![T::default(); width];
+    for row in 0..rows {
+        let mut turns = (wanted.start / rows..wanted.end.div_ceil(rows))
+            .filter(|part| wanted.contains(&(part * rows + row)))
+            .peekable();
+        if turns.peek().is_none() {
+            continue;
+        }
+        read(&slice.tensor, (start + row) * width..(start + row + 1) * width, &mut whole)?;
+        for part in turns {
+            let values = whole[part..].iter().step_by(parts);
+            let out = &mut out[(part * rows + row - first) * columns..][..columns];
+            out.iter_mut().zip(values).for_each(|(out, &value)| *out = value);
+        }
     }
     Ok(())
 }

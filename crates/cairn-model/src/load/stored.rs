@@ -1,6 +1,7 @@
 //! The encodings that keep a model as its files hold it, matrix by matrix.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use cairn_kernels::encoding::Q8_BLOCK;
 use cairn_kernels::{Encoding, Layout};
@@ -9,7 +10,7 @@ use cairn_spec::ModelSpec;
 
 use super::{LoadError, TensorSource};
 use crate::build::{BuildError, BuildOptions, Head, build_program};
-use crate::names::{Placement, TensorSlice};
+use crate::names::TensorSlice;
 
 /// Rows of a panel: what is stored in panels only needs as many in each of its parts.
 const PANEL_ROWS: usize = 16;
@@ -38,28 +39,59 @@ pub struct StoredWeights {
 struct StoredMatrix {
     weight: String,
     elements: usize,
-    /// `None` where values are stored as Cairn decodes them only.
-    encoding: Option<Encoding>,
+    encoding: Result<Encoding, Widening>,
+}
+
+/// Why no encoding keeps a matrix as it is stored, so that it is held in `f32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Widening {
+    /// It is stored in a way that Cairn decodes only.
+    Decoded,
+    /// It lies in tensors that are stored unlike each other.
+    Unlike,
+    /// Its rows do not fill the groups or panels of what it is stored in.
+    Unfilled(Encoding),
+}
+
+impl fmt::Display for Widening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Decoded => f.write_str("is stored in a way that is decoded only"),
+            Self::Unlike => f.write_str("lies in tensors of different types"),
+            Self::Unfilled(encoding) => {
+                write!(f, "does not fill the groups and panels of {encoding}")
+            }
+        }
+    }
 }
 
 impl StoredWeights {
-    /// The encodings there are, each once, in the order of the program; `None` for matrices that Cairn
-    /// decodes only.
+    /// The encodings there are, each once, in the order of the program; `None` for matrices that are
+    /// [`widened`](Self::widened).
     pub fn encodings(&self) -> Vec<Option<Encoding>> {
         let mut found = Vec::new();
         for matrix in &self.matrices {
-            if !found.contains(&matrix.encoding) {
-                found.push(matrix.encoding);
+            let encoding = matrix.encoding.ok();
+            if !found.contains(&encoding) {
+                found.push(encoding);
             }
         }
         found
+    }
+
+    /// The matrices that no encoding keeps as they are stored, and why, in the order of the program.
+    pub fn widened(&self) -> Vec<(&str, Widening)> {
+        let found = self.matrices.iter();
+        found.filter_map(|matrix| Some((matrix.weight.as_str(), matrix.encoding.err()?))).collect()
     }
 
     /// The encoding of most elements, `f32` only where there is no narrower one.
     pub fn most(&self) -> Encoding {
         let mut elements: Vec<(Encoding, usize)> = Vec::new();
         for matrix in &self.matrices {
-            let Some(encoding) = matrix.encoding.filter(|kept| *kept != Encoding::F32) else {
+            let kept = matrix.encoding.ok();
+            let Some(encoding) = kept.filter(|kept| *kept != Encoding::F32) else {
                 continue;
             };
             match elements.iter_mut().find(|(known, _)| *known == encoding) {
@@ -112,24 +144,29 @@ pub fn stored_weights(
         matrices.push(StoredMatrix {
             weight: value.name.clone(),
             elements: value.shape.row_elements(),
-            encoding: stored.filter(|encoding| can_have(value, slices, *encoding)),
+            encoding: stored.and_then(|encoding| match can_have(value, slices, encoding) {
+                true => Ok(encoding),
+                false => Err(Widening::Unfilled(encoding)),
+            }),
         });
     }
     Ok(StoredWeights { matrices })
 }
 
-/// The encoding of all tensors that hold a weight; the outer `None` if there is none of them.
+/// The encoding of all tensors that hold a weight; `None` if there is none of them.
 fn encoding_of(
     spec: &ModelSpec,
     slices: &[TensorSlice],
     source: &dyn TensorSource,
-) -> Option<Option<Encoding>> {
+) -> Option<Result<Encoding, Widening>> {
     let found = slices.iter().filter_map(|slice| {
         let spellings = source.naming().spellings(spec.family, &slice.tensor);
         let tensor = spellings.into_iter().find(|name| source.shape(name).is_some())?;
-        Some(source.encoding(&tensor))
+        Some(source.encoding(&tensor).ok_or(Widening::Decoded))
     });
-    found.reduce(|all, other| if all == other { all } else { None })
+    found.reduce(
+        |all, other| if all == other { all } else { all.and(other).and(Err(Widening::Unlike)) },
+    )
 }
 
 /// Whether the weight can be held in that encoding without a change of any value.
@@ -143,8 +180,7 @@ fn can_have(value: &Value, slices: &[TensorSlice], encoding: Encoding) -> bool {
     let rows = value.shape.row_elements() / columns / parts.unwrap_or(1).max(1);
     let is_in_panels = parts.is_none() || rows.is_multiple_of(PANEL_ROWS);
     // Codes are taken over in whole groups, and a transposed matrix has them the other way round.
-    let is_plain =
-        |slice: &TensorSlice| !matches!(slice.placement, Placement::TransposedColumns { .. });
-    let keeps_groups = columns.is_multiple_of(Q8_BLOCK) && slices.iter().all(is_plain);
+    let keeps_groups =
+        columns.is_multiple_of(Q8_BLOCK) && slices.iter().all(TensorSlice::keeps_rows);
     is_in_panels && keeps_groups
 }

@@ -11,18 +11,23 @@ use cairn_model::{
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
 };
-use cairn_spec::model::Family;
+use cairn_spec::lora::{ModuleNames, NamePattern, Patterns};
+use cairn_spec::model::{Family, Mlp};
 use cairn_spec::{LoraSpec, ModelSpec, TargetModules};
 
 use crate::goldens::{Tensors, assert_close, folder, folders, positions, slots, spec, tokens};
 
 /// What PEFT made or loaded: experts, routers, `kv_b_proj` and heads among the projections, one of them tied.
-const CASES: [(&str, &str); 5] = [
+/// Experts lie in tensors of their own, or stacked, as PEFT has them with transformers 5.
+const CASES: [(&str, &str); 8] = [
     ("lora_llama", "llama"),
     ("lora_gpt2", "gpt2"),
     ("lora_mixtral", "mixtral"),
     ("lora_deepseek_v2", "deepseek_v2"),
     ("lora_qwen3", "qwen3"),
+    ("lora_mixtral_stacked", "mixtral"),
+    ("lora_qwen3_moe_stacked", "qwen3_moe"),
+    ("lora_deepseek_v3_stacked", "deepseek_v3"),
 ];
 
 struct Case {
@@ -124,6 +129,15 @@ pub(crate) fn everywhere(spec: &ModelSpec) -> LoraSpec {
     LoraSpec::new(4, TargetModules::Named(modules.into_iter().collect()))
 }
 
+/// An adapter of stacked experts and their routers, gate and up of a rank of their own.
+pub(crate) fn stacked() -> LoraSpec {
+    let mut lora = LoraSpec::new(4, TargetModules::Named(Vec::new()));
+    lora.target_parameters =
+        ["experts.gate_up_proj", "down_proj", "gate.weight"].map(str::to_owned).to_vec();
+    lora.rank_pattern.push(r".*\.gate_up_proj", 6).unwrap();
+    lora
+}
+
 /// Numbers up to `largest` in every tensor of an adapter.
 pub(crate) fn made_up(adapters: &AdapterMap, largest: f32) -> Tensors {
     let mut state = 1_u32;
@@ -214,7 +228,11 @@ fn check_unmerged(name: &str, case: &Case, merged: &MergedSource<'_>) {
         }
         changed += usize::from(between != before);
     }
-    assert_eq!(changed, case.adapters.modules().len(), "{name}");
+    let map = TensorMap::new(&case.spec.untied());
+    let is_adapted = |slice: &&TensorSlice| case.adapters.get(&slice.weight).is_some();
+    let adapted: BTreeSet<&str> =
+        map.slices.iter().filter(is_adapted).map(|slice| slice.tensor.as_str()).collect();
+    assert_eq!(changed, adapted.len(), "{name}");
 }
 
 /// A program without a head, or of the first blocks alone, needs only what it reads of an adapter.
@@ -280,4 +298,122 @@ fn experts_that_no_target_names_compute_as_before() {
         assert_eq!(found, expected, "{name}");
         assert!(worst(&found, &some.alone(&some.spec, &some.base)) > 1e-3, "{name}");
     }
+}
+
+/// Experts one by one and stacked are the same adapter where these share what stacks share.
+#[test]
+fn stacks_compute_what_the_experts_in_them_do() {
+    for name in ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"] {
+        let spec = spec(name);
+        let mut lora = stacked();
+        lora.rank_pattern = Patterns::default();
+        let adapters = AdapterMap::new(&spec, &lora).unwrap();
+        let stacks = made_up(&adapters, 0.05);
+        let Mlp::Moe(moe) = &spec.mlp else { panic!("{name}") };
+        let (rank, count) = (4, moe.num_experts);
+        // Each module's pair, taken out of the stacks as `get_delta_weight` of PEFT's `ParamWrapper` does.
+        let projections = match name {
+            "mixtral" => ["w1", "w3", "w2"],
+            _ => ["gate_proj", "up_proj", "down_proj"],
+        };
+        let names = projections.map(str::to_owned).into_iter().chain(["gate".to_owned()]);
+        let single = LoraSpec::new(rank, TargetModules::Named(names.collect()));
+        let single = LoraSpec { exclude_modules: Some(not_of_experts()), ..single };
+        let single = AdapterMap::new(&spec, &single).unwrap();
+        let map = single.tensor_map();
+        let pairs = map.tensors().into_iter().map(|(tensor, shape)| {
+            let values = pair_of(&stacks, tensor, (shape, count), &projections);
+            (tensor.to_owned(), (shape.to_vec(), values))
+        });
+        let case = |adapters: AdapterMap, tensors: Tensors| Case {
+            adapters,
+            adapter: Box::new(tensors),
+            ..Case::made_up(name)
+        };
+        let pairs = case(single, Tensors(pairs.collect()));
+        let stacks = case(adapters, stacks);
+        assert_eq!(stacks.beside(), pairs.beside(), "{name}");
+    }
+}
+
+/// What of a stacked adapter is a module's tensor of this name and shape.
+fn pair_of(
+    Tensors(stacks): &Tensors,
+    tensor: &str,
+    (shape, count): (&[usize], usize),
+    projections: &[&str; 3],
+) -> Vec<f32> {
+    let Some((before, after)) = tensor.split_once(".experts.") else {
+        return stacks[&tensor.replace("block_sparse_moe.gate", "mlp.gate")].1.clone();
+    };
+    let parts: Vec<&str> = after.split('.').collect();
+    let &[expert, projection, which, _] = &parts[..] else { panic!("{tensor}") };
+    let expert: usize = expert.parse().unwrap();
+    let place = projections.iter().position(|name| *name == projection).unwrap();
+    let before = before.replace("block_sparse_moe", "mlp");
+    let wrapper = if place == 2 { "" } else { ".base_layer" };
+    let (_, values) = &stacks[&format!("{before}.experts{wrapper}.{which}.weight")];
+    let (rows, columns) = (shape[0], shape[1]);
+    if which == "lora_A" {
+        return values[expert * rows * columns..][..rows * columns].to_vec();
+    }
+    let first = if place == 1 { rows } else { 0 };
+    let element = |i: usize| {
+        let (row, column) = (first + i / columns, i % columns);
+        values[row * columns * count + column * count + expert]
+    };
+    (0..rows * columns).map(element).collect()
+}
+
+/// Dense blocks and shared experts, whose projections are called as experts' are.
+fn not_of_experts() -> ModuleNames {
+    let pattern = r".*\.mlp\.(shared_experts\.)?(gate|up|down)_proj";
+    ModuleNames::Matching(NamePattern::whole(pattern).unwrap())
+}
+
+/// Tensors that are not those of the description are refused with their names.
+#[test]
+fn stacks_that_do_not_fit_are_refused_by_name() {
+    let spec = spec("mixtral");
+    let adapters = AdapterMap::new(&spec, &stacked()).unwrap();
+    let path = "base_model.model.model.layers.1.mlp.experts";
+    let program =
+        build_adapted_program(&spec, &BuildOptions::new(Head::Logits), &adapters).unwrap();
+    let program = SessionProgram { program, sizes: Sizes::dense(4, 1), kv: KvPlacement::Arena };
+    let plan = MemoryPlan::new(vec![program], None).unwrap();
+    let mut session = Session::new(plan, Cpu::detect(1)).unwrap();
+    let mut refused = |change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = made_up(&adapters, 0.05);
+        change(&mut tensors);
+        load_adapter(&mut session, &spec, &adapters, &tensors).unwrap_err().to_string()
+    };
+    let error = refused(&|tensors| {
+        // One expert fewer.
+        tensors.0.insert(format!("{path}.lora_A.weight"), (vec![12, 160], vec![0.0; 12 * 160]));
+    });
+    assert!(
+        error.contains(&format!("{path}.lora_A.weight is [12, 160], expected [16, 160]")),
+        "{error}"
+    );
+    let error = refused(&|tensors| {
+        tensors.0.remove(&format!("{path}.base_layer.lora_B.weight"));
+    });
+    assert!(
+        error.contains(&format!("{path}.base_layer.lora_B.weight [320, 24] is missing")),
+        "{error}"
+    );
+    // The pair of gate and up alone lies where that of down lies beside it.
+    let error = refused(&|tensors| {
+        for which in ["A", "B"] {
+            let inner =
+                tensors.0.remove(&format!("{path}.base_layer.lora_{which}.weight")).unwrap();
+            tensors.0.insert(format!("{path}.lora_{which}.weight"), inner);
+        }
+    });
+    assert!(error.contains("is missing") && error.contains("expected [16, 160]"), "{error}");
+    let error = refused(&|tensors| {
+        let name = "model.layers.1.block_sparse_moe.experts.0.w1.lora_A.weight";
+        tensors.0.insert(format!("base_model.model.{name}"), (vec![4, 64], vec![0.0; 256]));
+    });
+    assert!(error.contains("experts.0.w1.lora_A.weight has no place in the model"), "{error}");
 }

@@ -6,8 +6,8 @@ use cairn_artifacts::gguf::{Format, GgufFile, OutTensor};
 use cairn_artifacts::safetensors::WeightFolder;
 use cairn_kernels::{Cpu, Encoding, Isa, Layout, Weight};
 use cairn_model::{
-    BuildOptions, Head, TensorSource, build_program, build_stored_program, gguf, load_weights,
-    stored_weights,
+    BuildOptions, Head, TensorSource, Widening, build_program, build_stored_program, gguf,
+    load_weights, stored_weights,
 };
 use cairn_program::{
     Class, Feed, KvPlacement, MemoryPlan, Program, ProgramId, Run, Session, SessionProgram, Sizes,
@@ -305,6 +305,7 @@ fn a_file_of_several_types_is_kept_matrix_by_matrix() {
     let expected = expected.map(|(module, encoding)| (format!("{module}.weight"), encoding));
     assert_eq!(stored.others(), expected.into_iter().collect());
     assert_eq!(stored.encodings(), [Some(Encoding::Q8), Some(Encoding::Q4), None]);
+    assert_eq!(stored.widened(), [("lm_head.weight", Widening::Decoded)]);
     // No value changes: the bits are those of the whole file in f32.
     let plain = BuildOptions::new(Head::Logits);
     let exact = logits_of(session(&spec, &file, &plain));

@@ -191,6 +191,10 @@ fn unsupported_settings_are_refused_by_name() {
         ("llama", "num_local_experts", json!(8)),
         ("llama", "partial_rotary_factor", json!(0.5)),
         ("llama", "layer_types", json!(["full_attention", "sliding_attention"])),
+        // What OLMo 3 is described by, whose tensors are those of OLMo 2.
+        ("olmo2", "architectures", json!(["Olmo3ForCausalLM"])),
+        ("olmo2", "sliding_window", json!(4096)),
+        ("olmo2", "layer_types", json!(["sliding_attention", "full_attention"])),
         ("llama", "dtype", json!("float8_e4m3fn")),
         ("gpt2", "add_cross_attention", json!(true)),
         ("gpt2", "pruned_heads", json!({"0": [1]})),

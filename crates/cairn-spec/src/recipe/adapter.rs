@@ -1,11 +1,10 @@
 //! Low-rank adapters to train beside a frozen model: `[adapter]`, by PEFT's names.
 
 use super::{RecipeError, RecipeFile};
-use crate::lora::ALL_LINEAR;
+use crate::lora::{ALL_LINEAR, LoraError, ModuleNames, NamePattern, Patterns};
 use crate::{DType, LoraSpec, TargetModules};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 
 /// Keys that PEFT does not have.
 const OWN: [&str; 2] = ["base_encoding", "initial"];
@@ -26,22 +25,31 @@ pub struct AdapterSection {
     pub lora_dropout: Option<f64>,
     /// Scale by `lora_alpha / √r` (Kalajdzievski 2023); false if absent.
     pub use_rslora: Option<bool>,
-    /// Names of modules, or `"all-linear"`, which it is if absent: every projection but the head; in
-    /// models with experts these, their routers and the attention.
+    /// Names of modules, a pattern of them, or `"all-linear"`: every projection but the head; in models
+    /// with experts these, their routers and the attention. If absent, `"all-linear"`; none where there
+    /// are `target_parameters`.
     pub target_modules: Option<TargetModulesKey>,
+    /// Names of stacked parameters of transformers 5, such as `experts.gate_up_proj`; PEFT knows no dropout
+    /// beside them.
+    pub target_parameters: Option<Vec<String>>,
+    /// Names of modules, or a pattern of them, that have none.
+    pub exclude_modules: Option<TargetModulesKey>,
     /// Blocks that have adapters; all if absent.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// Ranks of modules whose name ends in the key.
-    pub rank_pattern: Option<BTreeMap<String, usize>>,
-    /// `lora_alpha` of modules whose name ends in the key.
-    pub alpha_pattern: Option<BTreeMap<String, f64>>,
+    /// What stands before the number of a block: a pattern, or several.
+    pub layers_pattern: Option<TargetModulesKey>,
+    /// Ranks of modules whose name ends in what the key matches; of several, the first in alphabetical
+    /// order counts.
+    pub rank_pattern: Option<Patterns<usize>>,
+    /// `lora_alpha` of modules whose name ends in what the key matches.
+    pub alpha_pattern: Option<Patterns<f64>>,
     /// Only `"none"`: biases of the model are frozen like its weights.
     pub bias: Option<String>,
     /// How the frozen matrices are held: `f32`, `bf16`, `q8` or `nf4`; `f32` if absent.
     pub base_encoding: Option<BaseEncoding>,
 }
 
-/// `"all-linear"`, or a list of names.
+/// `"all-linear"` or a pattern, or a list of names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TargetModulesKey {
@@ -91,6 +99,15 @@ impl RecipeFile {
     /// [`RecipeError::Adapter`] if it describes no adapter that can be trained here.
     pub fn with_adapter_config(&self, text: &str) -> Result<Self, RecipeError> {
         let lora = LoraSpec::from_peft_json(text).map_err(RecipeError::Adapter)?;
+        let sorted = [
+            ("rank_pattern", lora.rank_pattern.is_sorted()),
+            ("alpha_pattern", lora.alpha_pattern.is_sorted()),
+        ];
+        if let Some((field, _)) = sorted.into_iter().find(|(_, is_sorted)| !is_sorted) {
+            let expected = "in alphabetical order, as PEFT saves it and a recipe has it";
+            let actual = "in another".to_owned();
+            return Err(RecipeError::Adapter(LoraError::Field { field, expected, actual }));
+        }
         let given = self.adapter.clone();
         let own = section(&Adapter { lora, base_encoding: BaseEncoding::F32, initial: None });
         let adapter = AdapterSection {
@@ -100,6 +117,9 @@ impl RecipeFile {
             lora_dropout: given.lora_dropout.or(own.lora_dropout),
             use_rslora: given.use_rslora.or(own.use_rslora),
             target_modules: given.target_modules.or(own.target_modules),
+            target_parameters: given.target_parameters.or(own.target_parameters),
+            exclude_modules: given.exclude_modules.or(own.exclude_modules),
+            layers_pattern: given.layers_pattern.or(own.layers_pattern),
             layers_to_transform: given.layers_to_transform.or(own.layers_to_transform),
             rank_pattern: given.rank_pattern.or(own.rank_pattern),
             alpha_pattern: given.alpha_pattern.or(own.alpha_pattern),
@@ -134,12 +154,14 @@ pub(super) fn resolve(
         .into_iter()
         .filter(|(key, value)| !OWN.contains(&key.as_str()) && !value.is_null())
         .collect();
+    let parameters = section.target_parameters.as_ref().is_some_and(|names| !names.is_empty());
+    let target_modules = if parameters { Value::Array(Vec::new()) } else { ALL_LINEAR.into() };
     // PEFT's defaults; `all-linear` stands for its tables of modules by family.
     for (key, value) in [
         ("peft_type", Value::from("LORA")),
         ("r", 8.into()),
         ("lora_alpha", 8.into()),
-        ("target_modules", ALL_LINEAR.into()),
+        ("target_modules", target_modules),
         ("base_model_name_or_path", initial.into()),
     ] {
         config.entry(key).or_insert(value);
@@ -162,7 +184,19 @@ pub(super) fn section(adapter: &Adapter) -> AdapterSection {
         target_modules: Some(match &lora.target_modules {
             TargetModules::AllLinear => TargetModulesKey::Word(ALL_LINEAR.to_owned()),
             TargetModules::Named(names) => TargetModulesKey::Names(names.clone()),
+            TargetModules::Matching(pattern) => TargetModulesKey::Word(pattern.text().to_owned()),
         }),
+        target_parameters: Some(lora.target_parameters.clone()).filter(|names| !names.is_empty()),
+        exclude_modules: lora.exclude_modules.as_ref().map(|names| match names {
+            ModuleNames::Listed(names) => TargetModulesKey::Names(names.clone()),
+            ModuleNames::Matching(pattern) => TargetModulesKey::Word(pattern.text().to_owned()),
+        }),
+        layers_pattern: Some(&lora.layers_pattern).filter(|patterns| !patterns.is_empty()).map(
+            |patterns| {
+                let texts = patterns.iter().map(NamePattern::text).map(str::to_owned);
+                TargetModulesKey::Names(texts.collect())
+            },
+        ),
         layers_to_transform: lora.layers_to_transform.clone(),
         rank_pattern: Some(lora.rank_pattern.clone()).filter(|pattern| !pattern.is_empty()),
         alpha_pattern: Some(lora.alpha_pattern.clone()).filter(|pattern| !pattern.is_empty()),

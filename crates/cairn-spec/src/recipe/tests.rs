@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{Mlp, Position};
-use crate::{DType, Hint, ModelSpec};
+use crate::{DType, Hint, LoraSpec, ModelSpec, TargetModules};
 use proptest::prelude::*;
 
 const LLAMA: &str = r#"
@@ -607,6 +607,24 @@ fn adapters_go_by_pefts_names() {
     assert_eq!(adapter.initial.as_deref(), Some("a"));
     assert_eq!(adapter.lora.base_model_name_or_path.as_deref(), Some("base"));
     assert_eq!(parsed(&onward.to_toml()).resolve(&FACTS).unwrap(), onward);
+    let unsorted = config.replace("\"r\": 5", "\"r\": 5, \"rank_pattern\": {\"v\": 1, \"k\": 2}");
+    let error = parsed(LLAMA).with_adapter_config(&unsorted).unwrap_err();
+    let RecipeError::Adapter(cause) = &error else { panic!("{error:?}") };
+    assert!(cause.to_string().contains("alphabetical"), "{cause}");
+    // Stacked parameters, and keys whose order counts.
+    let config = r#"{"peft_type": "LORA", "r": 5, "lora_alpha": 7, "target_modules": ".*k_proj",
+        "exclude_modules": ["a"], "target_parameters": ["experts.down_proj"],
+        "rank_pattern": {"(k|v)_proj": 2, "a_proj": 3, "v_proj": 1}}"#;
+    let onward = parsed(LLAMA).with_overrides(&[base, "adapter.initial=a"]).unwrap();
+    let onward = onward.with_adapter_config(config).unwrap().resolve(&FACTS).unwrap();
+    let (mut expected, found) =
+        (LoraSpec::from_peft_json(config).unwrap(), onward.adapter.clone().unwrap().lora);
+    expected.base_model_name_or_path = Some("base".to_owned());
+    assert_eq!(found, expected);
+    assert_eq!(parsed(&onward.to_toml()).resolve(&FACTS).unwrap(), onward);
+    let stacked = "adapter.target_parameters=[\"experts.down_proj\"]";
+    let adapter = resolved(&[base, stacked]).unwrap().adapter.clone().unwrap();
+    assert_eq!(adapter.lora.target_modules, TargetModules::Named(Vec::new()));
     let empty = RecipeFile::parse(&format!("{LLAMA}[adapter]\n"), Format::Toml).unwrap_err();
     assert_eq!(empty, RecipeError::Missing { key: "adapter.r" });
 }

@@ -236,6 +236,12 @@ fn tensors<'a>(weights: &'a WeightFolder, merged: &'a MergedSource<'_>) -> Vec<T
         tensors.retain(|tensor| tensor.name != head);
         let table = tensors.iter().find(|tensor| tensor.name == table).copied();
         tensors.extend(table.map(|table| TensorView { name: head, ..table }));
+        for (copy, original) in merged.new_copies() {
+            let original = tensors.iter().find(|tensor| tensor.name == original).copied();
+            let is_new = tensors.iter().all(|tensor| tensor.name != copy);
+            let original = original.filter(|_| is_new);
+            tensors.extend(original.map(|original| TensorView { name: copy, ..original }));
+        }
     }
     tensors
 }

@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::context::Context;
-use crate::encoder::{Encoder, Wanted, runs_of};
+use crate::encoder::{Encoder, Wanted, runs_of, warn_of_bare_texts};
 use crate::failure::UserError;
 use crate::model_folder::{ModelFolder, ModelWeights};
 use crate::pooling::{EmbedSettings, Pooling, normalize, pool};
@@ -56,6 +56,7 @@ pub(crate) struct EmbedArgs {
 pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
     let tokenizer = model.text_tokenizer()?;
+    warn_of_bare_texts(&model, &tokenizer, context.terminal)?;
     let settings = match &model.weights {
         ModelWeights::Folder(_) => EmbedSettings::read(&model.path)?,
         ModelWeights::Gguf(file) => EmbedSettings::of_gguf(file)?,

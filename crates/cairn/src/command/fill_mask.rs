@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::command::embed::read_texts;
 use crate::context::Context;
-use crate::encoder::{Encoder, Wanted, runs_of};
+use crate::encoder::{Encoder, Wanted, runs_of, warn_of_bare_texts};
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
 use crate::runs;
@@ -60,6 +60,7 @@ pub(crate) fn run(args: &FillMaskArgs, context: &Context) -> anyhow::Result<()> 
     }
     let tokenizer = model.text_tokenizer()?;
     let mask = mask_id(&model, &tokenizer)?;
+    warn_of_bare_texts(&model, &tokenizer, context.terminal)?;
     let texts = read_texts(&args.texts, None)?;
     let ids = texts
         .iter()
@@ -91,7 +92,11 @@ fn mask_id(model: &ModelFolder, tokenizer: &Tokenizer) -> anyhow::Result<u32> {
     let config = model.tokenizer_config(tokenizer)?;
     let stated = config.special("mask_token");
     let found = stated.into_iter().chain(MASK_NAMES).find_map(|name| tokenizer.token_id(name));
-    let missing = || UserError::new(format!("{} has no mask token", model.path.display()));
+    let missing = || {
+        let names = MASK_NAMES.join(" or ");
+        UserError::new(format!("the tokenizer of {} has no mask token", model.path.display()))
+            .hint(format!("mask_token of tokenizer_config.json names one; else it is {names}"))
+    };
     Ok(found.ok_or_else(missing)?)
 }
 

@@ -151,16 +151,16 @@ fn inspect_file(path: &Path, args: &InspectArgs, context: &Context) -> anyhow::R
             .hint(format!("inspect the folder: cairn inspect {folder}"))
             .into());
     }
-    let model = match (is_described, undescribed::spec(path, &file, &args.told)) {
-        (true, _) => None,
-        (false, Ok(spec)) => {
+    let model = match (!is_described).then(|| detected(path, &file, args, context)) {
+        None => None,
+        Some(Ok(spec)) => {
             let stored = Stored { files: 1, bytes: tensors.iter().map(|t| t.bytes.len()).sum() };
             let folder = path.parent();
             let parts = ModelParts { stored: Some(stored), tensors, source: Some(&file), folder };
             return inspect_spec(&spec, parts, args, context);
         }
-        (false, Err(error)) if wants_model => return Err(error),
-        (false, Err(error)) => Some(error),
+        Some(Err(error)) if wants_model => return Err(error),
+        Some(Err(error)) => Some(error),
     };
     if args.json {
         let list: Vec<Value> = tensors.iter().map(tensor_json).collect();
@@ -212,7 +212,7 @@ fn inspect_model(folder: &Path, args: &InspectArgs, context: &Context) -> anyhow
     };
     let is_described = folder.join(CONFIG_FILE).exists();
     let spec = match &weights {
-        Some(weights) if !is_described => undescribed::spec(folder, weights, &args.told)?,
+        Some(weights) if !is_described => detected(folder, weights, args, context)?,
         _ if is_described && !args.told.is_empty() => {
             let message = format!("{} has a {CONFIG_FILE}", folder.display());
             return Err(UserError::new(message)
@@ -286,17 +286,6 @@ fn draw(spec: &ModelSpec, args: &InspectArgs, context: &Context) -> anyhow::Resu
                 .hint("remove it, or name another file")
                 .into());
         }
-        let assumed: Vec<String> = assumed_fields(spec.family)
-            .iter()
-            .filter(|(field, _)| !args.told.iter().any(|told| names(told, field)))
-            .map(|(field, value)| format!("{field}={value}"))
-            .collect();
-        if !assumed.is_empty() {
-            let fields = assumed.join(", ");
-            context
-                .terminal
-                .warn(format_args!("not told by the tensors, and taken as is usual: {fields}"));
-        }
         let config = format!("{:#}\n", spec.to_hf_config()?);
         write_bytes(path, config.as_bytes())?;
         context.terminal.step("Described", path.display());
@@ -310,6 +299,27 @@ fn draw(spec: &ModelSpec, args: &InspectArgs, context: &Context) -> anyhow::Resu
         context.terminal.print_piece(&program_of(spec, args.parts.training)?.to_string())?;
     }
     Ok(())
+}
+
+/// The model that tensors alone belong to; says what was taken as is usual of what they do not tell.
+fn detected(
+    path: &Path,
+    tensors: &dyn TensorSource,
+    args: &InspectArgs,
+    context: &Context,
+) -> anyhow::Result<ModelSpec> {
+    let spec = undescribed::spec(path, tensors, &args.told)?;
+    let assumed: Vec<String> = assumed_fields(spec.family)
+        .iter()
+        .filter(|(field, _)| !args.told.iter().any(|told| names(told, field)))
+        .map(|(field, value)| format!("{field}={value}"))
+        .collect();
+    if !assumed.is_empty() {
+        let fields = assumed.join(", ");
+        let text = "not told by the tensors, and taken as is usual";
+        context.terminal.warn(format_args!("{text}: {fields}"));
+    }
+    Ok(spec)
 }
 
 /// Whether `field=value` is about this field.

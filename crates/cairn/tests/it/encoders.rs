@@ -114,6 +114,45 @@ fn what_cannot_be_done_is_refused_with_what_can() {
     assert!(text.contains("was not made to fill masks"), "{text}");
 }
 
+/// The file decides what stands around a text and what a mask is.
+#[test]
+fn tokenizers_without_the_tokens_of_encoders_are_told() {
+    let folder = model();
+    let path = folder.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+    let run = |arguments: &[&str], tokenizer: &Value| {
+        std::fs::write(&path, tokenizer.to_string()).unwrap();
+        let mut command = cairn(&arguments[..1]);
+        let command = command.arg("--model").arg(folder.path()).args(&arguments[1..]);
+        shown(&command.output().unwrap(), None)
+    };
+    let embed = ["embed", "--pooling", "cls", "--json", "a cairn"];
+    let around = run(&embed, &tokenizer);
+    assert!(around.contains("\"num_tokens\":[4]") && !around.contains("[CLS]"), "{around}");
+    tokenizer["post_processor"] = Value::Null;
+    for arguments in [&embed[..], &["fill-mask", "a [MASK]"]] {
+        let bare = run(arguments, &tokenizer);
+        assert!(bare.contains("puts no [CLS] and [SEP] around texts"), "{bare}");
+    }
+    assert!(run(&embed, &tokenizer).contains("\"num_tokens\":[2]"));
+    for token in tokenizer["added_tokens"].as_array_mut().unwrap() {
+        if token["content"] == "[MASK]" {
+            token["content"] = "[BLANK]".into();
+        }
+    }
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let id = vocab.remove("[MASK]").unwrap();
+    vocab.insert("[BLANK]".to_owned(), id);
+    let refused = run(&["fill-mask", "a [MASK]"], &tokenizer);
+    let contradiction = "mask_token is \"[MASK]\", which tokenizer.json does not have";
+    assert!(refused.starts_with("exit 1\n") && refused.contains(contradiction), "{refused}");
+    std::fs::remove_file(folder.path().join("tokenizer_config.json")).unwrap();
+    let refused = run(&["fill-mask", "a [MASK]"], &tokenizer);
+    assert!(refused.starts_with("exit 1\n") && refused.contains("has no mask token"), "{refused}");
+    assert!(refused.contains("mask_token of tokenizer_config.json"), "{refused}");
+}
+
 #[test]
 fn modernbert_embeds_what_its_hidden_states_say() {
     let folder = tempfile::tempdir().unwrap();

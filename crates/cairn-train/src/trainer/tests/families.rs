@@ -41,7 +41,7 @@ pub(super) fn recipe_with(config: &str, overrides: &[&str]) -> TrainRecipe {
 }
 
 /// A golden's model with room for the tokens of the tests' corpus.
-fn recipe_of(name: &str) -> TrainRecipe {
+pub(super) fn recipe_of(name: &str) -> TrainRecipe {
     recipe_with_balance(name, name == "mixtral")
 }
 
