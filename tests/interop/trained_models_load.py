@@ -5,8 +5,9 @@
 
 For every golden's config.json: a fresh model is trained for a few steps from a recipe that names the file, the checkpoint
 is loaded by transformers as it is, and its logits are compared with `cairn logits`. Then an adapter is trained beside each
-checkpoint, in every encoding of the base, loaded by PEFT as it is, and its logits are compared with
-`cairn logits --adapter` (f32) and with those of `cairn adapter merge`. Nothing in a folder is changed before it is loaded.
+checkpoint, in every encoding of the base, and one of experts stacked as PEFT has them; it is loaded by PEFT as it is, and
+its logits are compared with `cairn logits --adapter` (f32) and with those of `cairn adapter merge`. Nothing in a folder is
+changed before it is loaded.
 """
 
 import json
@@ -86,10 +87,13 @@ def check_family(cairn: str, work: pathlib.Path, name: str) -> None:
     ids = load_file(work / "ids.safetensors")["input_ids"]
     model = transformers_model(saved, masked)
     words = [compare(name, logits_here(cairn, work, "--model", str(saved)), model(ids).logits)]
-    for encoding in ["f32", "bf16", "q8"]:
+    kinds = {kind: ["adapter.lora_dropout=0.1", f"adapter.base_encoding={kind}"] for kind in ["f32", "bf16", "q8"]}
+    if "num_experts_per_tok" in config:
+        kinds["stacked"] = ["adapter.target_parameters=['experts.gate_up_proj', 'down_proj', 'gate.weight']"]
+    for encoding, settings in kinds.items():
         folder = work / f"{name}-{encoding}"
         run(cairn, work, "train", f"{name}.toml", f"model.initial={saved}", "--output", str(folder), "adapter.r=4",
-            "adapter.lora_alpha=16", "adapter.lora_dropout=0.1", f"adapter.base_encoding={encoding}", *extra)
+            "adapter.lora_alpha=16", *settings, *extra)
         adapter = newest(folder)
         tuned = PeftModel.from_pretrained(transformers_model(saved, masked), adapter).eval()
         theirs = tuned(ids).logits
