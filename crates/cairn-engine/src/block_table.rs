@@ -98,12 +98,12 @@ impl BlockTable {
         Self { blocks: self.blocks.clone(), num_tokens: self.num_tokens }
     }
 
-    /// Begins with blocks that are full already and get one more owner each.
-    pub(crate) fn attach(&mut self, pool: &mut BlockPool, blocks: &[u32]) {
-        assert!(self.blocks.is_empty(), "only an empty table takes what others have");
-        blocks.iter().for_each(|&block| pool.share(block));
-        self.blocks.extend_from_slice(blocks);
-        self.num_tokens = blocks.len() * BLOCK_TOKENS;
+    /// Goes on with a block that is full already and gets one more owner.
+    pub(crate) fn attach_full(&mut self, pool: &mut BlockPool, block: u32) {
+        assert_eq!(self.slack(), 0, "a full block follows full blocks");
+        pool.share(block);
+        self.blocks.push(block);
+        self.num_tokens += BLOCK_TOKENS;
     }
 
     /// Goes on with a copy of the first `tokens` tokens of somebody's block, which need not be owned.

@@ -21,7 +21,7 @@ struct Lane {
     hash: u64,
 }
 
-/// A model whose tokens are a function of the context and the seed.
+/// A model whose tokens are a function of the context, the seed and the choice.
 ///
 /// ```
 /// use cairn_engine::{Engine, EngineOptions, MockModel, Request, SamplingParams};
@@ -59,8 +59,8 @@ impl MockModel {
 
     /// What a sequence goes on with.
     #[cfg(test)]
-    pub(crate) fn expected(&self, tokens: &[u32], seed: u64) -> u32 {
-        self.token(tokens.iter().fold(0, |hash, &token| after(hash, token)), seed)
+    pub(crate) fn expected(&self, tokens: &[u32], seed: u64, choice: u32) -> u32 {
+        self.token(tokens.iter().fold(0, |hash, &token| after(hash, token)), seed, choice)
     }
 
     /// How likely each token after the first is.
@@ -75,8 +75,8 @@ impl MockModel {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a remainder by a number of tokens")]
-    fn token(&self, hash: u64, seed: u64) -> u32 {
-        (mix(hash ^ mix(seed)) % self.vocab_size as u64) as u32
+    fn token(&self, hash: u64, seed: u64, choice: u32) -> u32 {
+        (mix(hash ^ mix(seed ^ mix(u64::from(choice)))) % self.vocab_size as u64) as u32
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
@@ -144,10 +144,10 @@ impl Model for MockModel {
     fn choose(
         &mut self,
         row: usize,
-        _: SampleContext<'_>,
+        context: SampleContext<'_>,
         params: &SamplingParams,
     ) -> Result<u32, SampleError> {
-        Ok(self.token(self.rows[row], params.seed))
+        Ok(self.token(self.rows[row], params.seed, context.stream))
     }
 
     fn logprobs(&mut self, row: usize, token: u32, count: usize) -> PositionLogprobs {

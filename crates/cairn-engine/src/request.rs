@@ -142,7 +142,7 @@ pub enum PrefixEnd {
 /// Something that happened to a request in a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// It does not wait any more. Comes once, before everything else.
+    /// The first of its tokens are run. Comes once, before everything else.
     Admitted {
         /// Whose.
         request: RequestId,

@@ -15,7 +15,7 @@
 //! 3. divides what the step still holds between prompts. One half goes to them in order, the other
 //!    first to those that are nearest to their end. So a short prompt does not wait for all of a long
 //!    one, the long one still gets on at half speed at least, and of equal prompts the first is done
-//!    first;
+//!    first. Where two are about to read the same block, the later one waits for it;
 //! 4. takes blocks as tokens need them. When there are none, the last that runs gives way: its blocks
 //!    go back, where they can be found as long as nobody needs them, and it waits again, in its place,
 //!    with its tokens so far. What they are computed from is the same the second time, and so is what
@@ -78,10 +78,9 @@ impl Reading {
 /// What is there of the tokens of a sequence that waits; the blocks are in `Scheduler::path`.
 #[derive(Clone, Copy, Debug)]
 struct Found {
-    end: Option<PathEnd>,
     /// A block to copy, and how many of its tokens are wanted.
     tail: Option<(u32, usize)>,
-    outcome: PrefixOutcome,
+    why: PrefixEnd,
 }
 
 /// Requests in order, and the blocks they have.
@@ -100,7 +99,7 @@ pub(crate) struct Scheduler {
     shares: Vec<Share>,
     /// Blocks to copy before it, in order.
     copies: Vec<BlockCopy>,
-    /// Who was admitted for the first time.
+    /// Who runs for the first time.
     admitted: Vec<(RequestId, PrefixOutcome)>,
     /// Who gave way.
     preempted: Vec<RequestId>,
@@ -254,18 +253,13 @@ impl Scheduler {
     }
 
     fn start(&mut self, mut sequence: Sequence, found: Found) {
-        if let Some(end) = found.end {
-            sequence.attach(&mut self.pool, &self.path, end);
-            if let Some(tail) = found.tail {
-                let copy = sequence.table.attach_copy(&mut self.pool, tail);
-                self.copies.extend(copy.expect("a place was found"));
-            }
+        sequence.follow(&mut self.pool);
+        if let Some(tail) = found.tail {
+            let copy = sequence.table.attach_copy(&mut self.pool, tail);
+            self.copies.extend(copy.expect("a place was found"));
             sequence.num_computed = sequence.table.num_tokens();
         }
-        if sequence.prefix.is_none() {
-            sequence.prefix = Some(found.outcome);
-            self.admitted.push((sequence.id, found.outcome));
-        }
+        sequence.prefix_end.get_or_insert(found.why);
         let place = self.running.partition_point(|other| other.rank() < sequence.rank());
         self.running.insert(place, sequence);
     }
@@ -294,10 +288,16 @@ impl Scheduler {
 
     fn share_with_reading(&mut self) {
         self.readings.clear();
-        for (index, sequence) in self.running.iter().enumerate() {
-            let pending = sequence.num_pending();
-            if 1 < pending {
-                let mut wanted = pending;
+        for index in 0..self.running.len() {
+            let (earlier, rest) = self.running.split_at_mut(index);
+            let sequence = &mut rest[0];
+            if sequence.num_pending() == 1 {
+                continue;
+            }
+            // Others may have filled blocks meanwhile, or be about to.
+            sequence.follow(&mut self.pool);
+            if !earlier.iter().any(|other| sequence.waits_for(other)) {
+                let mut wanted = sequence.num_pending();
                 if sequence.has_unscored() {
                     // Beyond what is scored already, each token takes a row; one is its own.
                     let scored = sequence.num_scored.saturating_sub(sequence.num_computed);
@@ -333,7 +333,9 @@ impl Scheduler {
             return;
         }
         self.num_tokens_left -= num_tokens;
-        let sequence = &self.running[index];
+        let sequence = &mut self.running[index];
+        let id = sequence.id;
+        self.admitted.extend(sequence.announce().map(|prefix| (id, prefix)));
         let end = sequence.num_computed + num_tokens;
         let completes = end == sequence.tokens.len();
         let chooses = completes && sequence.request.max_new_tokens != 0;
@@ -404,9 +406,8 @@ fn append(sequence: &mut Sequence, pool: &mut BlockPool, tokens: usize) {
 /// Finds what is there of a sequence that waits.
 fn find_prefix(pool: &BlockPool, sequence: &Sequence, path: &mut Vec<u32>) -> Found {
     path.clear();
-    if let Some(end) = sequence.refuses_prefix() {
-        let outcome = PrefixOutcome { num_cached_tokens: 0, end };
-        return Found { end: None, tail: None, outcome };
+    if let Some(why) = sequence.refuses_prefix() {
+        return Found { tail: None, why };
     }
     let skippable = sequence.num_skippable();
     let mut end = PathEnd::root(sequence.request.cache_salt);
@@ -425,13 +426,11 @@ fn find_prefix(pool: &BlockPool, sequence: &Sequence, path: &mut Vec<u32>) -> Fo
     let full = path.len() * BLOCK_TOKENS;
     let rest = &sequence.tokens[full..skippable.min(full + BLOCK_TOKENS - 1)];
     let tail = tree.closest(end, rest);
-    let num_cached_tokens = full + tail.map_or(0, |(_, tokens)| tokens);
     let why = match missing {
-        _ if num_cached_tokens == skippable => PrefixEnd::Whole,
         Some(tokens) if tree.was_evicted(end, tokens) => PrefixEnd::Evicted,
         _ => PrefixEnd::Cold,
     };
-    Found { end: Some(end), tail, outcome: PrefixOutcome { num_cached_tokens, end: why } }
+    Found { tail, why }
 }
 
 #[cfg(test)]
@@ -474,3 +473,6 @@ impl Scheduler {
         waiting.or(running.map(|found| (found.tokens.len(), Some(found.num_computed))))
     }
 }
+
+#[cfg(test)]
+mod tests;

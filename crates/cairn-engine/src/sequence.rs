@@ -28,8 +28,10 @@ pub(crate) struct Sequence {
     pub(crate) num_computed: usize,
     /// Tokens after which the log-probability of the next one of the prompt has been reported.
     pub(crate) num_scored: usize,
-    /// What was found of the prompt when the request was first admitted.
-    pub(crate) prefix: Option<PrefixOutcome>,
+    /// Why no more of the prompt was in the cache when it was first looked for.
+    pub(crate) prefix_end: Option<PrefixEnd>,
+    /// Whether the request has been announced to its caller.
+    is_announced: bool,
     /// Where the remembered blocks end in the tree; `None` if no more are to be remembered.
     end: Option<PathEnd>,
     num_remembered: usize,
@@ -53,7 +55,8 @@ impl Sequence {
             table: BlockTable::with_capacity(context),
             num_computed: 0,
             num_scored: 0,
-            prefix: None,
+            prefix_end: None,
+            is_announced: false,
             end,
             num_remembered: 0,
             allowed: Vec::new(),
@@ -68,6 +71,23 @@ impl Sequence {
     /// Blocks at its longest; the last token is chosen but never run.
     pub(crate) fn num_blocks_max(&self) -> usize {
         blocks_for(self.request.prompt.len() + self.request.max_new_tokens.max(1) - 1)
+    }
+
+    /// What is in the cache when the first of its tokens are run; only the first time.
+    pub(crate) fn announce(&mut self) -> Option<PrefixOutcome> {
+        if std::mem::replace(&mut self.is_announced, true) {
+            return None;
+        }
+        let num_cached_tokens = self.num_computed;
+        let end = match self.prefix_end {
+            Some(end) if num_cached_tokens < self.num_skippable() => end,
+            // A prompt whose log-probabilities are asked for skips nothing, and that is why.
+            Some(
+                end @ (PrefixEnd::PromptLogprobs | PrefixEnd::NotAsked | PrefixEnd::TurnedOff),
+            ) => end,
+            Some(_) | None => PrefixEnd::Whole,
+        };
+        Some(PrefixOutcome { num_cached_tokens, end })
     }
 
     /// Tokens that have not been run.
@@ -164,11 +184,37 @@ impl Sequence {
         self.num_drafts = 0;
     }
 
-    /// Begins with blocks of the pool that end a path of its tree.
-    pub(crate) fn attach(&mut self, pool: &mut BlockPool, blocks: &[u32], end: PathEnd) {
-        self.table.attach(pool, blocks);
-        self.end = Some(end);
-        self.num_remembered = blocks.len();
+    /// Where its remembered blocks end in the tree and the block of tokens that comes next, if another
+    /// sequence may fill that block for it.
+    pub(crate) fn next_block(&self) -> Option<(PathEnd, &[u32])> {
+        let at = self.num_remembered * BLOCK_TOKENS;
+        let whole = at == self.num_computed && at + BLOCK_TOKENS <= self.num_skippable();
+        let end = self.end.filter(|_| whole && self.request.reuse_prefix)?;
+        Some((end, &self.tokens[at..at + BLOCK_TOKENS]))
+    }
+
+    /// Where its remembered blocks end in the tree and the block of tokens that it fills next.
+    fn filling(&self) -> Option<(PathEnd, &[u32])> {
+        let at = self.num_remembered * BLOCK_TOKENS;
+        let tokens = self.tokens.get(at..at + BLOCK_TOKENS);
+        self.end.zip(tokens)
+    }
+
+    /// Whether what this one is about to read is being read by another.
+    pub(crate) fn waits_for(&self, other: &Self) -> bool {
+        let next = self.next_block();
+        next.is_some() && next == other.filling()
+    }
+
+    /// Goes on with blocks of the pool that hold what comes next.
+    pub(crate) fn follow(&mut self, pool: &mut BlockPool) {
+        while let Some((end, tokens)) = self.next_block() {
+            let Some((block, end)) = pool.prefixes().child(end, tokens) else { return };
+            self.table.attach_full(pool, block);
+            self.num_computed = self.table.num_tokens();
+            self.num_remembered += 1;
+            self.end = Some(end);
+        }
     }
 
     /// Notes that all tokens have been run for which the table has room, but for guesses that were

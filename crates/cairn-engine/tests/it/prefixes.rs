@@ -181,5 +181,7 @@ fn requests_that_run_together_come_to_share_blocks() {
     // All blocks of the prompt are common once they are full.
     assert_eq!(engine.num_blocks_used(), 4);
     engine.step(&mut events).unwrap();
+    assert_eq!(engine.num_blocks_used(), 4 + 1, "the others read the last block for its logits");
+    engine.step(&mut events).unwrap();
     assert_eq!(engine.num_blocks_used(), 4 + 4, "then each has its own");
 }
