@@ -252,7 +252,9 @@ impl Running {
                 (request, Update::Token(token, logprobs), false)
             }
             Event::Finished { request, finish } => (request, Update::Finished(finish), true),
-            Event::Failed { request, error } => (request, Update::Failed(ApiError::from_choice(&error)), true),
+            Event::Failed { request, error } => {
+                (request, Update::Failed(ApiError::from_choice(&error)), true)
+            }
         };
         let Some(listener) = self.live.get(&id) else { return };
         // Nobody may listen any more: noticed before the next step.

@@ -19,6 +19,7 @@ mod evaluation;
 mod failure;
 mod figures;
 mod gate_file;
+mod load;
 mod machine;
 mod machine_profile;
 mod model_folder;

@@ -27,6 +27,8 @@ pub(super) struct Asked {
     pub(super) logprobs: Option<usize>,
     pub(super) stops: Vec<String>,
     pub(super) stream: bool,
+    /// Whether no token ends an answer before it has its length.
+    ignore_eos: bool,
     /// What the answers follow.
     constraint: Option<Following>,
 }
@@ -42,8 +44,17 @@ impl Asked {
         preparing.shared.model.check_name(asked.as_deref())?;
         let stream = fields.take("stream")?.unwrap_or(false);
         let stops = stop_strings(fields, stop)?;
+        let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
         let sampling = sampling(fields, &preparing.parts().stated, preparing.own_seed())?;
-        Ok(Self { sampling, max_tokens: None, logprobs: None, stops, stream, constraint: None })
+        Ok(Self {
+            sampling,
+            max_tokens: None,
+            logprobs: None,
+            stops,
+            stream,
+            ignore_eos,
+            constraint: None,
+        })
     }
 
     /// Has the answers follow a grammar.
@@ -71,7 +82,9 @@ impl Asked {
         // What is asked for and does not fit is refused by the engine, with both numbers.
         let max_new_tokens = self.max_tokens.unwrap_or(default_tokens.min(room));
         let mut request = Request::new(prompt.to_vec(), self.sampling.clone(), max_new_tokens);
-        request.stop_tokens.clone_from(&preparing.parts().stop_tokens);
+        if !self.ignore_eos {
+            request.stop_tokens.clone_from(&preparing.parts().stop_tokens);
+        }
         request.logprobs = self.logprobs;
         request.choice = u32::try_from(choice).map_err(ApiError::failed)?;
         request.constraint = self.constraint.as_ref().map(Constraint::boxed_clone);

@@ -8,6 +8,7 @@ mod encodings;
 mod gates;
 mod kernels;
 mod ledger;
+mod serve;
 mod train;
 mod tune;
 
@@ -61,6 +62,7 @@ enum BenchCommand {
     Tune(tune::TuneArgs),
     Contract(contract::ContractArgs),
     Ledger(ledger::LedgerArgs),
+    Serve(serve::ServeArgs),
     Compare(compare::CompareArgs),
 }
 
@@ -96,6 +98,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> anyhow::Result<()> {
         BenchCommand::Tune(args) => tune::run(args, context),
         BenchCommand::Contract(args) => contract::run(args, context),
         BenchCommand::Ledger(args) => ledger::run(args, context),
+        BenchCommand::Serve(args) => serve::run(args, context),
         BenchCommand::Compare(args) => compare::run(args, context),
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Server, events, greedy};
+use crate::{cairn, succeed};
 
 /// A conversation answered greedily, by `/v1/chat/completions`.
 fn chat(server: &Server, more: &Value) -> Value {
@@ -266,4 +267,34 @@ fn a_prompt_that_is_known_is_not_read_again() {
     assert_eq!(cached(&first), 0);
     assert!(16 <= cached(&again), "{again}");
     assert!(cached(&again) < again["usage"]["prompt_tokens"].as_u64().unwrap());
+}
+
+#[test]
+fn a_load_is_measured() {
+    let server = Server::start(&["--max-num-seqs", "4"]);
+    let url = format!("http://{}", server.address);
+    let mut command =
+        cairn(["--quiet", "bench", "serve", "--url", &url, "--against", &url, "--json"]);
+    command.args(["--clients", "1,3", "--requests", "6", "--max-tokens", "5"]);
+    let record: Value = serde_json::from_str(&succeed(command.args([
+        "--prompt-chars",
+        "20",
+        "--shared-chars",
+        "10",
+    ])))
+    .unwrap();
+    let levels = record["figures"]["levels"].as_array().unwrap();
+    assert_eq!(levels.len(), 2, "{record}");
+    for sides in levels {
+        for measured in [&sides[0][0], &sides[1][0]] {
+            assert_eq!((&measured["answered"], &measured["failed"]), (&json!(6), &json!(0)));
+            // No token ends an answer before its length.
+            assert_eq!(measured["new_tokens"], 30, "{measured}");
+            assert!(measured["ttft_s"][0].as_f64() <= measured["e2e_s"][2].as_f64(), "{measured}");
+        }
+    }
+    let mut wrong = cairn(["bench", "serve", "--url", "http://127.0.0.1:9"]);
+    let refused = wrong.output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("start a server first"), "{said}");
 }
