@@ -219,21 +219,26 @@ fn families_that_name_their_tensors_alike_are_asked_for() {
 }
 
 #[test]
-fn what_is_neither_asked_nor_told_by_tensors_is_said_when_it_is_written() {
+fn what_is_neither_asked_nor_told_by_tensors_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
     std::fs::copy(golden("llama").join("model.safetensors"), &file).unwrap();
     let told = ["model_type=llama", "num_attention_heads=4", "rms_norm_eps=1e-5", "rope_theta=1e4"];
     let told = told.iter().chain(&["rope_scaling=null", "max_position_embeddings=256"]);
-    let describe = |more: &[&str], to: &str| {
+    let describe = |more: &[&str], to: Option<&str>| {
         let mut command = cairn(["inspect"]);
         command.arg(&file).args(told.clone().chain(more).flat_map(|told| ["--set", told]));
-        let output = command.arg("--write-config").arg(folder.path().join(to)).output().unwrap();
-        shown(&output, None)
+        if let Some(to) = to {
+            command.arg("--write-config").arg(folder.path().join(to));
+        }
+        shown(&command.output().unwrap(), None)
     };
-    let text = describe(&[], "first.json");
-    assert!(text.starts_with("exit 0\n") && text.contains("hidden_act=silu"), "{text}");
-    let text = describe(&["hidden_act=gelu"], "second.json");
+    // Whether it is written or looked at.
+    for to in [None, Some("first.json")] {
+        let text = describe(&[], to);
+        assert!(text.starts_with("exit 0\n") && text.contains("hidden_act=silu"), "{text}");
+    }
+    let text = describe(&["hidden_act=gelu"], Some("second.json"));
     assert!(text.starts_with("exit 0\n") && !text.contains("hidden_act=silu"), "{text}");
 }
 
