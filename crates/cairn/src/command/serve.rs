@@ -54,6 +54,9 @@ enum MetricsCompat {
     Vllm,
 }
 
+/// Tokens of a prompt whose log-probabilities a step tells: few rows of logits, but enough that the weights
+/// are not read for a handful of tokens.
+const NUM_PROMPT_LOGITS: usize = 64;
 /// Tokens of a sequence, where nothing is asked for and the model has room.
 const MAX_MODEL_LEN: usize = 4096;
 
@@ -170,6 +173,7 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
         args.max_model_len.unwrap_or_else(|| MAX_MODEL_LEN.min(model.spec.context_limit()));
     let mut planned = EngineOptions::new(args.max_num_seqs, max_context);
     planned.max_num_waiting = args.max_num_waiting;
+    planned.max_num_prompt_logits = NUM_PROMPT_LOGITS;
     let storage = args.storage.apply(&mut planned, (&model, context))?;
     let served = ServedModel::new(parts(args, &model, max_context, context)?);
     let engine = model.engine(planned, &storage, context.cpu()?)?;
