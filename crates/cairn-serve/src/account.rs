@@ -1,4 +1,4 @@
-//! What is written down of a request when it ends, however it does: one line of the log, and its times and lengths.
+//! What is written down of a request when it ends, however it does: one line of the log, its time and its lengths.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,8 +14,7 @@ pub(crate) struct Account {
     begin: Instant,
     num_prompt: usize,
     num_new: usize,
-    /// When each answer's last token came.
-    last: Vec<Option<Instant>>,
+    num_choices: usize,
     /// Answers that have come to an end of their own.
     num_stopped: usize,
     num_cut: usize,
@@ -37,7 +36,7 @@ impl Account {
             begin,
             num_prompt,
             num_new: 0,
-            last: vec![None; num_choices],
+            num_choices,
             num_stopped: 0,
             num_cut: 0,
             error: None,
@@ -45,24 +44,12 @@ impl Account {
     }
 
     /// Notes a piece of an answer.
-    pub(crate) fn note(&mut self, choice: usize, piece: &Piece) {
+    pub(crate) fn note(&mut self, piece: &Piece) {
+        self.num_new += piece.num_tokens;
         match piece.end {
             None => {}
             Some(End::Length) => self.num_cut += 1,
             Some(End::Stop | End::StopString(_)) => self.num_stopped += 1,
-        }
-        if piece.num_tokens == 0 {
-            return;
-        }
-        self.num_new += piece.num_tokens;
-        let now = Instant::now();
-        match self.last[choice].replace(now) {
-            None => self.metrics.note_first_token(now - self.begin),
-            Some(last) => {
-                // Tokens that came together share the time.
-                let tokens = u32::try_from(piece.num_tokens).unwrap_or(u32::MAX);
-                (0..tokens).for_each(|_| self.metrics.note_next_token((now - last) / tokens));
-            }
         }
     }
 
@@ -77,19 +64,20 @@ impl Drop for Account {
         let took = self.begin.elapsed();
         self.metrics.note_end(took, self.num_prompt, self.num_new);
         let num_ended = self.num_stopped + self.num_cut;
-        let outcome = match &self.error {
-            Some(error) => error,
-            None if num_ended < self.last.len() => "the client left",
-            None => "answered",
+        let (outcome, error) = match &self.error {
+            Some(error) => ("failed", Some(error)),
+            None if num_ended < self.num_choices => ("the client left", None),
+            None => ("answered", None),
         };
         tracing::info!(
             request = self.number,
             prompt_tokens = self.num_prompt,
             new_tokens = self.num_new,
-            choices = self.last.len(),
+            choices = self.num_choices,
             stopped = self.num_stopped,
             cut = self.num_cut,
             seconds = took.as_secs_f64(),
+            error,
             "{outcome}",
         );
     }

@@ -58,10 +58,20 @@ impl Preparing<'_> {
 /// What a request wants of the engine, and how it is told.
 struct Job {
     requests: Vec<Request>,
+    /// Tokens of its prompts.
+    num_prompt: usize,
     stops: Vec<String>,
     /// Whether answers are told piece by piece.
     streams: bool,
     format: Box<dyn Format>,
+}
+
+impl Preparing<'_> {
+    /// Takes the model's name: only what is served is let through.
+    fn take_model(&self, fields: &mut Fields) -> Result<(), ApiError> {
+        let asked: Option<String> = fields.take("model")?;
+        self.shared.model.check_name(asked.as_deref())
+    }
 }
 
 /// Reads a body, has it computed and writes the answers.
@@ -70,15 +80,14 @@ async fn generate(
     body: Body,
     prepare: fn(Preparing<'_>, Fields) -> Result<Job, ApiError>,
 ) -> Result<Response, ApiError> {
-    // Who comes too late is told before the work; who does not is served to the end.
+    // Who has this is served to the end; who comes too late is told before the work.
     let driver = shared.driver()?;
     let (number, begin) = (body.number, body.begin);
     let job = prepared(&shared, body, prepare).await?;
-    let num_prompt = job.requests.iter().map(|request| request.prompt.len()).sum();
-    let updates = driver.add(job.requests).await?;
+    let updates = driver.add(job.requests, begin).await?;
     drop(driver);
     let metrics = Arc::clone(&shared.metrics);
-    let mut account = Account::new(number, metrics, begin, num_prompt, updates.num_choices());
+    let mut account = Account::new(number, metrics, begin, job.num_prompt, updates.num_choices());
     if job.streams {
         return Ok(stream(shared, job.format, (job.stops, updates), account));
     }
@@ -88,16 +97,22 @@ async fn generate(
     loop {
         match reply.next().await {
             Ok(Some((index, piece))) => {
-                account.note(index, &piece);
+                account.note(&piece);
                 answers[index].extend(piece);
             }
-            Ok(None) => return Ok(Json(job.format.whole(parts, answers)).into_response()),
+            Ok(None) => break,
             Err(error) => {
                 account.fail(error.to_string());
                 return Err(error);
             }
         }
     }
+    drop(reply);
+    // A whole answer may be long, with all its log-probabilities.
+    let with = Arc::clone(&shared);
+    let write = move || Json(job.format.whole(&with.model.parts, answers)).into_response();
+    let written = tokio::task::spawn_blocking(write).await;
+    written.map_err(|_| ApiError::failed("writing the answer failed here"))
 }
 
 /// Reads a body.

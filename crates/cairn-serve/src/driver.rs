@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use cairn_engine::{
     Engine, EngineError, Event, Finish, PositionLogprobs, PrefixOutcome, Request, RequestError,
@@ -77,6 +78,8 @@ impl Updates {
 
 struct Add {
     requests: Vec<Request>,
+    /// When the request came.
+    begin: Instant,
     updates: mpsc::UnboundedSender<(usize, Update)>,
     wanted: Arc<[AtomicBool]>,
     answer: oneshot::Sender<Result<(), RequestError>>,
@@ -86,6 +89,8 @@ struct Add {
 #[derive(Clone, Debug)]
 pub(crate) struct Driver {
     queue: SyncSender<Add>,
+    /// Sequences that may wait.
+    max_num_waiting: usize,
 }
 
 /// The engine's thread.
@@ -115,6 +120,7 @@ impl Driver {
         engine: Engine,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, DriverThread), DriverError> {
+        let max_num_waiting = engine.options().max_num_waiting;
         let (queue, requests) = sync_channel(QUEUE_LENGTH);
         let (alive, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
@@ -122,15 +128,22 @@ impl Driver {
             Running { engine, requests, metrics, live: HashMap::new() }.run()
         });
         let thread = thread.map_err(DriverError::Spawn)?;
-        Ok((Self { queue }, DriverThread { thread, ended }))
+        Ok((Self { queue, max_num_waiting }, DriverThread { thread, ended }))
     }
 
     /// Hands the sequences of a request to the engine: all of them, or none.
-    pub(crate) async fn add(&self, requests: Vec<Request>) -> Result<Updates, ApiError> {
+    pub(crate) async fn add(
+        &self,
+        requests: Vec<Request>,
+        begin: Instant,
+    ) -> Result<Updates, ApiError> {
+        if self.max_num_waiting < requests.len() {
+            return Err(ApiError::too_many(requests.len(), self.max_num_waiting));
+        }
         let (sender, updates) = mpsc::unbounded_channel();
         let (answer, answered) = oneshot::channel();
         let wanted: Arc<[AtomicBool]> = requests.iter().map(|_| AtomicBool::new(true)).collect();
-        let add = Add { requests, updates: sender, wanted: Arc::clone(&wanted), answer };
+        let add = Add { requests, begin, updates: sender, wanted: Arc::clone(&wanted), answer };
         match self.queue.try_send(add) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(ApiError::busy(QUEUE_LENGTH)),
@@ -149,11 +162,15 @@ struct Listener {
     updates: mpsc::UnboundedSender<(usize, Update)>,
     wanted: Arc<[AtomicBool]>,
     choice: usize,
+    /// When the request came, and then when its last token did.
+    since: Instant,
+    has_begun: bool,
 }
 
 impl Listener {
-    fn is_listening(&self) -> bool {
-        self.wanted[self.choice].load(Ordering::Relaxed) && !self.updates.is_closed()
+    /// Whether it has had enough: its answer ended at a stop string.
+    fn is_let_go(&self) -> bool {
+        !self.wanted[self.choice].load(Ordering::Relaxed)
     }
 }
 
@@ -176,7 +193,8 @@ impl Running {
             if self.engine.num_requests() != 0 {
                 let report = self.engine.step(&mut events)?;
                 self.metrics.note_step(&report);
-                events.drain(..).for_each(|event| self.tell(event));
+                let now = Instant::now();
+                events.drain(..).for_each(|event| self.tell(event, now));
             } else {
                 self.metrics.note_load(0, 0);
             }
@@ -198,7 +216,7 @@ impl Running {
     }
 
     fn add(&mut self, add: Add) {
-        let Add { requests, updates, wanted, answer } = add;
+        let Add { requests, begin, updates, wanted, answer } = add;
         let mut ids = Vec::with_capacity(requests.len());
         let mut num_prompt_tokens = 0;
         for request in requests {
@@ -216,7 +234,8 @@ impl Running {
         self.metrics.note_request(ids.len(), num_prompt_tokens);
         for (choice, id) in ids.into_iter().enumerate() {
             let (updates, wanted) = (updates.clone(), Arc::clone(&wanted));
-            self.live.insert(id, Listener { updates, wanted, choice });
+            let listener = Listener { updates, wanted, choice, since: begin, has_begun: false };
+            self.live.insert(id, listener);
         }
         // Who asked may have left; then the sequences are cancelled before their first step.
         let _ = answer.send(Ok(()));
@@ -225,21 +244,20 @@ impl Running {
     fn cancel_abandoned(&mut self) {
         let Self { engine, live, metrics, .. } = self;
         live.retain(|&id, listener| {
-            let is_listening = listener.is_listening();
-            if !is_listening {
-                engine.cancel(id);
-                // A stop string is an end like others.
-                if listener.updates.is_closed() {
-                    metrics.note_cancelled();
-                } else {
-                    metrics.note_finished();
-                }
+            // A stop string is an end like others, and all is over after the last of them.
+            if listener.is_let_go() {
+                metrics.note_finished();
+            } else if listener.updates.is_closed() {
+                metrics.note_cancelled();
+            } else {
+                return true;
             }
-            is_listening
+            engine.cancel(id);
+            false
         });
     }
 
-    fn tell(&mut self, event: Event) {
+    fn tell(&mut self, event: Event, now: Instant) {
         let (id, update, is_last) = match event {
             Event::Admitted { request, prefix } => {
                 self.metrics.note_prefix(prefix);
@@ -256,12 +274,21 @@ impl Running {
                 (request, Update::Failed(ApiError::from_choice(&error)), true)
             }
         };
-        let Some(listener) = self.live.get(&id) else { return };
+        let Some(listener) = self.live.get_mut(&id) else { return };
+        match &update {
+            Update::Token(..) => {
+                let after = now - std::mem::replace(&mut listener.since, now);
+                self.metrics.note_token(after, listener.has_begun);
+                listener.has_begun = true;
+            }
+            Update::Failed(_) => self.metrics.note_failed(),
+            Update::Finished(_) => self.metrics.note_finished(),
+            Update::Admitted(_) | Update::Prompt(_) => {}
+        }
         // Nobody may listen any more: noticed before the next step.
         let _ = listener.updates.send((listener.choice, update));
         if is_last {
             self.live.remove(&id);
-            self.metrics.note_finished();
         }
     }
 }

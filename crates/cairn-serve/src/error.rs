@@ -106,6 +106,17 @@ impl ApiError {
         Self { code: Some("bodies_full"), ..error }
     }
 
+    /// More answers at once than ever wait.
+    pub(crate) fn too_many(count: usize, limit: usize) -> Self {
+        Self::field("n", format!("{count} answers at once, and at most {limit} may wait"))
+    }
+
+    /// The request comes from a page of another site, or by another name.
+    pub(crate) fn foreign(what: &str) -> Self {
+        let message = format!("{what} is not this machine, and no key is asked for");
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
     /// The server ends.
     pub(crate) fn draining() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the server is being stopped")

@@ -28,8 +28,13 @@ const GRAMMAR_SIZE_MAX: usize = 200_000;
 const COMPILE_FUEL: u64 = 500_000;
 /// Work for the words at a token: some four milliseconds.
 const STEP_FUEL: u64 = 60_000;
+/// Ways in which a sentence may go on at a byte, at most: optional properties of an object, for one.
+const ROW_ITEMS_MAX: usize = 2000;
 /// Work for the sentences at a token: some two milliseconds.
 const STEP_ITEMS_MAX: usize = 40_000;
+
+/// What the library's own options are called within a grammar.
+const OPTIONS: &str = "x-guidance";
 
 /// What an answer follows.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,6 +163,9 @@ impl Form {
                     list.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
                 TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
             }
+            Self::Lark(text) if text.contains(OPTIONS) => {
+                return Err(format!("'{OPTIONS}' is not supported here"));
+            }
             Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
         })
     }
@@ -166,7 +174,6 @@ impl Form {
 /// The schema, with spaces only where Python's `json.dumps` writes them: where any were allowed, small models
 /// write nothing else.
 fn spaced(schema: &Value) -> Result<Value, String> {
-    const OPTIONS: &str = "x-guidance";
     let options = json!({
         "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",
     });
@@ -255,6 +262,7 @@ fn factory(parts: &ServedParts) -> Result<ParserFactory, String> {
     limits.initial_lexer_fuel = COMPILE_FUEL;
     limits.step_lexer_fuel = STEP_FUEL;
     limits.step_max_items = STEP_ITEMS_MAX;
+    limits.max_items_in_row = ROW_ITEMS_MAX;
     limits.max_lexer_states = LEXER_STATES_MAX;
     limits.max_grammar_size = GRAMMAR_SIZE_MAX;
     // What is said of an error is for the client, and not of all that was generated.
@@ -262,9 +270,14 @@ fn factory(parts: &ServedParts) -> Result<ParserFactory, String> {
     Ok(factory)
 }
 
-/// What the library says, without the place where it would say more.
+/// What the library says, in one line; where it has panicked, which it catches itself, not how.
 fn said(error: &impl ToString) -> String {
-    error.to_string().replace("<non-verbose/>", "").trim().to_owned()
+    let text = error.to_string().replace("<non-verbose/>", "");
+    let line = text.trim().lines().next().unwrap_or_default();
+    match line.starts_with("panic") {
+        true => "the library that follows it failed".to_owned(),
+        false => line.to_owned(),
+    }
 }
 
 /// Bytes that no text spells.
@@ -275,7 +288,6 @@ fn special(name: &str) -> Vec<u8> {
 }
 
 /// An answer on its way through a grammar.
-#[derive(Clone)]
 pub(crate) struct Following {
     matcher: Matcher,
 }
@@ -304,6 +316,7 @@ impl Constraint for Following {
     }
 
     fn boxed_clone(&self) -> Box<dyn Constraint> {
-        Box::new(self.clone())
+        // Answers that shared what is kept for speed would share its limits too.
+        Box::new(Self { matcher: self.matcher.deep_clone() })
     }
 }

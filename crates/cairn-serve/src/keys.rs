@@ -1,8 +1,9 @@
 //! Who may ask: keys, of which only hashes are kept.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use axum::http::header::{AUTHORIZATION, HeaderName};
+use axum::http::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue};
 
 use crate::error::ApiError;
@@ -84,6 +85,32 @@ impl ApiKeys {
         let is_known = self.hashes.iter().fold(false, |known, key| known | (*key == hash));
         if is_known { Ok(()) } else { Err(ApiError::unauthorized()) }
     }
+
+    /// Where no key is asked for, lets a request through that was sent on this machine, to this machine: a page
+    /// of another site that a browser here shows must not speak with the model.
+    pub(crate) fn check_place(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        if !self.is_empty() {
+            return Ok(());
+        }
+        for name in [HOST, ORIGIN] {
+            let Some(value) = headers.get(&name) else { continue };
+            let value = value.to_str().unwrap_or_default();
+            if !is_here(value.rsplit("://").next().unwrap_or_default()) {
+                return Err(ApiError::foreign(&format!("{name} '{value}'")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a host, with its port or without, is this machine by name or address.
+fn is_here(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -111,6 +138,26 @@ mod tests {
         headers.insert(X_API_KEY, "sixteen-letters-2".parse().unwrap());
         assert!(keys.check(&headers).is_ok());
         assert!(ApiKeys::default().check(&HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn pages_of_other_sites_do_not_pass() {
+        let check = |host: &str, origin: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, host.parse().unwrap());
+            if let Some(origin) = origin {
+                headers.insert(ORIGIN, origin.parse().unwrap());
+            }
+            ApiKeys::default().check_place(&headers).is_ok()
+        };
+        for host in ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000"] {
+            assert!(check(host, None) && check(host, Some("http://localhost:3000")), "{host}");
+            assert!(!check(host, Some("http://evil.example")), "{host}");
+        }
+        for host in ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:8000", "[::2]", ""] {
+            assert!(!check(host, None), "{host}");
+        }
+        assert!(!check("localhost", Some("null")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Serving a model over HTTP.
 //!
-//! **Invariants:** one thread owns the engine and never sees text or a socket; what belongs to a request can
-//! only fail that request; a field of a request is honored or refused by name, never ignored; nothing here reads
+//! **Invariants:** one thread owns the engine and never sees a socket, nor text but through a request's grammar;
+//! what belongs to a request can only fail that request; a field of a request is honored or refused by name, never ignored; nothing here reads
 //! the environment or the time of day.
 //!
 //! | file | noun |

@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     requests: Counter,
     finished: Counter,
     cancelled: Counter,
+    failed: Counter,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     steps: Counter,
@@ -66,6 +67,7 @@ impl Metrics {
             requests: Counter::default(),
             finished: Counter::default(),
             cancelled: Counter::default(),
+            failed: Counter::default(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             steps: Counter::default(),
@@ -90,7 +92,10 @@ impl Metrics {
         names.add("requests_finished", alias, "Answers that came to their end", &self.finished);
         let help = "Answers whose client left before they were done";
         names.add("requests_cancelled", None, help, &self.cancelled);
-        names.add("prompt_tokens", Some("prompt_tokens"), "Tokens of prompts", &self.prompt_tokens);
+        let help = "Answers for which no token could be chosen";
+        names.add("requests_failed", None, help, &self.failed);
+        let help = "Tokens of prompts, each answer's counted";
+        names.add("prompt_tokens", Some("prompt_tokens"), help, &self.prompt_tokens);
         let alias = Some("generation_tokens");
         names.add("generation_tokens", alias, "Tokens made", &self.generation_tokens);
         names.add("engine_steps", None, "Steps of the engine", &self.steps);
@@ -98,7 +103,7 @@ impl Metrics {
         let help = "Answers that gave way to others and were begun again";
         names.add("preemptions", alias, help, &self.preempted);
         let alias = Some("prefix_cache_hits");
-        let help = "Tokens of prompts that were in the cache";
+        let help = "Tokens of prompts that were in the cache, each answer's counted";
         names.add("prefix_cache_hit_tokens", alias, help, &self.cached_tokens);
         let alias = Some("num_requests_running");
         names.add("requests_running", alias, "Answers that are computed", &self.running);
@@ -114,7 +119,12 @@ impl Metrics {
         let help = "From a request to the end of its answers";
         names.add("request_seconds", alias, help, &self.request_seconds);
         let alias = Some("request_prompt_tokens");
-        names.add("request_prompt_tokens", alias, "Tokens of a prompt", &self.prompt_lengths);
+        names.add(
+            "request_prompt_tokens",
+            alias,
+            "Tokens of a request's prompts",
+            &self.prompt_lengths,
+        );
         let alias = Some("request_generation_tokens");
         let help = "Tokens of a request's answers";
         names.add("request_generation_tokens", alias, help, &self.generation_lengths);
@@ -127,6 +137,10 @@ impl Metrics {
 
     pub(crate) fn note_finished(&self) {
         self.finished.inc();
+    }
+
+    pub(crate) fn note_failed(&self) {
+        self.failed.inc();
     }
 
     pub(crate) fn note_cancelled(&self) {
@@ -151,14 +165,13 @@ impl Metrics {
         self.waiting.set(i64::try_from(num_waiting).unwrap_or(i64::MAX));
     }
 
-    /// The first token of an answer came, so long after its request.
-    pub(crate) fn note_first_token(&self, after: Duration) {
-        self.time_to_first_token.observe(after.as_secs_f64());
-    }
-
-    /// A token came, so long after the one before it.
-    pub(crate) fn note_next_token(&self, after: Duration) {
-        self.inter_token_latency.observe(after.as_secs_f64());
+    /// A token of an answer came, so long after the one before it, or after its request if it is the first.
+    pub(crate) fn note_token(&self, after: Duration, has_begun: bool) {
+        let times = match has_begun {
+            true => &self.inter_token_latency,
+            false => &self.time_to_first_token,
+        };
+        times.observe(after.as_secs_f64());
     }
 
     /// A request has ended, so long after it came.
@@ -185,7 +198,7 @@ mod tests {
     fn the_page_has_stable_names_and_vllms_on_demand() {
         let metrics = Metrics::new(true);
         metrics.note_request(2, 10);
-        metrics.note_first_token(Duration::from_millis(20));
+        metrics.note_token(Duration::from_millis(20), false);
         let page = metrics.text();
         for line in [
             "cairn_requests_total 2",

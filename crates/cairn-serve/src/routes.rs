@@ -45,6 +45,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(Arc::clone(&shared), guard));
     let watched = from_fn_with_state(Arc::clone(&shared), watched);
+    let open = open.method_not_allowed_fallback(no_method);
     open.merge(guarded).layer(watched).with_state(shared)
 }
 
@@ -58,13 +59,19 @@ async fn watched(State(shared): State<Arc<Shared>>, mut request: Request, next: 
         .unwrap_or_else(|_| ApiError::failed("answering the request failed here").into_response());
     response.headers_mut().insert(REQUEST_ID, came.number.into());
     let (status, seconds) = (response.status().as_u16(), came.begin.elapsed().as_secs_f64());
-    tracing::info!(request = came.number, %method, path, status, seconds, "request");
+    let request = came.number;
+    if status < 500 {
+        tracing::info!(request, %method, path, status, seconds, "request");
+    } else {
+        tracing::error!(request, %method, path, status, seconds, "request");
+    }
     response
 }
 
 /// Lets those through who may ask.
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    match shared.keys.check(request.headers()) {
+    let headers = request.headers();
+    match shared.keys.check(headers).and_then(|()| shared.keys.check_place(headers)) {
         Ok(()) => next.run(request).await,
         Err(error) if request.uri().path().starts_with(MESSAGES) => Refused(error).into_response(),
         Err(error) => error.into_response(),
@@ -85,7 +92,7 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({ "object": "list", "data": [shared.model.entry((shared.now)())] }))
+    Json(json!({ "object": "list", "data": [shared.model.entry(shared.started)] }))
 }
 
 async fn model(
@@ -93,7 +100,7 @@ async fn model(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     shared.model.check_name(Some(&id))?;
-    Ok(Json(shared.model.entry((shared.now)())))
+    Ok(Json(shared.model.entry(shared.started)))
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {

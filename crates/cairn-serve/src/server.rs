@@ -145,6 +145,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) seed: u64,
     pub(crate) now: fn() -> u64,
+    /// When the server started, in seconds since 1970.
+    pub(crate) started: u64,
     /// The number of the next request.
     next_number: AtomicU64,
     /// The way to the engine; none once the server is to end.
@@ -198,6 +200,7 @@ pub fn serve(
             metrics,
             seed: options.seed,
             now: options.now,
+            started: (options.now)(),
             next_number: AtomicU64::new(0),
             driver: RwLock::new(Some(driver)),
         });

@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 use cairn_kernels::splitmix;
 use serde_json::{Value, json};
 
+/// How long an answer may take.
+const ANSWER_MAX: Duration = Duration::from_secs(600);
+/// Between two requests that come at random, at most.
+const GAP_MAX_S: f64 = 3600.0;
 /// Bytes of a line of a stream, at most.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
@@ -47,7 +51,7 @@ pub(crate) struct Load {
 pub(crate) struct Answered {
     /// From the request to its first token.
     pub(crate) first_s: f64,
-    /// Between each two of its tokens.
+    /// Between each two events that brought text: a token each, unless the server puts several into one.
     pub(crate) between_s: Vec<f64>,
     /// From the request to the end of its answer.
     pub(crate) total_s: f64,
@@ -98,7 +102,7 @@ impl Load {
                     std::thread::sleep(due.saturating_sub(begin.elapsed()));
                     scope.spawn(move || keep(self.ask(&agent(), prompt)));
                     let gap = -uniform(seed, index as u64).ln() / rate;
-                    due += Duration::from_secs_f64(gap);
+                    due += Duration::from_secs_f64(gap.min(GAP_MAX_S));
                 }
             }
         });
@@ -170,7 +174,8 @@ impl Load {
 }
 
 fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().http_status_as_error(false).build().into()
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    config.timeout_global(Some(ANSWER_MAX)).build().into()
 }
 
 /// A number in (0, 1], the same for the same key and index.

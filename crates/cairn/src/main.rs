@@ -20,6 +20,7 @@ mod failure;
 mod figures;
 mod gate_file;
 mod load;
+mod log_lines;
 mod machine;
 mod machine_profile;
 mod model_folder;

@@ -12,6 +12,8 @@ use crate::sampling::sampling;
 
 /// Answers of a request, at most.
 pub(super) const CHOICES_MAX: usize = 64;
+/// Log-probabilities that a request may be told, at most: each takes some forty bytes of its answer.
+const LOGPROBS_MAX: usize = 1 << 19;
 /// Stop strings of a request, at most.
 const STOPS_MAX: usize = 16;
 /// Bytes of a stop string, at most.
@@ -40,8 +42,7 @@ impl Asked {
         preparing: Preparing<'_>,
         stop: &'static str,
     ) -> Result<Self, ApiError> {
-        let asked: Option<String> = fields.take("model")?;
-        preparing.shared.model.check_name(asked.as_deref())?;
+        preparing.take_model(fields)?;
         let stream = fields.take("stream")?.unwrap_or(false);
         let stops = stop_strings(fields, stop)?;
         let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
@@ -90,6 +91,21 @@ impl Asked {
         request.constraint = self.constraint.as_ref().map(Constraint::boxed_clone);
         Ok(request)
     }
+}
+
+/// Refuses answers that would tell more log-probabilities than can be held.
+pub(super) fn check_logprobs(requests: &[Request]) -> Result<(), ApiError> {
+    let told = |request: &Request| {
+        let prompt = request.prompt_logprobs.map_or(0, |top| request.prompt.len() * (top + 1));
+        let new = request.logprobs.map_or(0, |top| request.max_new_tokens.saturating_mul(top + 1));
+        new.saturating_add(prompt)
+    };
+    let told = requests.iter().map(told).fold(0, usize::saturating_add);
+    if told <= LOGPROBS_MAX {
+        return Ok(());
+    }
+    let message = format!("{told} log-probabilities would be told, at most {LOGPROBS_MAX}");
+    Err(ApiError::field("logprobs", message))
 }
 
 /// Takes how many answers to each prompt are wanted.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use cairn_engine::Request;
 use serde_json::{Map, Value, json};
 
-use super::asked::{Asked, take_include_usage, take_n};
+use super::asked::{Asked, check_logprobs, take_include_usage, take_n};
 use super::format::{Format, Message};
 use super::logprobs::{self, Names};
 use super::{Job, Preparing, generate, prompt};
@@ -74,8 +75,15 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         num_cached: 0,
         include_usage,
     };
-    let requests = requests.collect::<Result<_, _>>()?;
-    Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
+    let requests: Vec<Request> = requests.collect::<Result<_, _>>()?;
+    check_logprobs(&requests)?;
+    Ok(Job {
+        requests,
+        num_prompt: format.num_prompt,
+        stops: asked.stops,
+        streams: asked.stream,
+        format: Box::new(format),
+    })
 }
 
 /// The newer name of the limit and the older; both at once have to agree.
@@ -197,7 +205,8 @@ impl Preparing<'_> {
 
     /// The name of this request's answer.
     pub(super) fn id(&self, prefix: &str) -> String {
-        format!("{prefix}-{}", self.number)
+        // Requests of an earlier process had the same numbers.
+        format!("{prefix}-{:x}-{}", self.shared.started, self.number)
     }
 }
 

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::asked::{Asked, CHOICES_MAX, take_include_usage, take_n};
+use super::asked::{Asked, CHOICES_MAX, check_logprobs, take_include_usage, take_n};
 use super::chat::{Head, finish_reason, usage};
 use super::format::{Format, Message};
 use super::logprobs::{self, Names, Places};
@@ -66,6 +66,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
             requests.push(request);
         }
     }
+    check_logprobs(&requests)?;
     let echoed = match echo {
         true => Some(echoed(&prompts, n, preparing.parts())?),
         false => None,
@@ -80,7 +81,13 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         num_cached: 0,
         include_usage,
     };
-    Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
+    Ok(Job {
+        requests,
+        num_prompt: format.num_prompt,
+        stops: asked.stops,
+        streams: asked.stream,
+        format: Box::new(format),
+    })
 }
 
 /// What an answer begins with when its prompt is repeated.

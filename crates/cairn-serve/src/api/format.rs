@@ -93,7 +93,7 @@ impl Writer<'_> {
             };
             let messages = match next {
                 Ok(Some((choice, piece))) => {
-                    self.account.note(choice, &piece);
+                    self.account.note(&piece);
                     self.format.piece(self.parts, choice, piece)
                 }
                 Ok(None) => {

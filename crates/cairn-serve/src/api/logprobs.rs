@@ -26,22 +26,31 @@ impl Names {
 
     fn of(self, parts: &ServedParts, token: u32) -> String {
         match self {
-            // Ids that are no tokens exist in padded vocabularies, and have no spelling.
-            Self::Spelling => parts.tokenizer.decode(&[token]).unwrap_or_default(),
+            Self::Spelling => String::from_utf8_lossy(&bytes(parts, token)).into_owned(),
             Self::Ids => format!("token_id:{token}"),
         }
+    }
+}
+
+/// What a token puts into a text; nothing for ids that are no tokens, which padded vocabularies have.
+fn bytes(parts: &ServedParts, token: u32) -> Vec<u8> {
+    if let Some(bytes) = parts.tokenizer.token_bytes(token) {
+        return bytes.to_vec();
+    }
+    let piece = parts.tokenizer.token(token).unwrap_or_default();
+    // SentencePiece's ways to write a byte and a space.
+    let hex = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        Some(byte) => vec![byte],
+        None => piece.replace('\u{2581}', " ").into_bytes(),
     }
 }
 
 /// The form of chats.
 pub(super) fn of_chat(parts: &ServedParts, names: Names, tokens: &[TokenLogprobs]) -> Value {
     let entry = |token: u32, logprob: f32| {
-        let bytes = match parts.tokenizer.token_bytes(token) {
-            Some(bytes) => bytes.to_vec(),
-            None => Names::Spelling.of(parts, token).into_bytes(),
-        };
         let name = names.of(parts, token);
-        json!({ "token": name, "logprob": finite(logprob), "bytes": bytes })
+        json!({ "token": name, "logprob": finite(logprob), "bytes": bytes(parts, token) })
     };
     let content = tokens.iter().map(|TokenLogprobs { token, logprobs }| {
         let mut found = entry(*token, logprobs.chosen);
@@ -75,7 +84,9 @@ impl Places {
         for (token, found) in tokens {
             let name = self.names.of(parts, token);
             offsets.push(self.characters);
-            self.characters += Names::Spelling.of(parts, token).chars().count();
+            // A character begins with a byte that goes on none.
+            let begins = |byte: &&u8| *byte & 0b1100_0000 != 0b1000_0000;
+            self.characters += bytes(parts, token).iter().filter(begins).count();
             logprobs.push(found.map(|found| finite(found.chosen)));
             top.push(found.map(|found| {
                 let mut likeliest = Map::new();

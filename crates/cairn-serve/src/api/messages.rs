@@ -47,8 +47,7 @@ pub(crate) async fn count_tokens(
     body: Result<Body, ApiError>,
 ) -> Result<Json<Value>, Refused> {
     let count = |preparing: Preparing<'_>, mut fields: Fields| {
-        let asked: Option<String> = fields.take("model")?;
-        preparing.shared.model.check_name(asked.as_deref())?;
+        preparing.take_model(&mut fields)?;
         let prompt = conversation(preparing, fields)?;
         Ok(json!({ "input_tokens": prompt.len() }))
     };
@@ -90,7 +89,13 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         num_new: 0,
         num_cached: 0,
     };
-    Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
+    Ok(Job {
+        requests,
+        num_prompt: format.num_prompt,
+        stops: asked.stops,
+        streams: asked.stream,
+        format: Box::new(format),
+    })
 }
 
 struct Messages {

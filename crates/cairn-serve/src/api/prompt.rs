@@ -10,6 +10,9 @@ use crate::fields::Fields;
 /// Who may speak.
 const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
 
+/// Variables that say what the conversation is, and are not the client's to set.
+const OWN_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
 /// Takes the template's variables. Only what is no text: a text could spell control tokens.
 pub(super) fn take_variables(fields: &mut Fields) -> Result<Option<Map<String, Value>>, ApiError> {
     const NAME: &str = "chat_template_kwargs";
@@ -19,8 +22,18 @@ pub(super) fn take_variables(fields: &mut Fields) -> Result<Option<Map<String, V
         Some((name, _)) => {
             Err(ApiError::field(NAME, format!("{NAME}.{name} is neither true, false nor a number")))
         }
-        None => Ok(found),
+        None => match found.iter().flatten().find(|(name, _)| is_own(name)) {
+            Some((name, _)) => {
+                Err(ApiError::field(NAME, format!("{NAME}.{name} is not the client's to set")))
+            }
+            None => Ok(found),
+        },
     }
+}
+
+/// Whether a variable is the server's to set.
+fn is_own(name: &str) -> bool {
+    OWN_VARIABLES.contains(&name) || name.ends_with("_token")
 }
 
 /// A message of one piece of text. A developer's word is the system's.

@@ -76,11 +76,11 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         "parallel_tool_calls": false,
         "previous_response_id": null,
         "store": false,
-        "temperature": asked.sampling.temperature,
+        "temperature": plain(asked.sampling.temperature),
         "text": text_of(text),
         "tool_choice": "none",
         "tools": [],
-        "top_p": asked.sampling.top_p.unwrap_or(1.0),
+        "top_p": plain(asked.sampling.top_p.unwrap_or(1.0)),
         "truncation": "disabled",
     });
     let format = Responses {
@@ -90,7 +90,18 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         so_far: Piece::default(),
         num_events: 0,
     };
-    Ok(Job { requests, stops: asked.stops, streams: asked.stream, format: Box::new(format) })
+    Ok(Job {
+        requests,
+        num_prompt: format.num_prompt,
+        stops: asked.stops,
+        streams: asked.stream,
+        format: Box::new(format),
+    })
+}
+
+/// A number as it was written, not as the double next to its float.
+fn plain(number: f32) -> Value {
+    number.to_string().parse::<f64>().unwrap_or_default().into()
 }
 
 /// What the answer's text follows.

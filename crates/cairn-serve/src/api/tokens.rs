@@ -23,8 +23,7 @@ pub(crate) async fn tokenize(
 
 fn tokenized(preparing: Preparing<'_>, mut fields: Fields) -> Result<Value, ApiError> {
     let parts = preparing.parts();
-    let asked: Option<String> = fields.take("model")?;
-    preparing.shared.model.check_name(asked.as_deref())?;
+    preparing.take_model(&mut fields)?;
     let messages: Option<Vec<Map<String, Value>>> = fields.take("messages")?;
     let ids = if let Some(messages) = messages {
         let variables = prompt::take_variables(&mut fields)?;
@@ -53,8 +52,7 @@ pub(crate) async fn detokenize(
 }
 
 fn detokenized(preparing: Preparing<'_>, mut fields: Fields) -> Result<Value, ApiError> {
-    let asked: Option<String> = fields.take("model")?;
-    preparing.shared.model.check_name(asked.as_deref())?;
+    preparing.take_model(&mut fields)?;
     let ids: Vec<u32> = fields.need("tokens")?;
     fields.finish()?;
     let parts = preparing.parts();

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
 use cairn_engine::EngineOptions;
 use cairn_serve::{ApiKeys, ServeOptions, ServedModel, ServedParts, serve};
@@ -14,6 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::command::chat::{refuse_encoder, stop_tokens, template};
 use crate::command::generate::StorageArgs;
 use crate::context::Context;
+use crate::log_lines::LogLines;
 use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::sampling::stated;
 use crate::signals::StopFlag;
@@ -39,10 +41,8 @@ enum LogFormat {
 enum LogLevel {
     /// Nothing
     Off,
-    /// What went wrong here
+    /// Requests that failed for a reason of the server's own
     Error,
-    /// And what may
-    Warn,
     /// And each request: its number, path, status, tokens and seconds, and never what was said
     Info,
 }
@@ -60,7 +60,7 @@ const NUM_PROMPT_LOGITS: usize = 64;
 /// Tokens of a sequence, where nothing is asked for and the model has room.
 const MAX_MODEL_LEN: usize = 4096;
 
-/// Serve a model over HTTP: completions and chats
+/// Serve a model over HTTP: `OpenAI`'s and Anthropic's APIs
 ///
 /// A field of a request is honored or refused by name. The first Ctrl-C or SIGTERM ends the server in good
 /// order: nothing new is taken, what runs comes to its end; the second ends it at once.
@@ -177,7 +177,7 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
     let storage = args.storage.apply(&mut planned, (&model, context))?;
     let served = ServedModel::new(parts(args, &model, max_context, context)?);
     let engine = model.engine(planned, &storage, context.cpu()?)?;
-    start_log(args.log_format, args.log_level);
+    start_log(args.log_format, args.log_level).context("cannot start the log")?;
     let stop = StopFlag::listen()?;
     let listening = |address| context.terminal.step("Serving", format_args!("http://{address}"));
     Ok(serve(engine, served, &options, || stop.is_set(), listening)?)
@@ -185,22 +185,22 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
 
 /// Writes what is told from here on to the standard error. A line that cannot be written is lost: what is served
 /// does not hang on it.
-fn start_log(format: LogFormat, level: LogLevel) {
+fn start_log(format: LogFormat, level: LogLevel) -> std::io::Result<()> {
     let level = match level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
     };
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_target(false)
-        .with_writer(std::io::stderr)
+        .with_writer(LogLines::start()?)
         .log_internal_errors(false);
     match format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    Ok(())
 }
 
 /// What turns the model's tokens into text.

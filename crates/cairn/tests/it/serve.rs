@@ -316,6 +316,13 @@ const WRONG: &[(&str, &str, u16, &str, &str)] = &[
         "chat_template_kwargs",
         "chat_template_kwargs.bos_token is neither true, false nor a number",
     ),
+    (
+        "/v1/chat/completions",
+        r#"{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"add_generation_prompt": false}}"#,
+        400,
+        "chat_template_kwargs",
+        "not the client's to set",
+    ),
     ("/v1/chat/completions", r#"{"messages": []}"#, 400, "messages", "messages is empty"),
     (
         "/v1/chat/completions",
@@ -411,15 +418,18 @@ fn never_ending(server: &Server) -> Value {
 
 #[test]
 fn a_server_ends_in_good_order() {
-    let mut server = Server::start(&[]);
+    let mut server = Server::start(&["--max-num-seqs", "1"]);
     let mut body = greedy("stone", 200);
     body["logit_bias"] = never_ending(&server);
     body["stream"] = true.into();
+    // One after the other: long enough for the signal to come in between.
+    body["n"] = 64.into();
     let stream = server.stream("/v1/completions", &body);
     server.signal("-TERM");
     // What ran comes to its end, and then the process does.
     let events = events(stream);
-    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "length");
+    let ends = events.iter().filter(|event| event["choices"][0]["finish_reason"] == "length");
+    assert_eq!(ends.count(), 64);
     assert!(server.wait().success());
 }
 

@@ -4,12 +4,13 @@ use anyhow::Context as _;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
 use cairn_eval::median;
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use serde_json::{Value, json};
 
 use super::Output;
 use crate::context::Context;
 use crate::failure::UserError;
-use crate::load::{Arrivals, Load, Loaded, percentile, uniform};
+use crate::load::{Answered, Arrivals, Load, Loaded, percentile, uniform};
 use crate::progress_line::ProgressLine;
 use crate::table::Table;
 
@@ -26,8 +27,9 @@ const LENGTH_SIGMA: f64 = 0.5;
 
 /// Measure a server under load: tokens a second, and how long clients wait
 ///
-/// Any server that speaks the completions that `/v1/completions` is known for. Prompts are cut from a text at random places, their lengths
-/// log-normal; answers are greedy and of equal length. With --against, two servers are asked in turns.
+/// Any server that speaks the completions that `/v1/completions` is known for. Prompts are cut from a text
+/// at random places, their lengths log-normal; answers are greedy and of equal length. With --against, two
+/// servers are asked in turns.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ServeArgs {
@@ -41,7 +43,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     api_key: Option<std::path::PathBuf>,
     /// Clients at once, each waiting for its answers; several numbers are measured one after the other
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16])]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16],
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     clients: Vec<usize>,
     /// Requests a second at random times instead, whether or not others are answered
     #[arg(long, value_name = "X", conflicts_with = "clients")]
@@ -50,7 +53,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "N")]
     requests: Option<usize>,
     /// Measurements of each
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1000))]
     rounds: usize,
     /// Characters of a prompt, in the median
     #[arg(long, value_name = "N", default_value_t = 600)]
@@ -82,6 +86,8 @@ pub(super) struct ServeArgs {
 struct Figures {
     answered: usize,
     failed: usize,
+    /// Why the first that failed did.
+    failure: Option<String>,
     prompt_tokens: usize,
     new_tokens: usize,
     seconds: f64,
@@ -151,6 +157,10 @@ pub(super) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
         "seed": args.seed,
     });
     let text = text_of(&levels, &measured);
+    let failures = measured.iter().flatten().flatten().filter_map(|found| found.failure.as_ref());
+    if let Some(first) = failures.into_iter().next() {
+        context.terminal.warn(format_args!("not all was answered: {first}"));
+    }
     super::print(&args.output, ("serve", settings, json!({ "levels": measured })), text, context)
 }
 
@@ -215,16 +225,19 @@ fn figures(args: &ServeArgs, loaded: Loaded) -> anyhow::Result<Figures> {
         [0.5, 0.9, 0.99].map(|share| percentile(&values, share))
     };
     let num_new: usize = answered.iter().map(|answer| answer.num_new).sum();
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    // Whatever events the tokens came in.
+    let mean = |answer: &Answered| {
+        (answer.total_s - answer.first_s) / answer.num_new.saturating_sub(1).max(1) as f64
+    };
     let within = |limit: Option<f64>, s: f64| limit.is_none_or(|limit| s * 1e3 <= limit);
     let good = answered.iter().filter(|answer| {
-        within(args.goodput_ttft, answer.first_s)
-            && within(args.goodput_itl, mean(&answer.between_s))
+        within(args.goodput_ttft, answer.first_s) && within(args.goodput_itl, mean(answer))
     });
     let good = good.count() as f64;
     Ok(Figures {
         answered: answered.len(),
         failed: failed.len(),
+        failure: failed.into_iter().next(),
         prompt_tokens: answered.iter().map(|answer| answer.num_prompt).sum(),
         new_tokens: num_new,
         seconds,
