@@ -38,9 +38,25 @@ pub(crate) struct Preparing<'a> {
     shared: &'a Shared,
     /// Numbers the request: names its answer, and keys its randomness where no seed is given.
     number: u64,
+    /// Whose key it came with.
+    holder: Option<blake3::Hash>,
 }
 
 impl Preparing<'_> {
+    /// Separates what is cached for different keys, and within one for different words of its holder: how soon an
+    /// answer comes tells whether its prompt was there.
+    fn cache_salt(&self, own: Option<&str>) -> u64 {
+        if self.holder.is_none() && own.is_none() {
+            return 0;
+        }
+        let mut hasher = blake3::Hasher::new();
+        if let Some(holder) = &self.holder {
+            hasher.update(holder.as_bytes());
+        }
+        hasher.update(own.unwrap_or_default().as_bytes());
+        first_word(&hasher)
+    }
+
     fn parts(&self) -> &ServedParts {
         &self.shared.model.parts
     }
@@ -49,10 +65,14 @@ impl Preparing<'_> {
     fn own_seed(&self) -> u64 {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.shared.seed.to_le_bytes()).update(&self.number.to_le_bytes());
-        let mut seed = [0; 8];
-        seed.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        u64::from_le_bytes(seed)
+        first_word(&hasher)
     }
+}
+
+fn first_word(hasher: &blake3::Hasher) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(word)
 }
 
 /// What a request wants of the engine, and how it is told.
@@ -121,7 +141,7 @@ async fn prepared<T: Send + 'static>(
     body: Body,
     prepare: fn(Preparing<'_>, Fields) -> Result<T, ApiError>,
 ) -> Result<T, ApiError> {
-    let (number, with) = (body.number, Arc::clone(shared));
-    let read = move |fields| prepare(Preparing { shared: &with, number }, fields);
+    let (number, holder, with) = (body.number, body.holder, Arc::clone(shared));
+    let read = move |fields| prepare(Preparing { shared: &with, number, holder }, fields);
     shared.intake.prepare(body, read).await
 }

@@ -53,6 +53,8 @@ pub(crate) struct Body {
     pub(crate) number: u64,
     /// When the request came.
     pub(crate) begin: Instant,
+    /// Whose key it came with, where keys are asked for.
+    pub(crate) holder: Option<blake3::Hash>,
     bytes: Vec<u8>,
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -71,9 +73,14 @@ impl Intake {
         }
     }
 
-    async fn take(&self, came: Came, body: Incoming) -> Result<Body, ApiError> {
+    async fn take(
+        &self,
+        came: Came,
+        holder: Option<blake3::Hash>,
+        body: Incoming,
+    ) -> Result<Body, ApiError> {
         let Came { number, begin } = came;
-        let mut taken = Body { number, begin, bytes: Vec::new(), _room: None };
+        let mut taken = Body { number, begin, holder, bytes: Vec::new(), _room: None };
         let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|_| ApiError::invalid("the body broke off"))?;
@@ -118,12 +125,13 @@ impl FromRequest<Arc<Shared>> for Body {
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         let intake = &shared.intake;
         let came = request.extensions().get().copied().unwrap_or_else(|| Came::now(shared));
+        let holder = shared.keys.holder(request.headers());
         let stated = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let stated = stated.and_then(|value| value.parse().ok()).unwrap_or(0_u64);
         if u64::try_from(intake.max_body_bytes).is_ok_and(|limit| limit < stated) {
             return Err(ApiError::too_large(intake.max_body_bytes));
         }
-        match timeout(intake.body_timeout, intake.take(came, request.into_body())).await {
+        match timeout(intake.body_timeout, intake.take(came, holder, request.into_body())).await {
             Err(_) => Err(ApiError::too_slow(intake.body_timeout.as_secs())),
             Ok(taken) => taken,
         }

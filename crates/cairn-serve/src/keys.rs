@@ -77,13 +77,15 @@ impl ApiKeys {
         if self.is_empty() {
             return Ok(());
         }
-        let header = |name| headers.get(name).map(HeaderValue::as_bytes);
-        let bearer = header(AUTHORIZATION).and_then(|value| value.strip_prefix(b"Bearer "));
-        let key = bearer.or_else(|| header(X_API_KEY)).unwrap_or_default();
-        let hash = blake3::hash(key);
+        let hash = key_hash(headers);
         // `Hash` compares in constant time.
         let is_known = self.hashes.iter().fold(false, |known, key| known | (*key == hash));
         if is_known { Ok(()) } else { Err(ApiError::unauthorized()) }
+    }
+
+    /// Whose key a request that was let through has; nobody's where none is asked for.
+    pub(crate) fn holder(&self, headers: &HeaderMap) -> Option<blake3::Hash> {
+        (!self.is_empty()).then(|| key_hash(headers))
     }
 
     /// Where no key is asked for, lets a request through that was sent on this machine, to this machine: a page
@@ -101,6 +103,13 @@ impl ApiKeys {
         }
         Ok(())
     }
+}
+
+/// The hash of the key that a request has.
+fn key_hash(headers: &HeaderMap) -> blake3::Hash {
+    let header = |name| headers.get(name).map(HeaderValue::as_bytes);
+    let bearer = header(AUTHORIZATION).and_then(|value| value.strip_prefix(b"Bearer "));
+    blake3::hash(bearer.or_else(|| header(X_API_KEY)).unwrap_or_default())
 }
 
 /// Whether a host, with its port or without, is this machine by name or address.

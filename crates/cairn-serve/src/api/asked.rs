@@ -31,6 +31,10 @@ pub(super) struct Asked {
     pub(super) stream: bool,
     /// Whether no token ends an answer before it has its length.
     ignore_eos: bool,
+    /// Who goes first: lower before higher.
+    priority: i32,
+    /// Only requests with the same share what was computed for a prompt.
+    cache_salt: u64,
     /// What the answers follow.
     constraint: Option<Following>,
 }
@@ -45,6 +49,9 @@ impl Asked {
         preparing.take_model(fields)?;
         let stream = fields.take("stream")?.unwrap_or(false);
         let stops = stop_strings(fields, stop)?;
+        let priority = fields.take("priority")?.unwrap_or(0);
+        let salt: Option<String> = fields.take("cache_salt")?;
+        let cache_salt = preparing.cache_salt(salt.as_deref());
         let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
         let sampling = sampling(fields, &preparing.parts().stated, preparing.own_seed())?;
         Ok(Self {
@@ -54,6 +61,8 @@ impl Asked {
             stops,
             stream,
             ignore_eos,
+            priority,
+            cache_salt,
             constraint: None,
         })
     }
@@ -87,6 +96,8 @@ impl Asked {
             request.stop_tokens.clone_from(&preparing.parts().stop_tokens);
         }
         request.logprobs = self.logprobs;
+        request.priority = self.priority;
+        request.cache_salt = self.cache_salt;
         request.choice = u32::try_from(choice).map_err(ApiError::failed)?;
         request.constraint = self.constraint.as_ref().map(Constraint::boxed_clone);
         Ok(request)

@@ -437,7 +437,7 @@ fn a_server_ends_in_good_order() {
 fn only_those_with_a_key_are_answered() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys");
-    std::fs::write(&keys, "a-key-of-sixteen-letters\n").unwrap();
+    std::fs::write(&keys, "a-key-of-sixteen-letters\nanother-key-of-letters\n").unwrap();
     let server = Server::start(&["--api-keys", keys.to_str().unwrap()]);
     for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/nowhere", "/v1//models"]
     {
@@ -450,6 +450,21 @@ fn only_those_with_a_key_are_answered() {
     let url = format!("http://{}/v1/models", server.address);
     let key = "Bearer a-key-of-sixteen-letters";
     assert!(ureq::get(&url).header("authorization", key).call().is_ok());
+
+    // What is computed for one holder of a key tells another nothing.
+    let cached = |key: &str| {
+        let body = greedy(&"one stone upon another ".repeat(8), 2).to_string();
+        let mut answer = ureq::post(format!("http://{}/v1/completions", server.address))
+            .header("x-api-key", key)
+            .send(body)
+            .unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    let (one, other) = ("a-key-of-sixteen-letters", "another-key-of-letters");
+    assert_eq!((cached(one), cached(other)), (0, 0));
+    assert!(0 < cached(one) && 0 < cached(other));
 
     let mut open = cairn(["serve", "--host", "0.0.0.0", "--port", "0", "--model"]);
     let refused = open.arg(golden("gguf").join("chat.gguf")).output().unwrap();
