@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 use crate::Hint;
 use crate::unique_json;
 
-use pattern::PATTERNS_MAX;
 pub use pattern::{NamePattern, Patterns};
+use pattern::{PATTERNS_MAX, too_many};
 
 /// Name of the file that describes an adapter.
 pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
@@ -147,6 +147,11 @@ impl Hint for LoraError {
                 let hint = "PEFT knows none there; name the experts' modules to train with dropout";
                 vec![hint.to_owned()]
             }
+            Self::Unsupported { field, .. } if field == INIT => {
+                let hint = "it belongs to a base model with changed weights; save it converted to LoRA, with \
+                            PEFT's path_initial_model_for_weight_conversion";
+                vec![hint.to_owned()]
+            }
             Self::Unsupported { .. } => {
                 vec!["plain LoRA and rsLoRA adapters in PEFT's layout can be used".to_owned()]
             }
@@ -156,7 +161,7 @@ impl Hint for LoraError {
 }
 
 /// Fields that change no number of a plain `LoRA`, whatever they hold.
-const HARMLESS: [&str; 19] = [
+const HARMLESS: [&str; 18] = [
     "arrow_config",
     "auto_mapping",
     "base_model_name_or_path",
@@ -166,7 +171,6 @@ const HARMLESS: [&str; 19] = [
     // Says how the base weight is stored; the base model's own file says so as well.
     "fan_in_fan_out",
     "inference_mode",
-    "init_lora_weights",
     "loftq_config",
     "lora_ga_config",
     "megatron_config",
@@ -178,6 +182,11 @@ const HARMLESS: [&str; 19] = [
     "runtime_config",
     "task_type",
 ];
+
+/// Field that says where the training of an adapter began.
+const INIT: &str = "init_lora_weights";
+/// Beginnings that leave the base model's weights as they are; others belong to changed weights.
+const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 impl LoraSpec {
     /// An adapter of one rank on the modules named, `lora_alpha` twice the rank.
@@ -349,7 +358,11 @@ impl Reader<'_> {
             Value::String(pattern) => Some(vec![pattern.clone()]),
             value => texts(value),
         })?;
-        for text in patterns.iter().filter(|text| !text.is_empty()).take(PATTERNS_MAX) {
+        for text in patterns.iter().filter(|text| !text.is_empty()) {
+            if spec.layers_pattern.len() == PATTERNS_MAX {
+                let (pattern, reason) = (text.clone(), too_many());
+                return Err(LoraError::Pattern { field, pattern, reason });
+            }
             let pattern = compiled(field, text, NamePattern::before_number)?;
             spec.layers_pattern.push(pattern);
         }
@@ -387,6 +400,7 @@ impl Reader<'_> {
             let neutral = match field.as_str() {
                 "peft_type" => value == "LORA",
                 "bias" => value == "none",
+                INIT => leaves_the_base(value),
                 field if known.contains(&field) || HARMLESS.contains(&field) => true,
                 _ => is_nothing(value),
             };
@@ -487,6 +501,15 @@ fn compiled(
 ) -> Result<NamePattern, LoraError> {
     let pattern = || text.to_owned();
     compile(text).map_err(|reason| LoraError::Pattern { field, pattern: pattern(), reason })
+}
+
+/// Whether an adapter that began so is one of the base model as it is.
+fn leaves_the_base(init: &Value) -> bool {
+    match init {
+        Value::Null | Value::Bool(_) => true,
+        Value::String(name) => HARMLESS_INITS.iter().any(|init| name.eq_ignore_ascii_case(init)),
+        _ => false,
+    }
 }
 
 /// Null, false, zero or empty.

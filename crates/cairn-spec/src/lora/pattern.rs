@@ -81,6 +81,11 @@ fn reason(error: &regex::Error) -> String {
     text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
+/// Why one pattern more cannot be used.
+pub(super) fn too_many() -> String {
+    format!("there are more than {PATTERNS_MAX}")
+}
+
 impl PartialEq for NamePattern {
     fn eq(&self, other: &Self) -> bool {
         self.regex.as_str() == other.regex.as_str()
@@ -150,7 +155,7 @@ impl<T: Copy> Patterns<T> {
         let is_pattern = |key: &Key| matches!(key, Key::Pattern(_));
         let patterns = self.0.iter().filter(|(key, _)| is_pattern(key)).count();
         if is_pattern(&key) && patterns >= PATTERNS_MAX {
-            return Err(format!("there are more than {PATTERNS_MAX}"));
+            return Err(too_many());
         }
         self.0.push((key, value));
         Ok(())

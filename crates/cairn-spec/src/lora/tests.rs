@@ -96,6 +96,42 @@ fn what_makes_another_model_is_refused_by_name() {
 
 /// What would mean another thing than in Python, or take much memory, is refused with its field.
 #[test]
+fn adapters_of_changed_weights_are_refused() {
+    let read = |init: Value| {
+        read(|fields| {
+            fields.insert("init_lora_weights".into(), init);
+        })
+    };
+    for init in [json!(true), json!(false), Value::Null, json!("gaussian"), json!("Gaussian")] {
+        assert!(read(init.clone()).is_ok(), "{init}");
+    }
+    for init in ["eva", "orthogonal"] {
+        assert!(read(json!(init)).is_ok(), "{init}");
+    }
+    for init in ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "new"] {
+        let error = read(json!(init)).unwrap_err();
+        assert_eq!(error.to_string(), format!("'init_lora_weights' = \"{init}\" is not supported"));
+        assert!(error.hints()[0].contains("path_initial_model_for_weight_conversion"));
+    }
+    assert!(read(json!(1)).is_err());
+}
+
+#[test]
+fn no_pattern_of_blocks_is_passed_over() {
+    let read = |count: usize| {
+        let patterns: Vec<String> = (0..count).map(|at| format!("layers{at}")).collect();
+        read(|fields| {
+            fields.insert("layers_to_transform".into(), json!([0]));
+            fields.insert("layers_pattern".into(), json!(patterns));
+        })
+    };
+    assert_eq!(read(PATTERNS_MAX).unwrap().layers_pattern.len(), PATTERNS_MAX);
+    let field = "layers_pattern";
+    let (pattern, reason) = (format!("layers{PATTERNS_MAX}"), too_many());
+    assert_eq!(read(PATTERNS_MAX + 1), Err(LoraError::Pattern { field, pattern, reason }));
+}
+
+#[test]
 fn patterns_that_cannot_be_matched_are_refused() {
     for pattern in [
         "a++b",
