@@ -35,11 +35,6 @@ impl BlockTable {
         Self { blocks: Vec::with_capacity(blocks_for(tokens)), num_tokens: 0 }
     }
 
-    /// Makes sure that it will not reallocate below `tokens` tokens.
-    pub fn reserve(&mut self, tokens: usize) {
-        self.blocks.reserve(blocks_for(tokens).saturating_sub(self.blocks.len()));
-    }
-
     /// The block ids, as the kernels read them.
     pub fn blocks(&self) -> &[u32] {
         &self.blocks

@@ -10,7 +10,7 @@
 //!
 //! **Invariant:** every block in use belongs to a running sequence or a beam.
 //! **Invariant:** a step that decodes allocates nothing but what it hands out (log-probabilities, and
-//! events beyond the room there was) and takes no lock.
+//! events beyond the room there was) and what a request's constraint takes, and takes no lock.
 //! **Invariant:** tokens of a request do not depend on what else the engine does: the kernels are
 //! batch invariant, and randomness is keyed by seed and position.
 
@@ -109,7 +109,8 @@ impl<M: Model> Engine<M> {
     /// # Errors
     ///
     /// [`EngineError::NoDraftPlanned`] if the options do not say [`DraftMethod::Model`](crate::DraftMethod::Model),
-    /// [`EngineError::DraftVocabulary`] if it has other tokens.
+    /// [`EngineError::DraftVocabulary`] if it has other tokens, [`EngineError::Limit`] if its cache does not
+    /// hold all its sequences at their longest.
     pub fn attach_draft(&mut self, draft: Self) -> Result<(), EngineError> {
         let Some(Speculation { drafter: Drafter::Model(model), .. }) = &mut self.speculation else {
             return Err(EngineError::NoDraftPlanned);
@@ -119,6 +120,7 @@ impl<M: Model> Engine<M> {
             let draft = draft.model.vocab_size();
             return Err(EngineError::DraftVocabulary { draft, vocab_size });
         }
+        draft.options.check_whole_contexts()?;
         *model = Some(Box::new(DraftModel::new(draft.model, draft.options)));
         Ok(())
     }

@@ -57,6 +57,9 @@ pub enum EngineError {
 impl Hint for EngineError {
     fn hints(&self) -> Vec<String> {
         match self {
+            Self::Limit { name, value, min, .. } if value < min => {
+                vec![format!("{name} must be at least {min}")]
+            }
             Self::Limit { name, max, .. } => vec![format!("{name} can be at most {max}")],
             Self::Session(_) => {
                 vec!["a smaller context or fewer sequences need less memory".to_owned()]

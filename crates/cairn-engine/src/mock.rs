@@ -4,12 +4,12 @@
 //! holds one word a token, so that a token in the wrong place, or one that was written over, gives
 //! other tokens.
 
+use cairn_kernels::splitmix;
 use cairn_program::RunError;
 
 use crate::block_pool::BLOCK_TOKENS;
 use crate::block_table::BlockCopy;
 use crate::model::{Depth, Model, Piece};
-use crate::prefix_tree::mix;
 use crate::request::PositionLogprobs;
 use crate::sampler::{SampleContext, SampleError};
 use crate::sampling::SamplingParams;
@@ -76,13 +76,21 @@ impl MockModel {
 
     #[expect(clippy::cast_possible_truncation, reason = "a remainder by a number of tokens")]
     fn token(&self, hash: u64, seed: u64, choice: u32) -> u32 {
-        (mix(hash ^ mix(seed ^ mix(u64::from(choice)))) % self.vocab_size as u64) as u32
+        (splitmix(hash ^ splitmix(seed ^ splitmix(u64::from(choice)))) % self.vocab_size as u64)
+            as u32
+    }
+
+    /// The first token from `token` on, past the last one from 0 on, whose bit is set.
+    #[expect(clippy::cast_possible_truncation, reason = "tokens are u32")]
+    fn next_allowed(&self, token: u32, allowed: &[u32]) -> Option<u32> {
+        let may = |&token: &u32| allowed[token as usize / 32] >> (token % 32) & 1 == 1;
+        (token..self.vocab_size as u32).chain(0..token).find(may)
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
     fn position(&self, hash: u64, token: u32, count: usize) -> PositionLogprobs {
-        let logprob = |token: u32| -((mix(hash ^ u64::from(!token)) % 1024) as f32) / 64.0;
-        let rank = 1 + (mix(hash) % self.vocab_size as u64) as usize;
+        let logprob = |token: u32| -((splitmix(hash ^ u64::from(!token)) % 1024) as f32) / 64.0;
+        let rank = 1 + (splitmix(hash) % self.vocab_size as u64) as usize;
         let top = (0..self.vocab_size.min(count) as u32).map(|token| (token, logprob(token)));
         PositionLogprobs { chosen: logprob(token), rank, top: top.collect() }
     }
@@ -103,7 +111,7 @@ impl MockModel {
 
 /// The hash of one more token.
 fn after(hash: u64, token: u32) -> u64 {
-    mix(hash ^ u64::from(token).rotate_left(32))
+    splitmix(hash ^ u64::from(token).rotate_left(32))
 }
 
 impl Model for MockModel {
@@ -147,7 +155,10 @@ impl Model for MockModel {
         context: SampleContext<'_>,
         params: &SamplingParams,
     ) -> Result<u32, SampleError> {
-        Ok(self.token(self.rows[row], params.seed, context.stream))
+        let token = self.token(self.rows[row], params.seed, context.stream);
+        let Some(allowed) = context.allowed else { return Ok(token) };
+        let position = context.tokens.len();
+        self.next_allowed(token, allowed).ok_or(SampleError::NoCandidate { position })
     }
 
     fn logprobs(&mut self, row: usize, token: u32, count: usize) -> PositionLogprobs {

@@ -22,6 +22,8 @@ use crate::speculation::{DraftMethod, NUM_SPECULATIVE_TOKENS_MAX, SpeculativeOpt
 pub const MAX_NUM_BATCHED_TOKENS: usize = 512;
 /// Requests that may wait by default.
 pub const MAX_NUM_WAITING: usize = 1024;
+/// Blocks that a cache may have.
+const NUM_BLOCKS_MAX: usize = 1 << 28;
 
 /// How a model is held and how much may be asked of it at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,10 +97,16 @@ impl EngineOptions {
         limit("max_num_seqs", self.max_num_seqs, 1, 1 << 16)?;
         // A step must at least hold one token of every sequence.
         limit("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs, 1 << 20)?;
-        limit("num_blocks", self.num_blocks, blocks_for(self.max_context), 1 << 28)?;
+        limit("num_blocks", self.num_blocks, blocks_for(self.max_context), NUM_BLOCKS_MAX)?;
         limit("max_num_prompt_logits", self.max_num_prompt_logits, 1, 1 << 20)?;
         let guesses = self.speculative.map_or(1, |options| options.num_speculative_tokens);
         limit("num_speculative_tokens", guesses, 1, NUM_SPECULATIVE_TOKENS_MAX)
+    }
+
+    /// Checks that the cache holds every sequence at its longest.
+    pub(crate) fn check_whole_contexts(&self) -> Result<(), EngineError> {
+        let needed = self.max_num_seqs * blocks_for(self.max_context);
+        check_limit("num_blocks", self.num_blocks, needed, NUM_BLOCKS_MAX)
     }
 
     fn check(&self, spec: &ModelSpec) -> Result<(), EngineError> {

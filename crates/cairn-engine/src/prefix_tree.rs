@@ -17,6 +17,8 @@
 
 use std::collections::HashMap;
 
+use cairn_kernels::splitmix;
+
 use crate::block_pool::BLOCK_TOKENS;
 use crate::sequence::num_common;
 
@@ -24,6 +26,8 @@ use crate::sequence::num_common;
 const NONE: u32 = u32::MAX;
 /// Siblings that are compared to find the one that begins most alike; the latest come first.
 const NUM_COMPARED_MAX: usize = 32;
+/// Siblings that are looked at to find these among those of other salts.
+const NUM_VISITED_MAX: usize = 256;
 
 /// The end of a path: what has been read up to here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +40,7 @@ pub(crate) struct PathEnd {
 impl PathEnd {
     /// Where nothing has been read.
     pub(crate) fn root(salt: u64) -> Self {
-        Self { block: NONE, hash: mix(salt) }
+        Self { block: NONE, hash: splitmix(salt) }
     }
 
     /// The hash of the path that goes on with `tokens`.
@@ -44,16 +48,8 @@ impl PathEnd {
     /// For given tokens it is a bijection of the hash so far, so that one first block under two salts
     /// has two hashes.
     fn hash_with(self, tokens: &[u32]) -> u64 {
-        tokens.iter().fold(self.hash, |hash, &token| mix(hash ^ u64::from(token)))
+        tokens.iter().fold(self.hash, |hash, &token| splitmix(hash ^ u64::from(token)))
     }
-}
-
-/// A bijection that spreads what differs over all bits (the finalizer of `SplitMix64`, Steele et al. 2014).
-pub(crate) fn mix(word: u64) -> u64 {
-    let word = word.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    word ^ (word >> 31)
 }
 
 /// What a block holds; a block without tokens is no node.
@@ -141,8 +137,9 @@ impl PrefixTree {
     /// The child that begins most like `tokens`, and how many of them it holds.
     pub(crate) fn closest(&self, end: PathEnd, tokens: &[u32]) -> Option<(u32, usize)> {
         self.children(end)
-            .take(NUM_COMPARED_MAX)
+            .take(NUM_VISITED_MAX)
             .filter(|&(_, node)| node.parent_hash == end.hash)
+            .take(NUM_COMPARED_MAX)
             .map(|(block, node)| (block, num_common(node.tokens(), tokens)))
             .filter(|&(_, common)| common != 0)
             // Of equals the first, which is the latest.

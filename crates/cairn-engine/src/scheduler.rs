@@ -10,7 +10,8 @@
 //! 1. admits from the front of `waiting` while there is a place and there are blocks for the tokens
 //!    that the request has now, beside what those that run still need for theirs and a block for each
 //!    to grow by. Nobody overtakes. If the first one that waits has a smaller priority than the last
-//!    that runs, that one gives way;
+//!    that run, these give way, the last one first, as many as it takes; none does where all of them
+//!    would not be enough;
 //! 2. runs a token of each sequence that decodes: those are awaited;
 //! 3. divides what the step still holds between prompts. One half goes to them in order, the other
 //!    first to those that are nearest to their end. So a short prompt does not wait for all of a long
@@ -21,7 +22,8 @@
 //!    with its tokens so far. What they are computed from is the same the second time, and so is what
 //!    follows.
 //!
-//! **Invariant:** the first of all requests gets on in every step, so every request ends.
+//! **Invariant:** the first of all requests gets on in every step, so every request ends, unless smaller
+//! priorities than its own keep coming without an end.
 //! **Invariant:** only the last that runs gives way, so the indices of the others stay.
 //! **Invariant:** what a step writes is in blocks of one owner that nobody else can find.
 
@@ -64,14 +66,20 @@ struct Reading {
     priority: i32,
     /// Tokens that it could run.
     wanted: usize,
+    /// How many of these take no row of logits but its own.
+    num_rowless: usize,
     allotted: usize,
 }
 
 impl Reading {
-    fn allot(&mut self, budget: &mut usize) {
-        let more = (self.wanted - self.allotted).min(*budget);
-        self.allotted += more;
-        *budget -= more;
+    /// Allots what there are tokens and rows for.
+    fn allot(&mut self, num_tokens: &mut usize, num_rows: &mut usize) {
+        let rowless = self.num_rowless.max(self.allotted);
+        let most = self.wanted.min(self.allotted + *num_tokens);
+        let allotted = most.min(rowless.saturating_add(*num_rows));
+        *num_tokens -= allotted - self.allotted;
+        *num_rows -= allotted.saturating_sub(rowless);
+        self.allotted = allotted;
     }
 }
 
@@ -109,6 +117,8 @@ pub(crate) struct Scheduler {
     num_logits_left: usize,
     /// The blocks of `find_prefix`.
     path: Vec<u32>,
+    /// By block, how many owners would give way; zero but in `has_place`.
+    num_leaving: Vec<u32>,
     readings: Vec<Reading>,
 }
 
@@ -132,6 +142,7 @@ impl Scheduler {
             num_tokens_left: 0,
             num_logits_left: 0,
             path: Vec::with_capacity(crate::blocks_for(options.max_context)),
+            num_leaving: vec![0; options.num_blocks],
             readings: Vec::with_capacity(seqs),
         }
     }
@@ -222,34 +233,50 @@ impl Scheduler {
 
     fn admit(&mut self) {
         while let Some(next) = self.waiting.front() {
+            let priority = next.request.priority;
+            // Those after them may have to give way to it.
+            let staying = self.running.partition_point(|other| other.request.priority <= priority);
+            if self.max_num_seqs <= staying {
+                return;
+            }
             let found = find_prefix(&self.pool, next, &mut self.path);
-            if self.has_place() {
+            if self.has_place(self.running.len()) {
                 let next = self.waiting.pop_front().expect("it is the first");
                 self.start(next, found);
                 continue;
             }
-            let outranks = |last: &Sequence| next.request.priority < last.request.priority;
-            if !self.running.last().is_some_and(outranks) {
+            if staying == self.running.len() || !self.has_place(staying) {
                 return;
             }
             self.preempt();
         }
     }
 
-    /// Whether the first that waits can run; `path` holds what is there of it.
-    fn has_place(&self) -> bool {
-        if self.running.is_empty() {
+    /// Whether the first that waits can run beside the first so many that run, when the others have given
+    /// way; `path` holds what is there of it.
+    fn has_place(&mut self, num_staying: usize) -> bool {
+        if num_staying == 0 {
             return true;
         }
-        let next = &self.waiting[0];
-        let pending = |sequence: &Sequence| sequence.num_blocks_pending();
-        let promised: usize = self.running.iter().map(pending).sum();
-        let idle = self.path.iter().filter(|&&block| self.pool.ref_count(block) == 0).count();
-        let needed = next.num_blocks_pending() - self.path.len();
+        let Self { pool, path, num_leaving, .. } = self;
+        let (staying, leaving) = self.running.split_at(num_staying);
+        let blocks = leaving.iter().flat_map(|sequence| sequence.table.blocks());
+        let mut num_freed = 0;
+        for &block in blocks.clone() {
+            let owners = &mut num_leaving[block as usize];
+            *owners += 1;
+            // The last of its owners leaves it free.
+            num_freed += usize::from(*owners == pool.ref_count(block));
+        }
+        let is_idle = |&&block: &&u32| pool.ref_count(block) == num_leaving[block as usize];
+        let idle = path.iter().filter(is_idle).count();
+        blocks.for_each(|&block| num_leaving[block as usize] = 0);
+        let promised: usize = staying.iter().map(Sequence::num_blocks_pending).sum();
+        let needed = self.waiting[0].num_blocks_pending() - path.len();
         // Each may need one more block soon.
-        let growth = self.running.len();
-        self.running.len() < self.max_num_seqs
-            && promised + growth + needed + idle <= self.pool.num_free()
+        let growth = num_staying;
+        num_staying < self.max_num_seqs
+            && promised + growth + needed + idle <= pool.num_free() + num_freed
     }
 
     fn start(&mut self, mut sequence: Sequence, found: Found) {
@@ -297,25 +324,26 @@ impl Scheduler {
             // Others may have filled blocks meanwhile, or be about to.
             sequence.follow(&mut self.pool);
             if !earlier.iter().any(|other| sequence.waits_for(other)) {
-                let mut wanted = sequence.num_pending();
-                if sequence.has_unscored() {
-                    // Beyond what is scored already, each token takes a row; one is its own.
-                    let scored = sequence.num_scored.saturating_sub(sequence.num_computed);
-                    wanted = wanted.min(scored + 1 + self.num_logits_left);
-                    self.num_logits_left -= (wanted - scored.min(wanted)).saturating_sub(1);
-                }
-                let priority = sequence.request.priority;
-                self.readings.push(Reading { sequence: index, priority, wanted, allotted: 0 });
+                // Beyond what is scored already, each token takes a row; one is its own.
+                let scored = sequence.num_scored.saturating_sub(sequence.num_computed);
+                self.readings.push(Reading {
+                    sequence: index,
+                    priority: sequence.request.priority,
+                    wanted: sequence.num_pending(),
+                    num_rowless: if sequence.has_unscored() { scored + 1 } else { usize::MAX },
+                    allotted: 0,
+                });
             }
         }
         let mut half = self.num_tokens_left.div_ceil(2);
         let mut rest = self.num_tokens_left - half;
-        self.readings.iter_mut().for_each(|reading| reading.allot(&mut half));
+        let rows = &mut self.num_logits_left;
+        self.readings.iter_mut().for_each(|reading| reading.allot(&mut half, rows));
         rest += half;
         self.readings.sort_unstable_by_key(|reading| {
             (reading.priority, reading.wanted - reading.allotted, reading.sequence)
         });
-        self.readings.iter_mut().for_each(|reading| reading.allot(&mut rest));
+        self.readings.iter_mut().for_each(|reading| reading.allot(&mut rest, rows));
         self.readings.sort_unstable_by_key(|reading| reading.sequence);
         for index in 0..self.readings.len() {
             let Reading { sequence, allotted, .. } = self.readings[index];

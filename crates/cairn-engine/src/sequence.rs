@@ -200,10 +200,11 @@ impl Sequence {
         self.end.zip(tokens)
     }
 
-    /// Whether what this one is about to read is being read by another.
+    /// Whether what this one is about to read is being read by another, and not in the small steps of a
+    /// prompt that is scored.
     pub(crate) fn waits_for(&self, other: &Self) -> bool {
         let next = self.next_block();
-        next.is_some() && next == other.filling()
+        next.is_some() && !other.has_unscored() && next == other.filling()
     }
 
     /// Goes on with blocks of the pool that hold what comes next.

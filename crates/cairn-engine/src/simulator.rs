@@ -7,13 +7,16 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cairn_kernels::splitmix;
+
 use crate::clock::Clock;
+use crate::constraint::Constraint;
 use crate::engine::Engine;
 use crate::mock::MockModel;
 use crate::options::EngineOptions;
-use crate::prefix_tree::mix;
 use crate::request::{Event, Finish, PositionLogprobs, Request, RequestId};
 use crate::sampling::{SamplingFields, SamplingParams};
+use crate::sequence::num_common;
 use crate::speculation::{DraftMethod, SpeculativeOptions};
 
 /// Random numbers from a seed.
@@ -23,7 +26,7 @@ struct Dice(u64);
 impl Dice {
     fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(1);
-        usize::try_from(mix(self.0) % bound as u64).unwrap()
+        usize::try_from(splitmix(self.0) % bound as u64).unwrap()
     }
 
     fn chance(&mut self, one_in: usize) -> bool {
@@ -38,8 +41,37 @@ struct WildClock(Cell<u64>);
 impl Clock for WildClock {
     fn now(&self) -> Duration {
         let now = self.0.get();
-        self.0.set(now + mix(now) % 1000);
+        self.0.set(now + splitmix(now) % 1000);
         Duration::from_micros(now)
+    }
+}
+
+/// So many tokens, even and odd ones in turns.
+#[derive(Clone, Debug)]
+struct Turns {
+    is_odd: bool,
+    left: usize,
+}
+
+impl Constraint for Turns {
+    fn allow(&mut self, allowed: &mut [u32]) -> Result<(), String> {
+        allowed.fill(if self.is_odd { 0xAAAA_AAAA } else { 0x5555_5555 });
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        let goes_on = self.left != 0 && (token % 2 == 1) == self.is_odd;
+        self.is_odd = !self.is_odd;
+        self.left = self.left.saturating_sub(1);
+        goes_on.then_some(()).ok_or_else(|| format!("{token} is not its turn"))
+    }
+
+    fn is_complete(&self) -> bool {
+        self.left == 0
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
     }
 }
 
@@ -63,11 +95,15 @@ struct Simulator {
     dice: Dice,
     engine: Engine<MockModel>,
     live: BTreeMap<RequestId, Expected>,
+    /// Salt, prompt and output of every request there was.
+    said: BTreeMap<RequestId, (u64, Vec<u32>)>,
     /// Beginnings that prompts share.
     texts: Vec<Vec<u32>>,
     num_preempted: usize,
     num_cached: usize,
     num_finished: usize,
+    /// Of these, how many by a constraint.
+    num_constrained: usize,
 }
 
 fn options(dice: &mut Dice) -> EngineOptions {
@@ -91,7 +127,7 @@ fn options(dice: &mut Dice) -> EngineOptions {
 
 impl Simulator {
     fn new(seed: u64) -> Self {
-        let mut dice = Dice(mix(seed));
+        let mut dice = Dice(splitmix(seed));
         let options = options(&mut dice);
         let model = MockModel::checking(VOCAB, options.num_blocks);
         let mut engine = Engine::with_model(model, options).unwrap();
@@ -107,10 +143,21 @@ impl Simulator {
         let text = |dice: &mut Dice| (0..CONTEXT).map(|_| token(dice)).collect();
         let texts = (0..4).map(|_| text(&mut dice)).collect();
         let live = BTreeMap::new();
-        Self { dice, engine, live, texts, num_preempted: 0, num_cached: 0, num_finished: 0 }
+        Self {
+            dice,
+            engine,
+            live,
+            said: BTreeMap::new(),
+            texts,
+            num_preempted: 0,
+            num_cached: 0,
+            num_finished: 0,
+            num_constrained: 0,
+        }
     }
 
-    fn request(&mut self) -> Request {
+    /// A request, and what its output follows.
+    fn request(&mut self) -> (Request, Option<Turns>) {
         let dice = &mut self.dice;
         let shared = dice.below(70);
         let mut prompt = self.texts[dice.below(4)][..shared].to_vec();
@@ -123,26 +170,39 @@ impl Simulator {
             true if scores => 0,
             _ => 1 + dice.below(room.min(30)),
         };
-        Request {
+        let turns = dice.chance(4);
+        let turns = turns.then(|| Turns { is_odd: dice.chance(2), left: 1 + dice.below(20) });
+        let request = Request {
             stop_tokens: if dice.chance(3) { vec![token(dice)] } else { Vec::new() },
             prompt_logprobs: scores.then(|| dice.below(3)),
             priority: i32::try_from(dice.below(3)).unwrap() - 1,
             choice: u32::from(dice.chance(3)),
             reuse_prefix: !dice.chance(8),
             cache_salt: u64::from(dice.chance(6)),
+            constraint: turns.clone().map(|turns| turns.boxed_clone()),
             ..Request::new(prompt, SamplingParams::new(sampling).unwrap(), max_new_tokens)
-        }
+        };
+        (request, turns)
     }
 
     /// What a request gives where there is nobody and nothing else.
-    fn expected(&self, request: Request) -> Expected {
+    fn expected(&self, request: Request, turns: Option<Turns>) -> Expected {
         let model = &self.engine.model;
         let mut all = request.prompt.clone();
         let mut finish = Finish::Length;
         while all.len() < request.prompt.len() + request.max_new_tokens {
-            let token = model.expected(&all, request.sampling.seed, request.choice);
+            let mut token = model.expected(&all, request.sampling.seed, request.choice);
+            let given = all.len() - request.prompt.len();
+            let mut is_last = false;
+            if let Some(Turns { is_odd, left }) = turns {
+                let is_odd = is_odd != (given % 2 == 1);
+                while (token % 2 == 1) != is_odd {
+                    token = (token + 1) % u32::try_from(VOCAB).unwrap();
+                }
+                is_last = given + 1 == left;
+            }
             all.push(token);
-            if request.stop_tokens.contains(&token) {
+            if is_last || request.stop_tokens.contains(&token) {
                 finish = Finish::Stop;
                 break;
             }
@@ -155,12 +215,14 @@ impl Simulator {
     }
 
     fn add(&mut self) {
-        let request = self.request();
+        let (request, turns) = self.request();
         let full = self.engine.scheduler.num_waiting() >= self.engine.options().max_num_waiting;
         match self.engine.add_request(request.clone()) {
             Ok(id) => {
                 assert!(!full, "the queue has a limit");
-                let expected = self.expected(request);
+                let expected = self.expected(request, turns);
+                let all = expected.request.prompt.iter().chain(&expected.tokens).copied();
+                self.said.insert(id, (expected.request.cache_salt, all.collect()));
                 if self.dice.chance(2) {
                     // Others will begin with what this one is only going to say.
                     let index = self.dice.below(self.texts.len());
@@ -225,6 +287,13 @@ impl Simulator {
                 let may =
                     expected.request.reuse_prefix && expected.request.prompt_logprobs.is_none();
                 assert!(may || prefix.num_cached_tokens == 0 || expected.request.prompt.len() == 1);
+                let Request { prompt, cache_salt, .. } = &expected.request;
+                let others = self
+                    .said
+                    .iter()
+                    .filter(|&(&other, (salt, _))| other != id && salt == cache_salt);
+                let common = others.map(|(_, (_, said))| num_common(prompt, said)).max();
+                assert!(prefix.num_cached_tokens <= common.unwrap_or(0), "from another's salt");
                 self.num_cached += prefix.num_cached_tokens;
             }
             Event::PromptLogprobs { logprobs, .. } => {
@@ -243,6 +312,7 @@ impl Simulator {
                 assert_eq!(expected.given, expected.tokens.len());
                 assert_eq!(expected.scored, expected.scores.len());
                 self.num_finished += 1;
+                self.num_constrained += usize::from(expected.request.constraint.is_some());
                 self.live.remove(&id);
             }
             Event::Failed { error, .. } => panic!("{error}"),
@@ -275,7 +345,7 @@ fn token(dice: &mut Dice) -> u32 {
 
 #[test]
 fn whatever_happens_each_request_gives_what_it_gives_alone() {
-    let (mut num_preempted, mut num_cached, mut num_finished) = (0, 0, 0);
+    let (mut num_preempted, mut num_cached, mut num_finished, mut num_constrained) = (0, 0, 0, 0);
     for seed in 0..1000 {
         let run = || {
             let mut simulator = Simulator::new(seed);
@@ -295,9 +365,11 @@ fn whatever_happens_each_request_gives_what_it_gives_alone() {
         num_preempted += simulator.num_preempted;
         num_cached += simulator.num_cached;
         num_finished += simulator.num_finished;
+        num_constrained += simulator.num_constrained;
     }
     // What is to be tested has happened.
     assert!(10_000 < num_finished, "{num_finished} requests finished");
+    assert!(2000 < num_constrained, "{num_constrained} of them with a constraint");
     assert!(2000 < num_preempted, "{num_preempted} gave way");
     assert!(50_000 < num_cached, "{num_cached} tokens were in the cache");
 }

@@ -27,18 +27,19 @@ impl<M: Model> Engine<M> {
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Output, GenerateError> {
         self.check_idle()?;
+        let num_new = request.max_new_tokens;
+        let num_scored = request.prompt_logprobs.map(|_| request.prompt.len());
+        // Before there is room made for what may be out of all bounds.
+        let id = self.add_request(request)?;
         let mut output = Output {
-            tokens: Vec::with_capacity(request.max_new_tokens),
+            tokens: Vec::with_capacity(num_new),
             logprobs: Vec::new(),
-            prompt_logprobs: Vec::new(),
+            prompt_logprobs: Vec::with_capacity(num_scored.unwrap_or(0)),
             prefix: PrefixOutcome { num_cached_tokens: 0, end: PrefixEnd::Cold },
             finish: Finish::Cancelled,
         };
-        if request.prompt_logprobs.is_some() {
-            output.prompt_logprobs = Vec::with_capacity(request.prompt.len());
-            output.prompt_logprobs.push(None);
-        }
-        let id = self.add_request(request)?;
+        // Nothing comes before the first.
+        output.prompt_logprobs.extend(num_scored.map(|_| None));
         let mut events = Vec::with_capacity(EVENTS_OF_ONE);
         loop {
             self.step(&mut events)?;

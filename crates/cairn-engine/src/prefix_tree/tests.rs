@@ -42,6 +42,18 @@ fn salts_keep_paths_apart() {
 }
 
 #[test]
+fn others_salts_hide_nothing_that_is_near() {
+    let mut tree = PrefixTree::new(400);
+    let mine = PathEnd::root(1);
+    tree.grow_tail(mine, &[1, 2, 3], 0);
+    (1..=255).for_each(|block| tree.grow_tail(PathEnd::root(2), &[block], block));
+    assert_eq!(tree.closest(mine, &[1, 2]), Some((0, 2)));
+    // There is an end to looking.
+    tree.grow_tail(PathEnd::root(2), &[256], 256);
+    assert_eq!(tree.closest(mine, &[1, 2]), None);
+}
+
+#[test]
 fn the_child_that_begins_most_alike_is_found() {
     let mut tree = PrefixTree::new(80);
     let root = PathEnd::root(0);

@@ -98,6 +98,98 @@ fn the_smaller_priority_takes_the_place_of_the_larger() {
 }
 
 #[test]
+fn nobody_gives_way_where_that_makes_no_room() {
+    let options = EngineOptions {
+        num_blocks: 100,
+        max_num_batched_tokens: 2048,
+        ..EngineOptions::new(4, 1600)
+    };
+    let mut engine = engine(options);
+    let with = |priority, first, length| Request { priority, ..request(first, length, 40) };
+    // 60 blocks and 10.
+    let usual = engine.add_request(with(0, 0, 945)).unwrap();
+    let patient = engine.add_request(with(1, 1, 145)).unwrap();
+    assert_eq!(step(&mut engine).1, [usual, patient]);
+    // 50 blocks do not fit beside 60, and 60 stay.
+    let large = engine.add_request(with(0, 2, 785)).unwrap();
+    for _ in 0..3 {
+        let (report, chosen) = step(&mut engine);
+        assert_eq!((report.num_preempted, chosen), (0, vec![usual, patient]));
+    }
+    assert!(engine.cancel(large));
+    // 35 do, if the 10 go.
+    let small = engine.add_request(with(0, 3, 545)).unwrap();
+    let (report, chosen) = step(&mut engine);
+    assert_eq!((report.num_preempted, chosen), (1, vec![usual, small]));
+    drain(&mut engine);
+}
+
+/// Blocks that several have come free with the last of them.
+#[test]
+fn all_give_way_that_share_what_is_needed() {
+    let options = EngineOptions {
+        num_blocks: 40,
+        max_num_batched_tokens: 2048,
+        ..EngineOptions::new(8, 640)
+    };
+    let mut engine = engine(options);
+    let ids = [(0, 0), (1, 0), (1, 1), (1, 2)].map(|(priority, choice)| {
+        let first = u32::try_from(priority).unwrap();
+        let length = if priority == 0 { 145 } else { 305 };
+        engine.add_request(Request { priority, choice, ..request(first, length, 40) }).unwrap()
+    });
+    while step(&mut engine).1.len() != ids.len() {}
+    // 10 blocks, and three times the same 19 with one more each.
+    assert_eq!(engine.num_blocks_used(), 10 + 19 + 3);
+    // Beside 10 and one to grow by there are 29.
+    let large = engine.add_request(request(7, 465, 40)).unwrap();
+    assert_eq!(step(&mut engine).0.num_preempted, 0);
+    assert!(engine.cancel(large));
+    let urgent = engine.add_request(request(7, 464, 40)).unwrap();
+    let (report, chosen) = step(&mut engine);
+    assert_eq!((report.num_preempted, chosen), (3, vec![ids[0], urgent]));
+    drain(&mut engine);
+}
+
+/// The log-probabilities of a prompt that a step has given.
+fn scored(engine: &mut Engine<MockModel>, id: RequestId) -> usize {
+    let mut events = Vec::new();
+    engine.step(&mut events).unwrap();
+    let of_id = events.into_iter().filter_map(|event| match event {
+        Event::PromptLogprobs { request, logprobs } if request == id => Some(logprobs.len()),
+        _ => None,
+    });
+    of_id.sum()
+}
+
+#[test]
+fn prompts_that_are_scored_take_the_rows_that_they_use() {
+    let options = EngineOptions {
+        max_num_batched_tokens: 20,
+        max_num_prompt_logits: 21,
+        ..EngineOptions::new(2, 256)
+    };
+    let mut engine = engine(options);
+    let with = |first, length| Request { prompt_logprobs: Some(0), ..request(first, length, 1) };
+    engine.add_request(with(0, 100)).unwrap();
+    let short = engine.add_request(with(1, 12)).unwrap();
+    assert_eq!(scored(&mut engine, short), 10, "the long one has half of the tokens");
+    assert_eq!(scored(&mut engine, short), 1);
+    drain(&mut engine);
+}
+
+#[test]
+fn nobody_waits_for_a_prompt_that_is_scored() {
+    let options = EngineOptions { max_num_batched_tokens: 700, ..EngineOptions::new(2, 1024) };
+    let mut engine = engine(options);
+    let slow = Request { prompt_logprobs: Some(0), ..request(5, 600, 1) };
+    engine.add_request(slow).unwrap();
+    let usual = engine.add_request(request(5, 600, 1)).unwrap();
+    assert_eq!(step(&mut engine).1, [usual], "one row of logits: the other goes token by token");
+    drain(&mut engine);
+}
+
+#[test]
 fn blocks_are_taken_as_they_are_needed() {
     // Four contexts would take 64 blocks.
     let options = EngineOptions { num_blocks: 20, ..EngineOptions::new(4, 256) };

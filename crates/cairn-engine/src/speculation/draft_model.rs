@@ -38,15 +38,14 @@ pub(crate) struct DraftModel<M> {
 
 impl<M: Model> DraftModel<M> {
     pub(crate) fn new(model: M, options: EngineOptions) -> Self {
-        // As many as all slots need at their longest.
-        let num_blocks = options.num_blocks;
         let slot = |_| DraftSlot {
             owner: None,
             tokens: Vec::with_capacity(options.max_context),
             table: BlockTable::with_capacity(options.max_context),
         };
         let slots = (0..options.max_num_seqs).map(slot).collect();
-        Self { model, pool: BlockPool::new(num_blocks), options, slots }
+        // As many as all slots need at their longest, or more: that has been checked.
+        Self { model, pool: BlockPool::new(options.num_blocks), options, slots }
     }
 
     /// The slot of a sequence, or the free one that begins most like it.

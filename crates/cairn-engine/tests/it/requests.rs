@@ -60,6 +60,8 @@ fn impossible_requests_are_refused() {
     assert_eq!(refused(&mut engine, greedy(&[1], 0)), RequestError::NothingAsked);
     let too_far = refused(&mut engine, greedy(&[1], usize::MAX));
     assert!(matches!(too_far, RequestError::Context { .. }), "{too_far}");
+    let too_far = engine.generate(greedy(&[1], usize::MAX), &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(too_far, Err(GenerateError::Request(RequestError::Context { .. }))));
     let foreign = refused(&mut engine, greedy(&[1, 320], 1));
     let message = "prompt: token 320 at position 1 is not below 320";
     assert_eq!(foreign.to_string(), message);

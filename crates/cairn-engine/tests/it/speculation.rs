@@ -7,6 +7,7 @@ use cairn_engine::{
     SamplingParams, SpeculativeOptions,
 };
 use cairn_kernels::{CacheType, Encoding};
+use cairn_spec::Hint;
 use proptest::prelude::*;
 
 use crate::model::{
@@ -220,6 +221,15 @@ fn drafts_of_other_tokens_are_refused() {
         let error = target.attach_draft(engine(&other, 1)).unwrap_err();
         assert!(matches!(error, EngineError::DraftVocabulary { .. }), "{error}");
     }
+    // Nor is one taken that does not hold two sequences at their longest.
+    let num_blocks = CONTEXT.div_ceil(16);
+    let small = EngineOptions { num_blocks, ..EngineOptions::new(2, CONTEXT) };
+    let error = target.attach_draft(engine_with("llama", small)).unwrap_err();
+    assert!(
+        matches!(error, EngineError::Limit { name: "num_blocks", min, .. } if min == 2 * num_blocks),
+        "{error}"
+    );
+    assert_eq!(error.hints(), [format!("num_blocks must be at least {}", 2 * num_blocks)]);
     // And an engine that guesses otherwise takes none.
     let error = engine("llama", 1).attach_draft(engine("llama", 1)).unwrap_err();
     assert!(matches!(error, EngineError::NoDraftPlanned), "{error}");
