@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use agreement::{Agreement, Divergence, SourceKl, divergence_of, first_divergence};
-pub use evenness::{Even, Evenness, Ran};
+pub use evenness::{Even, Evenness, PLAIN, Ran};
 pub use turn::{Turn, TurnBench, TurnRates};
 
 /// Schema of the file.

@@ -5,6 +5,7 @@ mod asked;
 mod chat;
 mod completions;
 mod format;
+mod head;
 mod logprobs;
 mod messages;
 mod prompt;

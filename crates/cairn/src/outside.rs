@@ -40,6 +40,11 @@ impl Host for Outside {
     }
 }
 
+/// Seconds since 1970; 0 on a machine whose clock stands before.
+pub(crate) fn unix_seconds() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
+}
+
 /// The code that is running, for records.
 pub(crate) fn code_revision() -> CodeRevision {
     CodeRevision {

@@ -12,7 +12,7 @@ const BYTES_SLACK: f64 = 4096.0;
 
 /// Types that round every value in one way. What is put in groups depends on who does it, so that two
 /// sides with the same type may hold other values.
-const PLAIN: [&str; 3] = ["f32", "f16", "bf16"];
+pub const PLAIN: [&str; 3] = ["f32", "f16", "bf16"];
 
 /// In what the weights of two sides have to be equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,4 @@
-//! `/v1/chat/completions`: conversations answered. What its objects have in common with those of completions is
-//! here as well.
+//! `/v1/chat/completions`: conversations answered.
 
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::asked::{Asked, check_logprobs, take_include_usage, take_n};
 use super::format::{Format, Message};
+use super::head::{Head, finish_reason, usage};
 use super::logprobs::{self, Names};
 use super::{Job, Preparing, generate, prompt};
 use crate::error::ApiError;
@@ -17,7 +17,7 @@ use crate::fields::Fields;
 use crate::grammar::Grammar;
 use crate::intake::Body;
 use crate::model::ServedParts;
-use crate::reply::{End, Piece};
+use crate::reply::Piece;
 use crate::server::Shared;
 
 /// Alternatives that a chat may ask for at each token: `OpenAI`'s.
@@ -177,74 +177,4 @@ impl Format for Chat {
         self.head
             .end(self.include_usage.then(|| usage(self.num_prompt, self.num_cached, self.num_new)))
     }
-
-    fn failed(&mut self, error: &ApiError) -> Vec<Message> {
-        vec![Message::data(&error.body())]
-    }
-}
-
-/// What every object of an answer says.
-#[derive(Clone, Debug)]
-pub(super) struct Head {
-    id: String,
-    object: &'static str,
-    model: String,
-    created: u64,
-}
-
-impl Preparing<'_> {
-    /// What the objects of this request's answer say.
-    pub(super) fn head(&self, prefix: &str, object: &'static str) -> Head {
-        Head {
-            id: self.id(prefix),
-            object,
-            model: self.parts().name.clone(),
-            created: (self.shared.now)(),
-        }
-    }
-
-    /// The name of this request's answer.
-    pub(super) fn id(&self, prefix: &str) -> String {
-        // Requests of an earlier process had the same numbers.
-        format!("{prefix}-{:x}-{}", self.shared.started, self.number)
-    }
-}
-
-impl Head {
-    /// An object with these choices.
-    pub(super) fn with(&self, choices: Vec<Value>, usage: Option<Value>) -> Value {
-        let Self { id, object, model, created } = self;
-        let mut found = json!({
-            "id": id, "object": object, "created": created, "model": model, "choices": choices,
-        });
-        if let Some(usage) = usage {
-            found["usage"] = usage;
-        }
-        found
-    }
-
-    /// The end of a stream, with the numbers of tokens where they are wanted.
-    pub(super) fn end(&self, usage: Option<Value>) -> Vec<Message> {
-        let usage = usage.map(|usage| Message::data(&self.with(Vec::new(), Some(usage))));
-        let done = Message { event: None, data: "[DONE]".to_owned() };
-        usage.into_iter().chain([done]).collect()
-    }
-}
-
-/// Why an answer ended, in `OpenAI`'s word.
-pub(super) fn finish_reason(piece: &Piece) -> Option<&'static str> {
-    piece.end.as_ref().map(|end| match end {
-        End::Stop | End::StopString(_) => "stop",
-        End::Length => "length",
-    })
-}
-
-/// The numbers of tokens, as `OpenAI` counts them; `num_cached` of the prompt were there already.
-pub(super) fn usage(num_prompt: usize, num_cached: usize, num_new: usize) -> Value {
-    json!({
-        "prompt_tokens": num_prompt,
-        "prompt_tokens_details": { "cached_tokens": num_cached },
-        "completion_tokens": num_new,
-        "total_tokens": num_prompt + num_new,
-    })
 }

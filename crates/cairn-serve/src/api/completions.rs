@@ -7,8 +7,8 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::asked::{Asked, CHOICES_MAX, check_logprobs, take_include_usage, take_n};
-use super::chat::{Head, finish_reason, usage};
 use super::format::{Format, Message};
+use super::head::{Head, finish_reason, usage};
 use super::logprobs::{self, Names, Places};
 use super::{Job, Preparing, generate};
 use crate::error::ApiError;
@@ -160,10 +160,6 @@ impl Format for Completions {
     fn end(&mut self) -> Vec<Message> {
         self.head
             .end(self.include_usage.then(|| usage(self.num_prompt, self.num_cached, self.num_new)))
-    }
-
-    fn failed(&mut self, error: &ApiError) -> Vec<Message> {
-        vec![Message::data(&error.body())]
     }
 }
 

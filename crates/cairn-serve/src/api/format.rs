@@ -52,7 +52,9 @@ pub(super) trait Format: Send + Sync {
     fn end(&mut self) -> Vec<Message>;
 
     /// The end of a stream that has failed.
-    fn failed(&mut self, error: &ApiError) -> Vec<Message>;
+    fn failed(&mut self, error: &ApiError) -> Vec<Message> {
+        vec![Message::data(&error.body())]
+    }
 }
 
 /// Answers with a stream. A client that leaves ends it, and so what is computed for it.

@@ -17,6 +17,7 @@ use crate::command::generate::StorageArgs;
 use crate::context::Context;
 use crate::log_lines::LogLines;
 use crate::model_folder::{ModelArgs, ModelFolder};
+use crate::outside::unix_seconds;
 use crate::sampling::stated;
 use crate::signals::StopFlag;
 
@@ -60,7 +61,7 @@ const NUM_PROMPT_LOGITS: usize = 64;
 /// Tokens of a sequence, where nothing is asked for and the model has room.
 const MAX_MODEL_LEN: usize = 4096;
 
-/// Serve a model over HTTP: `OpenAI`'s and Anthropic's APIs
+/// Serve a model over HTTP: completions, chats, responses and messages
 ///
 /// A field of a request is honored or refused by name. The first Ctrl-C or SIGTERM ends the server in good
 /// order: nothing new is taken, what runs comes to its end; the second ends it at once.
@@ -165,7 +166,7 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
         drain_timeout: seconds(args.limits.drain_timeout),
         has_vllm_metrics: args.metrics_compat == Some(MetricsCompat::Vllm),
         seed: args.seed,
-        now,
+        now: unix_seconds,
     };
     // Whoever may not listen there is told before the model is loaded.
     options.check()?;
@@ -233,9 +234,4 @@ fn parts(
         stated,
         max_context,
     })
-}
-
-/// Seconds since 1970; 0 on a machine whose clock stands before.
-fn now() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
 }

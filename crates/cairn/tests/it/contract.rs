@@ -246,7 +246,7 @@ fn weights_are_compared_by_the_contracts_rule() {
         (
             four,
             &["--source", source, "--compute-dtype", "f32"],
-            "the contract fixes another arithmetic",
+            "the contract fixes another model.compute_dtype",
         ),
         (r#"{ compute_dtype = "int9" }"#, &[], "model.compute_dtype is \"int9\", which is none"),
     ] {

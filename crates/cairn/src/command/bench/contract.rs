@@ -14,7 +14,7 @@ use cairn_eval::contract::{
 };
 use cairn_kernels::Compute;
 use cairn_kernels::bandwidth::BandwidthMeter;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use self::peer::Peer;
@@ -147,35 +147,36 @@ fn check_machine(contract: &Contract, context: &Context) -> anyhow::Result<()> {
     }
 }
 
-/// The type of the weights: the contract's, or what is asked for where it fixes none.
+/// The type of weights: the contract's, or what is asked for where it fixes none.
 fn dtype(args: &ContractArgs, contract: &Contract) -> anyhow::Result<WeightType> {
-    let fixed = contract.model.dtype.as_deref().map(|name| {
-        <WeightType as clap::ValueEnum>::from_str(name, false)
-            .map_err(|_| UserError::new(format!("model.dtype is {name:?}, which is no type")))
-    });
-    match (fixed.transpose()?, args.dtype) {
-        (Some(fixed), Some(asked)) if fixed != asked => {
-            Err(UserError::new("the contract fixes another type of weights")
-                .hint("leave --dtype out, or write another contract")
-                .into())
-        }
-        (fixed, asked) => Ok(fixed.or(asked).unwrap_or(WeightType::AUTO)),
-    }
+    let fixed = (contract.model.dtype.as_deref(), "dtype");
+    Ok(agreed(fixed, args.dtype, "--dtype")?.unwrap_or(WeightType::AUTO))
 }
 
 /// The arithmetic: the contract's, or what is asked for where it fixes none.
 fn compute(args: &ContractArgs, contract: &Contract) -> anyhow::Result<Compute> {
-    let fixed = contract.model.compute_dtype.as_deref().map(|name| {
-        <ComputeDtype as clap::ValueEnum>::from_str(name, false)
-            .map_err(|_| UserError::new(format!("model.compute_dtype is {name:?}, which is none")))
+    let fixed = (contract.model.compute_dtype.as_deref(), "compute_dtype");
+    let agreed = agreed(fixed, args.compute_dtype, "--compute-dtype")?;
+    Ok(agreed.map_or(Compute::F32, ComputeDtype::compute))
+}
+
+/// What a contract fixes under a key of its model, or a flag asks for; both at once have to agree.
+fn agreed<T: ValueEnum + PartialEq>(
+    (fixed, key): (Option<&str>, &str),
+    asked: Option<T>,
+    flag: &str,
+) -> anyhow::Result<Option<T>> {
+    let fixed = fixed.map(|name| {
+        T::from_str(name, false)
+            .map_err(|_| UserError::new(format!("model.{key} is {name:?}, which is none")))
     });
-    match (fixed.transpose()?, args.compute_dtype) {
+    match (fixed.transpose()?, asked) {
         (Some(fixed), Some(asked)) if fixed != asked => {
-            Err(UserError::new("the contract fixes another arithmetic")
-                .hint("leave --compute-dtype out, or write another contract")
+            Err(UserError::new(format!("the contract fixes another model.{key}"))
+                .hint(format!("leave {flag} out, or write another contract"))
                 .into())
         }
-        (fixed, asked) => Ok(fixed.or(asked).map_or(Compute::F32, ComputeDtype::compute)),
+        (fixed, asked) => Ok(fixed.or(asked)),
     }
 }
 

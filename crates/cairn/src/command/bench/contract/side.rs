@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use cairn_engine::{Engine, EngineOptions};
-use cairn_eval::contract::{Ran, Turn, TurnBench};
+use cairn_eval::contract::{PLAIN, Ran, Turn, TurnBench};
 use cairn_kernels::{CacheType, Compute, Encoding};
 use serde::Serialize;
 
@@ -89,7 +89,7 @@ impl OwnSide {
                 .into());
         }
         let values = self.values();
-        if values.iter().any(|name| !["f32", "bf16", "f16"].contains(&name.as_str())) {
+        if values.iter().any(|name| !PLAIN.contains(&name.as_str())) {
             let message = format!("{} holds {}", self.path.display(), values.join(" and "));
             return Err(UserError::new(message)
                 .hint("--source is the model before it was rounded")

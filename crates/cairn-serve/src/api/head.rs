@@ -1,0 +1,73 @@
+//! What the objects of completions and chats have in common.
+
+use serde_json::{Value, json};
+
+use super::Preparing;
+use super::format::Message;
+use crate::reply::{End, Piece};
+
+/// What every object of an answer says.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    id: String,
+    object: &'static str,
+    model: String,
+    created: u64,
+}
+
+impl Preparing<'_> {
+    /// What the objects of this request's answer say.
+    pub(super) fn head(&self, prefix: &str, object: &'static str) -> Head {
+        Head {
+            id: self.id(prefix),
+            object,
+            model: self.parts().name.clone(),
+            created: (self.shared.now)(),
+        }
+    }
+
+    /// The name of this request's answer.
+    pub(super) fn id(&self, prefix: &str) -> String {
+        // Requests of an earlier process had the same numbers.
+        format!("{prefix}-{:x}-{}", self.shared.started, self.number)
+    }
+}
+
+impl Head {
+    /// An object with these choices.
+    pub(super) fn with(&self, choices: Vec<Value>, usage: Option<Value>) -> Value {
+        let Self { id, object, model, created } = self;
+        let mut found = json!({
+            "id": id, "object": object, "created": created, "model": model, "choices": choices,
+        });
+        if let Some(usage) = usage {
+            found["usage"] = usage;
+        }
+        found
+    }
+
+    /// The end of a stream, with the numbers of tokens where they are wanted.
+    pub(super) fn end(&self, usage: Option<Value>) -> Vec<Message> {
+        let usage = usage.map(|usage| Message::data(&self.with(Vec::new(), Some(usage))));
+        let done = Message { event: None, data: "[DONE]".to_owned() };
+        usage.into_iter().chain([done]).collect()
+    }
+}
+
+/// Why an answer ended, in `OpenAI`'s word.
+pub(super) fn finish_reason(piece: &Piece) -> Option<&'static str> {
+    piece.end.as_ref().map(|end| match end {
+        End::Stop | End::StopString(_) => "stop",
+        End::Length => "length",
+    })
+}
+
+/// The numbers of tokens, as `OpenAI` counts them; `num_cached` of the prompt were there already.
+pub(super) fn usage(num_prompt: usize, num_cached: usize, num_new: usize) -> Value {
+    json!({
+        "prompt_tokens": num_prompt,
+        "prompt_tokens_details": { "cached_tokens": num_cached },
+        "completion_tokens": num_new,
+        "total_tokens": num_prompt + num_new,
+    })
+}
