@@ -15,13 +15,15 @@ mod tokens;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, post};
 use cairn_engine::Request;
 
-pub(crate) use self::chat::chat_completions;
-pub(crate) use self::completions::completions;
+pub(crate) use self::chat::job as chat_completions;
+pub(crate) use self::completions::job as completions;
 pub(crate) use self::messages::{Refused, count_tokens, messages};
-pub(crate) use self::responses::responses;
+pub(crate) use self::responses::job as responses;
 pub(crate) use self::tokens::{detokenize, tokenize, tokenizer_info};
 
 use self::format::{Format, stream};
@@ -62,6 +64,12 @@ impl Preparing<'_> {
         &self.shared.model.parts
     }
 
+    /// Takes the model's name: only what is served is let through.
+    fn take_model(&self, fields: &mut Fields) -> Result<(), ApiError> {
+        let asked: Option<String> = fields.take("model")?;
+        self.shared.model.check_name(asked.as_deref())
+    }
+
     /// The seed of a request that names none.
     fn own_seed(&self) -> u64 {
         let mut hasher = blake3::Hasher::new();
@@ -77,7 +85,7 @@ fn first_word(hasher: &blake3::Hasher) -> u64 {
 }
 
 /// What a request wants of the engine, and how it is told.
-struct Job {
+pub(crate) struct Job {
     requests: Vec<Request>,
     /// Tokens of its prompts.
     num_prompt: usize,
@@ -87,20 +95,18 @@ struct Job {
     format: Box<dyn Format>,
 }
 
-impl Preparing<'_> {
-    /// Takes the model's name: only what is served is let through.
-    fn take_model(&self, fields: &mut Fields) -> Result<(), ApiError> {
-        let asked: Option<String> = fields.take("model")?;
-        self.shared.model.check_name(asked.as_deref())
-    }
+/// Reads a request.
+type Prepare = fn(Preparing<'_>, Fields) -> Result<Job, ApiError>;
+
+/// An endpoint that generates.
+pub(crate) fn generating(prepare: Prepare) -> MethodRouter<Arc<Shared>> {
+    let answer =
+        move |State(shared): State<Arc<Shared>>, body: Body| generate(shared, body, prepare);
+    post(answer)
 }
 
 /// Reads a body, has it computed and writes the answers.
-async fn generate(
-    shared: Arc<Shared>,
-    body: Body,
-    prepare: fn(Preparing<'_>, Fields) -> Result<Job, ApiError>,
-) -> Result<Response, ApiError> {
+async fn generate(shared: Arc<Shared>, body: Body, prepare: Prepare) -> Result<Response, ApiError> {
     // Who has this is served to the end; who comes too late is told before the work.
     let driver = shared.driver()?;
     let (number, begin) = (body.number, body.begin);

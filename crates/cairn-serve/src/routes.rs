@@ -13,8 +13,8 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use crate::api::{
-    Refused, chat_completions, completions, count_tokens, detokenize, messages, responses,
-    tokenize, tokenizer_info,
+    Refused, chat_completions, completions, count_tokens, detokenize, generating, messages,
+    responses, tokenize, tokenizer_info,
 };
 use crate::error::ApiError;
 use crate::intake::Came;
@@ -30,9 +30,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     let open = Router::new().route("/health", get(health)).route("/ready", get(ready));
     let guarded = Router::new()
-        .route("/v1/completions", post(completions))
-        .route("/v1/chat/completions", post(chat_completions))
-        .route("/v1/responses", post(responses))
+        .route("/v1/completions", generating(completions))
+        .route("/v1/chat/completions", generating(chat_completions))
+        .route("/v1/responses", generating(responses))
         .route(MESSAGES, post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))

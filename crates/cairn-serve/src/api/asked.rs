@@ -3,7 +3,8 @@
 use cairn_engine::{Constraint, Request, SamplingParams};
 use serde_json::{Map, Value};
 
-use super::Preparing;
+use super::format::Format;
+use super::{Job, Preparing};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::{Following, Grammar};
@@ -80,7 +81,8 @@ impl Asked {
         Ok(())
     }
 
-    /// The request for answer `choice` to a prompt; each has randomness of its own.
+    /// The request for answer `choice` to a prompt; each has randomness of its own. Where it does not say how many
+    /// tokens are wanted, `default_tokens` are, as far as there is room.
     pub(super) fn request(
         &self,
         preparing: Preparing<'_>,
@@ -102,10 +104,22 @@ impl Asked {
         request.constraint = self.constraint.as_ref().map(Constraint::boxed_clone);
         Ok(request)
     }
+
+    /// What these requests, with so many tokens of prompts, want of the engine.
+    pub(super) fn job(
+        self,
+        requests: Vec<Request>,
+        num_prompt: usize,
+        format: impl Format + 'static,
+    ) -> Result<Job, ApiError> {
+        check_logprobs(&requests)?;
+        let (stops, streams) = (self.stops, self.stream);
+        Ok(Job { requests, num_prompt, stops, streams, format: Box::new(format) })
+    }
 }
 
 /// Refuses answers that would tell more log-probabilities than can be held.
-pub(super) fn check_logprobs(requests: &[Request]) -> Result<(), ApiError> {
+fn check_logprobs(requests: &[Request]) -> Result<(), ApiError> {
     let told = |request: &Request| {
         let prompt = request.prompt_logprobs.map_or(0, |top| request.prompt.len() * (top + 1));
         let new = request.logprobs.map_or(0, |top| request.max_new_tokens.saturating_mul(top + 1));
@@ -117,6 +131,11 @@ pub(super) fn check_logprobs(requests: &[Request]) -> Result<(), ApiError> {
     }
     let message = format!("{told} log-probabilities would be told, at most {LOGPROBS_MAX}");
     Err(ApiError::field("logprobs", message))
+}
+
+/// Takes what names the end user to the provider: nothing here depends on it, nor is it kept.
+pub(super) fn take_user(fields: &mut Fields) -> Result<(), ApiError> {
+    fields.take::<String>("user").map(|_| ())
 }
 
 /// Takes how many answers to each prompt are wanted.

@@ -1,24 +1,17 @@
 //! `/v1/chat/completions`: conversations answered.
 
-use std::sync::Arc;
-
-use axum::extract::State;
-use axum::response::Response;
-use cairn_engine::Request;
 use serde_json::{Map, Value, json};
 
-use super::asked::{Asked, check_logprobs, take_include_usage, take_n};
+use super::asked::{Asked, take_include_usage, take_n, take_user};
 use super::format::{Format, Message};
 use super::head::{Head, finish_reason, usage};
 use super::logprobs::{self, Names};
-use super::{Job, Preparing, generate, prompt};
+use super::{Job, Preparing, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::Grammar;
-use crate::intake::Body;
 use crate::model::ServedParts;
 use crate::reply::Piece;
-use crate::server::Shared;
 
 /// Alternatives that a chat may ask for at each token: `OpenAI`'s.
 const TOP_LOGPROBS_MAX: usize = 20;
@@ -34,19 +27,11 @@ const LACKING: [&str; 7] = [
 ];
 
 /// Answers a conversation.
-pub(crate) async fn chat_completions(
-    State(shared): State<Arc<Shared>>,
-    body: Body,
-) -> Result<Response, ApiError> {
-    generate(shared, body, job).await
-}
-
-fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
+pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     let mut asked = Asked::take(&mut fields, preparing, "stop")?;
     let n = take_n(&mut fields)?;
     let include_usage = take_include_usage(&mut fields, asked.stream)?;
-    // Names the end user to the provider; nothing here depends on it, nor is it kept.
-    let _user: Option<String> = fields.take("user")?;
+    take_user(&mut fields)?;
     asked.max_tokens = max_tokens(&mut fields)?;
     asked.logprobs = take_logprobs(&mut fields)?;
     let names = Names::take(&mut fields)?;
@@ -63,8 +48,8 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     asked.follow(preparing, grammar)?;
     let messages = prompt::checked("messages", messages, &["text"])?;
     let prompt = prompt::encode(preparing, "messages", &messages, variables.as_ref())?;
-    let room = preparing.shared.model.room(prompt.len())?;
-    let requests = (0..n).map(|choice| asked.request(preparing, &prompt, choice, room));
+    let requests = (0..n).map(|choice| asked.request(preparing, &prompt, choice, usize::MAX));
+    let requests = requests.collect::<Result<_, _>>()?;
     let object = if asked.stream { "chat.completion.chunk" } else { "chat.completion" };
     let format = Chat {
         head: preparing.head("chatcmpl", object),
@@ -75,15 +60,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         num_cached: 0,
         include_usage,
     };
-    let requests: Vec<Request> = requests.collect::<Result<_, _>>()?;
-    check_logprobs(&requests)?;
-    Ok(Job {
-        requests,
-        num_prompt: format.num_prompt,
-        stops: asked.stops,
-        streams: asked.stream,
-        format: Box::new(format),
-    })
+    asked.job(requests, format.num_prompt, format)
 }
 
 /// The newer name of the limit and the older; both at once have to agree.

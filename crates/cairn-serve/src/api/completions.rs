@@ -1,23 +1,17 @@
 //! `/v1/completions`: texts continued.
 
-use std::sync::Arc;
-
-use axum::extract::State;
-use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::asked::{Asked, CHOICES_MAX, check_logprobs, take_include_usage, take_n};
+use super::asked::{Asked, CHOICES_MAX, take_include_usage, take_n, take_user};
 use super::format::{Format, Message};
 use super::head::{Head, finish_reason, usage};
 use super::logprobs::{self, Names, Places};
-use super::{Job, Preparing, generate};
+use super::{Job, Preparing};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::Grammar;
-use crate::intake::Body;
 use crate::model::ServedParts;
 use crate::reply::Piece;
-use crate::server::Shared;
 
 /// New tokens where nothing is asked for: `OpenAI`'s.
 const MAX_TOKENS: usize = 16;
@@ -25,19 +19,11 @@ const MAX_TOKENS: usize = 16;
 const PROMPTS_MAX: usize = CHOICES_MAX;
 
 /// Continues texts.
-pub(crate) async fn completions(
-    State(shared): State<Arc<Shared>>,
-    body: Body,
-) -> Result<Response, ApiError> {
-    generate(shared, body, job).await
-}
-
-fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
+pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     let mut asked = Asked::take(&mut fields, preparing, "stop")?;
     let n = take_n(&mut fields)?;
     let include_usage = take_include_usage(&mut fields, asked.stream)?;
-    // Names the end user to the provider; nothing here depends on it, nor is it kept.
-    let _user: Option<String> = fields.take("user")?;
+    take_user(&mut fields)?;
     asked.max_tokens = fields.take("max_tokens")?;
     asked.logprobs = fields.take("logprobs")?;
     let names = Names::take(&mut fields)?;
@@ -66,7 +52,6 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
             requests.push(request);
         }
     }
-    check_logprobs(&requests)?;
     let echoed = match echo {
         true => Some(echoed(&prompts, n, preparing.parts())?),
         false => None,
@@ -81,13 +66,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         num_cached: 0,
         include_usage,
     };
-    Ok(Job {
-        requests,
-        num_prompt: format.num_prompt,
-        stops: asked.stops,
-        streams: asked.stream,
-        format: Box::new(format),
-    })
+    asked.job(requests, format.num_prompt, format)
 }
 
 /// What an answer begins with when its prompt is repeated.

@@ -89,13 +89,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         num_new: 0,
         num_cached: 0,
     };
-    Ok(Job {
-        requests,
-        num_prompt: format.num_prompt,
-        stops: asked.stops,
-        streams: asked.stream,
-        format: Box::new(format),
-    })
+    asked.job(requests, format.num_prompt, format)
 }
 
 struct Messages {
@@ -118,11 +112,16 @@ impl Messages {
             "content": content,
             "stop_reason": reason,
             "stop_sequence": sequence,
-            "usage": {
-                "input_tokens": self.num_prompt - self.num_cached,
-                "cache_read_input_tokens": self.num_cached,
-                "output_tokens": self.num_new,
-            },
+            "usage": self.usage(),
+        })
+    }
+
+    /// The numbers of tokens, as Anthropic counts them: what was in the cache apart.
+    fn usage(&self) -> Value {
+        json!({
+            "input_tokens": self.num_prompt - self.num_cached,
+            "cache_read_input_tokens": self.num_cached,
+            "output_tokens": self.num_new,
         })
     }
 }
@@ -170,11 +169,7 @@ impl Format for Messages {
         if let Some(end) = &piece.end {
             let (reason, sequence) = stop_reason(Some(end));
             let delta = json!({ "stop_reason": reason, "stop_sequence": sequence });
-            let usage = json!({
-                "input_tokens": self.num_prompt - self.num_cached,
-                "cache_read_input_tokens": self.num_cached,
-                "output_tokens": self.num_new,
-            });
+            let usage = self.usage();
             messages.push(event("content_block_stop", json!({ "index": 0 })));
             messages.push(event("message_delta", json!({ "delta": delta, "usage": usage })));
         }

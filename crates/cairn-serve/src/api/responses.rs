@@ -1,22 +1,16 @@
 //! `/v1/responses`: `OpenAI`'s newer form of a conversation. Nothing is stored: a request says all of its
 //! conversation, and one that refers to an earlier answer is refused.
 
-use std::sync::Arc;
-
-use axum::extract::State;
-use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::asked::Asked;
+use super::asked::{Asked, take_user};
 use super::format::{Format, Message};
-use super::{Job, Preparing, generate, prompt};
+use super::{Job, Preparing, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::Grammar;
-use crate::intake::Body;
 use crate::model::ServedParts;
 use crate::reply::{End, Piece};
-use crate::server::Shared;
 
 /// Fields that are not there yet and have no value that asks for nothing.
 const LACKING: [&str; 8] = [
@@ -31,17 +25,9 @@ const LACKING: [&str; 8] = [
 ];
 
 /// Answers a conversation.
-pub(crate) async fn responses(
-    State(shared): State<Arc<Shared>>,
-    body: Body,
-) -> Result<Response, ApiError> {
-    generate(shared, body, job).await
-}
-
-fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
+pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     let mut asked = Asked::take(&mut fields, preparing, "stop")?;
-    // Names the end user to the provider; nothing here depends on it, nor is it kept.
-    let _user: Option<String> = fields.take("user")?;
+    take_user(&mut fields)?;
     asked.max_tokens = fields.take("max_output_tokens")?;
     let input: Value = fields.need("input")?;
     let instructions: Option<String> = fields.take("instructions")?;
@@ -63,8 +49,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     let system = instructions.iter().map(|text| prompt::message("system", text.clone()));
     let messages: Vec<Value> = system.chain(conversation(input)?).collect();
     let prompt = prompt::encode(preparing, "input", &messages, None)?;
-    let room = preparing.shared.model.room(prompt.len())?;
-    let requests = vec![asked.request(preparing, &prompt, 0, room)?];
+    let requests = vec![asked.request(preparing, &prompt, 0, usize::MAX)?];
     let about = json!({
         "id": preparing.id("resp"),
         "object": "response",
@@ -90,13 +75,7 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
         so_far: Piece::default(),
         num_events: 0,
     };
-    Ok(Job {
-        requests,
-        num_prompt: format.num_prompt,
-        stops: asked.stops,
-        streams: asked.stream,
-        format: Box::new(format),
-    })
+    asked.job(requests, format.num_prompt, format)
 }
 
 /// A number as it was written, not as the double next to its float.
