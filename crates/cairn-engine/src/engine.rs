@@ -359,7 +359,10 @@ fn choose<M: Model>(
     let mut accepted = 0;
     for row in rows {
         let chosen = sequence.allow(model.vocab_size()).and_then(|()| {
-            let token = model.choose(row, sequence.context(), &sequence.request.sampling)?;
+            let mut state = sequence.mirostat;
+            let sampling = &sequence.request.sampling;
+            let token = model.choose(row, sequence.context(), sampling, &mut state)?;
+            sequence.mirostat = state;
             sequence.accept(token)?;
             Ok(token)
         });

@@ -11,6 +11,7 @@ use cairn_program::{Feed, ProgramId, Run, RunError, Session, Sizes};
 use cairn_spec::ModelSpec;
 
 use crate::block_table::BlockCopy;
+use crate::mirostat::MirostatState;
 use crate::model::{Depth, Model, Piece};
 use crate::request::PositionLogprobs;
 use crate::sampler::{SampleContext, SampleError, Sampler, rank, top_logprobs};
@@ -159,10 +160,11 @@ impl Model for Executor {
         row: usize,
         context: SampleContext<'_>,
         params: &SamplingParams,
+        state: &mut MirostatState,
     ) -> Result<u32, SampleError> {
         let logits_ov = self.session.output(self.last, "logits");
         let logits_v = &logits_ov[row * self.spec.vocab_size..][..self.spec.vocab_size];
-        self.sampler.sample(logits_v, context, params)
+        self.sampler.steered(logits_v, context, params, state)
     }
 
     fn logprobs(&mut self, row: usize, token: u32, count: usize) -> PositionLogprobs {

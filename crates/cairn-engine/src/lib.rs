@@ -18,6 +18,7 @@
 //! | `block_pool`, `block_queue`, `block_table` | where keys and values of a sequence lie |
 //! | `prefix_tree` | which tokens' keys and values are there |
 //! | `sampling`, `sampler`, `random`, `float` | logits to a token |
+//! | `mirostat` | how surprising tokens may be, steered |
 //! | `beam` | beam search |
 //! | `logprob` | logits to log-probabilities |
 //! | `constraint` | what an output follows |
@@ -37,6 +38,7 @@ mod executor;
 mod float;
 mod folder;
 mod logprob;
+mod mirostat;
 mod mock;
 mod model;
 mod options;
@@ -60,6 +62,7 @@ pub use engine::{Engine, StepReport};
 pub use error::{EngineError, GenerateError, RequestError};
 pub use executor::Executor;
 pub use folder::{FolderError, load_model_from_safetensors};
+pub use mirostat::{MirostatParams, MirostatState, MirostatVersion};
 pub use mock::MockModel;
 pub use model::{Depth, Model, Piece};
 pub use options::{EngineOptions, EnginePlan, MAX_NUM_BATCHED_TOKENS, MAX_NUM_WAITING};

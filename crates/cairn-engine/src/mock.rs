@@ -9,6 +9,7 @@ use cairn_program::RunError;
 
 use crate::block_pool::BLOCK_TOKENS;
 use crate::block_table::BlockCopy;
+use crate::mirostat::MirostatState;
 use crate::model::{Depth, Model, Piece};
 use crate::request::PositionLogprobs;
 use crate::sampler::{SampleContext, SampleError};
@@ -59,8 +60,14 @@ impl MockModel {
 
     /// What a sequence goes on with.
     #[cfg(test)]
-    pub(crate) fn expected(&self, tokens: &[u32], seed: u64, choice: u32) -> u32 {
-        self.token(tokens.iter().fold(0, |hash, &token| after(hash, token)), seed, choice)
+    pub(crate) fn expected(
+        &self,
+        tokens: &[u32],
+        chosen: (&SamplingParams, u32),
+        state: &mut MirostatState,
+    ) -> u32 {
+        let hash = tokens.iter().fold(0, |hash, &token| after(hash, token));
+        self.steered(hash, chosen, state)
     }
 
     /// How likely each token after the first is.
@@ -72,6 +79,22 @@ impl MockModel {
         });
         let next = tokens[1..].iter();
         hashes.zip(next).map(|(hash, &token)| self.position(hash, token, count)).collect()
+    }
+
+    /// The next token of an output that is steered, if it is.
+    fn steered(
+        &self,
+        hash: u64,
+        (params, choice): (&SamplingParams, u32),
+        state: &mut MirostatState,
+    ) -> u32 {
+        let Some(steering) = params.mirostat else {
+            return self.token(hash, params.seed, choice);
+        };
+        let token = self.token(hash ^ state.mu(steering).to_bits(), params.seed, choice);
+        // Surprising as often as not.
+        state.note(steering, if token.is_multiple_of(2) { 0.5 } else { 0.01 });
+        token
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a remainder by a number of tokens")]
@@ -154,8 +177,9 @@ impl Model for MockModel {
         row: usize,
         context: SampleContext<'_>,
         params: &SamplingParams,
+        state: &mut MirostatState,
     ) -> Result<u32, SampleError> {
-        let token = self.token(self.rows[row], params.seed, context.stream);
+        let token = self.steered(self.rows[row], (params, context.stream), state);
         let Some(allowed) = context.allowed else { return Ok(token) };
         let position = context.tokens.len();
         self.next_allowed(token, allowed).ok_or(SampleError::NoCandidate { position })

@@ -8,6 +8,7 @@ use std::fmt::Debug;
 use cairn_program::RunError;
 
 use crate::block_table::BlockCopy;
+use crate::mirostat::MirostatState;
 use crate::request::PositionLogprobs;
 use crate::sampler::{SampleContext, SampleError};
 use crate::sampling::SamplingParams;
@@ -58,7 +59,8 @@ pub trait Model: Debug {
     /// Copies the keys and values of one block to another, in every layer.
     fn copy_block(&mut self, copy: BlockCopy);
 
-    /// Chooses a token after a row of the last run.
+    /// Chooses a token after a row of the last run. `state` is that of its sequence; the choice changes it where
+    /// the parameters steer by it.
     ///
     /// # Errors
     ///
@@ -68,6 +70,7 @@ pub trait Model: Debug {
         row: usize,
         context: SampleContext<'_>,
         params: &SamplingParams,
+        state: &mut MirostatState,
     ) -> Result<u32, SampleError>;
 
     /// How likely `token` was after a row of the last run, and the `count` likeliest tokens.

@@ -1,12 +1,13 @@
 //! Logits to a token: the chain of [`crate::sampling`].
 //!
 //! Letters: `v` vocabulary. A sampler holds working memory for one row of logits and no state: what
-//! it returns depends on the logits, the sequence so far, the parameters and nothing else, so it
-//! serves all sequences of an engine in turn.
+//! it returns depends on the logits, the sequence so far, the parameters, the sequence's
+//! [`MirostatState`] where it is steered, and nothing else, so it serves all sequences of an engine in turn.
 //!
 //! **Invariant:** `counts` is all zeros between calls.
 
 use crate::float;
+use crate::mirostat::{self, MirostatParams, MirostatState, MirostatVersion};
 use crate::random;
 use crate::sampling::SamplingParams;
 
@@ -81,7 +82,25 @@ impl Sampler {
         }
     }
 
-    /// Chooses the next token.
+    /// Chooses the first token of an output, or the next where nothing is steered.
+    ///
+    /// # Errors
+    ///
+    /// As [`steered`](Self::steered).
+    ///
+    /// # Panics
+    ///
+    /// As [`steered`](Self::steered).
+    pub fn sample(
+        &mut self,
+        logits_v: &[f32],
+        context: SampleContext<'_>,
+        params: &SamplingParams,
+    ) -> Result<u32, SampleError> {
+        self.steered(logits_v, context, params, &mut MirostatState::default())
+    }
+
+    /// Chooses the next token of an output that is steered by `state`, which the choice changes.
     ///
     /// # Errors
     ///
@@ -91,11 +110,12 @@ impl Sampler {
     ///
     /// Panics if `logits_v` is not one row of the vocabulary, or a token or bias is outside it;
     /// requests are checked when they are added.
-    pub fn sample(
+    pub fn steered(
         &mut self,
         logits_v: &[f32],
         context: SampleContext<'_>,
         params: &SamplingParams,
+        state: &mut MirostatState,
     ) -> Result<u32, SampleError> {
         assert_eq!(logits_v.len(), self.counts_v.len(), "one row of logits");
         if let Some(token) = first_position(logits_v, |x| x.is_nan() || x == f32::INFINITY) {
@@ -133,9 +153,40 @@ impl Sampler {
             return Ok(best);
         }
         self.rank(largest, params.temperature);
-        self.filter(params);
-        let position = context.tokens.len() as u64;
-        Ok(draw(&self.candidates, random::uniform(params.seed, position, context.stream)))
+        let uniform = random::uniform(params.seed, context.tokens.len() as u64, context.stream);
+        let Some(steering) = params.mirostat else {
+            self.filter(params);
+            return Ok(draw(&self.candidates, uniform));
+        };
+        self.filter_by_surprise(steering, state.mu(steering));
+        let token = draw(&self.candidates, uniform);
+        let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
+        let drawn = self.candidates.iter().find(|candidate| candidate.id == token);
+        state.note(steering, drawn.map_or(1.0, |drawn| drawn.weight / total));
+        Ok(token)
+    }
+
+    /// Leaves the candidates that are not too surprising, in order of id.
+    fn filter_by_surprise(&mut self, steering: MirostatParams, mu: f64) {
+        let Self { candidates, counts_v, .. } = self;
+        for candidate in &mut *candidates {
+            candidate.weight = float::exp(-candidate.rank);
+        }
+        match steering.version {
+            MirostatVersion::V2 => {
+                let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
+                let least = mirostat::least_share(mu) * total;
+                // The likeliest has weight 1 and stays in any case.
+                candidates.retain(|candidate| least <= candidate.weight || candidate.rank <= 0.0);
+            }
+            MirostatVersion::V1 => {
+                candidates.sort_unstable_by(better);
+                let weights = candidates.iter().take(mirostat::ESTIMATED_FROM);
+                let weights = weights.map(|candidate| candidate.weight);
+                candidates.truncate(mirostat::num_kept(weights, mu, counts_v.len()));
+                candidates.sort_unstable_by_key(|candidate| candidate.id);
+            }
+        }
     }
 
     #[expect(clippy::float_cmp, reason = "exactly 1 is the setting that changes nothing")]
@@ -191,6 +242,17 @@ impl Sampler {
         if let Some(mass) = params.typical_p.filter(|&mass| mass < 1.0) {
             rank_by_typicality(candidates);
             keep_mass(candidates, f64::from(mass));
+        }
+        if let Some(z) = params.tfs_z.filter(|&z| z < 1.0) {
+            cut_tail(candidates, f64::from(z));
+        }
+        if let Some(epsilon) = params.epsilon_cutoff.filter(|&epsilon| 0.0 < epsilon) {
+            keep_likely(candidates, f64::from(epsilon));
+        }
+        if let Some(epsilon) = params.eta_cutoff.filter(|&epsilon| 0.0 < epsilon) {
+            let epsilon = f64::from(epsilon);
+            let eta = epsilon.sqrt() * float::exp(-entropy(candidates));
+            keep_likely(candidates, epsilon.min(eta));
         }
     }
 }
@@ -324,6 +386,57 @@ fn keep_mass(candidates: &mut Vec<Candidate>, mass: f64) {
         chunk *= 4;
     }
     candidates.truncate(sorted);
+    candidates.sort_unstable_by_key(|candidate| candidate.id);
+}
+
+/// Keeps the candidates whose share of the probability is at least this, or else the likeliest.
+fn keep_likely(candidates: &mut Vec<Candidate>, least: f64) {
+    let least = least * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
+    let likeliest = candidates
+        .iter()
+        .copied()
+        .min_by(|a, b| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id)));
+    candidates.retain(|candidate| least <= candidate.weight);
+    if candidates.is_empty() {
+        candidates.extend(likeliest);
+    }
+}
+
+/// The entropy of the candidates, in nats.
+fn entropy(candidates: &[Candidate]) -> f64 {
+    let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
+    let log_total = float::ln(total);
+    let term = |candidate: &Candidate| {
+        candidate.weight / total * (log_total - float::ln(candidate.weight))
+    };
+    // No rounding makes it negative where one candidate is left.
+    candidates.iter().map(term).sum::<f64>().max(0.0)
+}
+
+/// Keeps the likeliest candidates up to where the second differences of the sorted probabilities have come to a
+/// share `z` of all of them.
+fn cut_tail(candidates: &mut Vec<Candidate>, z: f64) {
+    if candidates.len() <= 2 {
+        return;
+    }
+    candidates.sort_unstable_by(|a, b| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id)));
+    let bend = |three: &[Candidate]| {
+        ((three[0].weight - three[1].weight) - (three[1].weight - three[2].weight)).abs()
+    };
+    let probability: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
+    let total: f64 = candidates.windows(3).map(bend).sum();
+    // A straight line bends nowhere: then each place counts alike.
+    let is_straight = total <= 1e-6 * probability;
+    let even = 1.0 / (candidates.len() - 2) as f64;
+    let mut sum = 0.0;
+    let passes = |three: &[Candidate]| {
+        sum += if is_straight { even } else { bend(three) / total };
+        z < sum
+    };
+    // At least one stays.
+    if let Some(end) = candidates.windows(3).position(passes) {
+        candidates.truncate(end.max(1));
+    }
     candidates.sort_unstable_by_key(|candidate| candidate.id);
 }
 

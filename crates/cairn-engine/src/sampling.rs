@@ -17,7 +17,13 @@
 //! 8. `min_p`: tokens with at least that share of the largest probability stay (Nguyen et al. 2024).
 //! 9. `typical_p`: the fewest tokens, nearest to the expected information first, whose
 //!    probabilities reach the mass stay (Meister et al. 2023).
-//! 10. One token is drawn with the random number of (`seed`, position).
+//! 10. `tfs_z`: what comes in front of the tail stays, where the curve of the sorted probabilities has bent by that
+//!     share of all its bending (Phénix 2019, "Tail free sampling", as llama.cpp had it).
+//! 11. `epsilon_cutoff`: tokens with at least this probability stay.
+//! 12. `eta_cutoff` ε: tokens stay with at least the probability min(ε, √ε · exp(−entropy)) (Hewitt et al. 2022).
+//! 13. One token is drawn with the random number of (`seed`, position).
+//!
+//! `mirostat` stands instead of 6 to 12, none of which may be set with it; see [`crate::MirostatParams`].
 //!
 //! Probabilities are renormalized between the steps. **Ties go to the lowest id**, where
 //! transformers keeps all tokens that tie with the k-th. At least one token survives every step.
@@ -29,6 +35,8 @@ use std::ops::Deref;
 
 use cairn_spec::Hint;
 use serde::{Deserialize, Serialize};
+
+use crate::mirostat::MirostatParams;
 
 /// Most alternatives whose log-probabilities are reported for a position.
 pub const TOP_LOGPROBS_MAX: usize = 128;
@@ -55,6 +63,14 @@ pub struct SamplingFields {
     pub min_p: Option<f32>,
     /// Keeps the most typical tokens that together reach this mass, in (0, 1].
     pub typical_p: Option<f32>,
+    /// Cuts the tail off where the sorted probabilities have bent by this share, in (0, 1].
+    pub tfs_z: Option<f32>,
+    /// Keeps tokens with at least this probability, in [0, 1).
+    pub epsilon_cutoff: Option<f32>,
+    /// Keeps tokens that are likely for how much is open, in [0, 1).
+    pub eta_cutoff: Option<f32>,
+    /// Steers how surprising tokens are.
+    pub mirostat: Option<MirostatParams>,
     /// Divides the logits of tokens that occurred in prompt or output, in [0.01, 100]; 1 changes nothing.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that occurred in the output.
@@ -77,6 +93,10 @@ impl Default for SamplingFields {
             top_p: None,
             min_p: None,
             typical_p: None,
+            tfs_z: None,
+            epsilon_cutoff: None,
+            eta_cutoff: None,
+            mirostat: None,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
@@ -119,12 +139,21 @@ impl SamplingParams {
         ] {
             check(name, value, value.abs() <= PENALTY_MAX, "in [-2, 2]")?;
         }
-        for (name, mass) in [("top_p", fields.top_p), ("typical_p", fields.typical_p)] {
+        let masses =
+            [("top_p", fields.top_p), ("typical_p", fields.typical_p), ("tfs_z", fields.tfs_z)];
+        for (name, mass) in masses {
             let mass = mass.unwrap_or(1.0);
             check(name, mass, 0.0 < mass && mass <= 1.0, "in (0, 1]")?;
         }
         let share = fields.min_p.unwrap_or(0.0);
         check("min_p", share, (0.0..=1.0).contains(&share), "in [0, 1]")?;
+        for (name, cutoff) in
+            [("epsilon_cutoff", fields.epsilon_cutoff), ("eta_cutoff", fields.eta_cutoff)]
+        {
+            let cutoff = cutoff.unwrap_or(0.0);
+            check(name, cutoff, (0.0..1.0).contains(&cutoff), "in [0, 1)")?;
+        }
+        check_mirostat(&fields)?;
         for (name, count) in
             [("top_k", fields.top_k), ("no_repeat_ngram_size", fields.no_repeat_ngram_size)]
         {
@@ -192,6 +221,29 @@ impl Hint for SamplingError {
     }
 }
 
+/// Mirostat stands alone among what leaves tokens out.
+fn check_mirostat(fields: &SamplingFields) -> Result<(), SamplingError> {
+    let Some(MirostatParams { tau, eta, .. }) = fields.mirostat else { return Ok(()) };
+    check("mirostat_tau", tau, 0.0 < tau && tau <= 100.0, "in (0, 100]")?;
+    check("mirostat_eta", eta, (0.0..=1.0).contains(&eta), "in [0, 1]")?;
+    let others = [
+        ("top_p", fields.top_p),
+        ("min_p", fields.min_p),
+        ("typical_p", fields.typical_p),
+        ("tfs_z", fields.tfs_z),
+        ("epsilon_cutoff", fields.epsilon_cutoff),
+        ("eta_cutoff", fields.eta_cutoff),
+    ];
+    let set = others.into_iter().find_map(|(field, value)| Some((field, value?.to_string())));
+    let set = fields.top_k.map(|k| ("top_k", k.to_string())).or(set);
+    match set {
+        Some((field, value)) => {
+            Err(SamplingError { field, value, range: "unset, as mirostat wants it" })
+        }
+        None => Ok(()),
+    }
+}
+
 fn check(
     field: &'static str,
     value: f32,
@@ -207,6 +259,7 @@ fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirostat::MirostatVersion;
 
     fn refused(change: impl FnOnce(&mut SamplingFields)) -> &'static str {
         let mut fields = SamplingFields::default();
@@ -222,6 +275,13 @@ mod tests {
             assert_eq!(refused(|f| f.top_p = Some(bad)), "top_p");
             assert_eq!(refused(|f| f.typical_p = Some(bad)), "typical_p");
             assert_eq!(refused(|f| f.min_p = Some(bad)), "min_p");
+            assert_eq!(refused(|f| f.tfs_z = Some(bad)), "tfs_z");
+            assert_eq!(refused(|f| f.epsilon_cutoff = Some(bad)), "epsilon_cutoff");
+            assert_eq!(refused(|f| f.eta_cutoff = Some(bad)), "eta_cutoff");
+            let miro = MirostatParams::new(MirostatVersion::V2);
+            let steered = |tau, eta| Some(MirostatParams { tau, eta, ..miro });
+            assert_eq!(refused(|f| f.mirostat = steered(bad, 0.1)), "mirostat_tau");
+            assert_eq!(refused(|f| f.mirostat = steered(5.0, bad)), "mirostat_eta");
         }
         for bad in [f32::NAN, 2.5, -2.5, f32::INFINITY] {
             assert_eq!(refused(|f| f.presence_penalty = bad), "presence_penalty");
@@ -235,6 +295,10 @@ mod tests {
         }
         assert_eq!(refused(|f| f.top_p = Some(0.0)), "top_p");
         assert_eq!(refused(|f| f.min_p = Some(1.01)), "min_p");
+        assert_eq!(refused(|f| f.eta_cutoff = Some(1.0)), "eta_cutoff");
+        let miro = Some(MirostatParams::new(MirostatVersion::V1));
+        assert_eq!(refused(|f| (f.mirostat, f.top_k) = (miro, Some(3))), "top_k");
+        assert_eq!(refused(|f| (f.mirostat, f.tfs_z) = (miro, Some(1.0))), "tfs_z");
         assert_eq!(refused(|f| f.top_k = Some(0)), "top_k");
         assert_eq!(refused(|f| f.no_repeat_ngram_size = Some(0)), "no_repeat_ngram_size");
     }

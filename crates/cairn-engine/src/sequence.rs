@@ -7,6 +7,7 @@
 
 use crate::block_pool::{BLOCK_TOKENS, BlockPool, blocks_for};
 use crate::block_table::BlockTable;
+use crate::mirostat::MirostatState;
 use crate::prefix_tree::{Grown, PathEnd};
 use crate::request::{Finish, PrefixEnd, PrefixOutcome, Request, RequestId};
 use crate::sampler::{SampleContext, SampleError};
@@ -35,6 +36,8 @@ pub(crate) struct Sequence {
     /// Where the remembered blocks end in the tree; `None` if no more are to be remembered.
     end: Option<PathEnd>,
     num_remembered: usize,
+    /// How surprising the next token may be, where that is steered.
+    pub(crate) mirostat: MirostatState,
     /// Which tokens may come next, where the request says what its output follows.
     allowed: Vec<u32>,
 }
@@ -59,6 +62,7 @@ impl Sequence {
             is_announced: false,
             end,
             num_remembered: 0,
+            mirostat: MirostatState::default(),
             allowed: Vec::new(),
         }
     }

@@ -12,6 +12,7 @@ use cairn_kernels::splitmix;
 use crate::clock::Clock;
 use crate::constraint::Constraint;
 use crate::engine::Engine;
+use crate::mirostat::{MirostatParams, MirostatState, MirostatVersion};
 use crate::mock::MockModel;
 use crate::options::EngineOptions;
 use crate::request::{Event, Finish, PositionLogprobs, Request, RequestId};
@@ -164,7 +165,12 @@ impl Simulator {
         let own = 1 + dice.below(20);
         prompt.extend((0..own).map(|_| token(dice)));
         let room = CONTEXT - prompt.len();
-        let sampling = SamplingFields { seed: dice.below(3) as u64, ..SamplingFields::default() };
+        let steering = MirostatParams::new(MirostatVersion::V2);
+        let sampling = SamplingFields {
+            seed: dice.below(3) as u64,
+            mirostat: dice.chance(4).then_some(steering),
+            ..SamplingFields::default()
+        };
         let scores = dice.chance(4);
         let max_new_tokens = match dice.chance(4) {
             true if scores => 0,
@@ -190,8 +196,10 @@ impl Simulator {
         let model = &self.engine.model;
         let mut all = request.prompt.clone();
         let mut finish = Finish::Length;
+        let mut state = MirostatState::default();
         while all.len() < request.prompt.len() + request.max_new_tokens {
-            let mut token = model.expected(&all, request.sampling.seed, request.choice);
+            let chosen = (&request.sampling, request.choice);
+            let mut token = model.expected(&all, chosen, &mut state);
             let given = all.len() - request.prompt.len();
             let mut is_last = false;
             if let Some(Turns { is_odd, left }) = turns {

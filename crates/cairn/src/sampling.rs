@@ -94,8 +94,8 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             no_repeat_ngram_size: self.no_repeat_ngram_size.or(stated.no_repeat_ngram_size),
-            logit_bias: Vec::new(),
             seed: self.seed,
+            ..SamplingFields::default()
         }
     }
 }

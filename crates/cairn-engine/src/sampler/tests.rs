@@ -96,6 +96,106 @@ proptest! {
         prop_assert_eq!(kept, expected);
     }
 
+    /// As transformers' `EpsilonLogitsWarper` and `EtaLogitsWarper`.
+    #[test]
+    fn cutoffs_are_those_of_the_papers(logits in logits(), epsilon in 0.0001_f32..0.3) {
+        let probs = probabilities(&logits);
+        let largest = probs.iter().copied().fold(0.0, f64::max);
+        let entropy: f64 = probs.iter().map(|p| -p * p.ln()).sum();
+        let wide = f64::from(epsilon);
+        let eta = wide.min(wide.sqrt() * (-entropy).exp());
+        for (cutoff, kept) in [
+            (wide, survivors(&logits, &params(|f| f.epsilon_cutoff = Some(epsilon)))),
+            (eta, survivors(&logits, &params(|f| f.eta_cutoff = Some(epsilon)))),
+        ] {
+            for (id, &prob) in probs.iter().enumerate() {
+                // Where rounding decides, either is right.
+                if 1e-6 < (prob / cutoff - 1.0).abs() {
+                    let stays = cutoff <= prob || largest <= prob;
+                    prop_assert_eq!(kept.contains(&u32::try_from(id).unwrap()), stays);
+                }
+            }
+        }
+    }
+
+    /// As `llama_sampler_tail_free` did it, with at least one token.
+    #[test]
+    fn the_tail_is_cut_where_the_curve_has_bent(logits in logits(), z in 0.05_f32..0.99) {
+        let mut sorted = probabilities(&logits);
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let first: Vec<f64> = sorted.windows(2).map(|two| two[0] - two[1]).collect();
+        let second: Vec<f64> = first.windows(2).map(|two| (two[0] - two[1]).abs()).collect();
+        let total: f64 = second.iter().sum();
+        let mut sum = 0.0;
+        let mut least = f64::INFINITY;
+        let count = second.iter().enumerate().position(|(at, bend)| {
+            sum += bend / total;
+            least = least.min((sum - f64::from(z)).abs());
+            f64::from(z) < sum && 1 <= at
+        });
+        prop_assume!(1e-9 < least);
+        let kept = survivors(&logits, &params(|f| f.tfs_z = Some(z)));
+        // llama.cpp looks on past the first place, whatever it has bent by there.
+        let expected = if f64::from(z) < second[0] / total { 1 } else { count.unwrap_or(VOCAB) };
+        prop_assert_eq!(kept.len(), expected);
+        let least = kept.iter().map(|&id| logits[id as usize]).fold(f32::INFINITY, f32::min);
+        prop_assert_eq!(logits.iter().filter(|&&x| least < x).count() + 1, kept.len());
+    }
+
+    /// As llama.cpp's `llama_sampler_mirostat_v2_apply` and `llama_sampler_mirostat_apply`, in `f64`.
+    #[test]
+    fn mirostat_steers_as_llama_cpp_does(
+        rows in prop::collection::vec(logits(), 1..12),
+        tau in 0.5_f32..8.0,
+        eta in 0.01_f32..1.0,
+        seed in any::<u64>(),
+    ) {
+        for version in [MirostatVersion::V1, MirostatVersion::V2] {
+            let steering = MirostatParams { version, tau, eta };
+            let params = params(|f| (f.mirostat, f.seed) = (Some(steering), seed));
+            let mut state = MirostatState::default();
+            let mut mu = 2.0 * f64::from(tau);
+            let mut sampler = Sampler::new(VOCAB);
+            let mut tokens = Vec::new();
+            for row in &rows {
+                let probs = probabilities(row);
+                let mut order: Vec<usize> = (0..VOCAB).collect();
+                order.sort_by(|&a, &b| probs[b].total_cmp(&probs[a]).then(a.cmp(&b)));
+                let kept = match version {
+                    MirostatVersion::V2 => {
+                        let least = order.iter().map(|&id| (-probs[id].log2() - mu).abs());
+                        prop_assume!(least.fold(f64::INFINITY, f64::min) > 1e-9);
+                        order.iter().take_while(|&&id| -probs[id].log2() <= mu).count().max(1)
+                    }
+                    MirostatVersion::V1 => {
+                        let (mut products, mut squares) = (0.0, 0.0);
+                        for at in 0..VOCAB - 1 {
+                            let t = ((at + 2) as f64 / (at + 1) as f64).ln();
+                            products += t * (probs[order[at]] / probs[order[at + 1]]).ln();
+                            squares += t * t;
+                        }
+                        let s = products / squares;
+                        let excess = s - 1.0;
+                        let top = excess * 2.0_f64.powf(mu);
+                        let k = (top / (1.0 - (VOCAB as f64).powf(-excess))).powf(1.0 / s);
+                        prop_assume!(1e-6 < (k - k.round()).abs());
+                        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+                        let k = k as usize;
+                        k.clamp(1, VOCAB)
+                    }
+                };
+                let token =
+                    sampler.steered(row, context(&tokens, 0), &params, &mut state).unwrap();
+                let place = order.iter().position(|&id| id == token as usize).unwrap();
+                prop_assert!(place < kept, "{version:?}: {place} of {kept}");
+                let mass: f64 = order[..kept].iter().map(|&id| probs[id]).sum();
+                mu -= f64::from(eta) * (-(probs[token as usize] / mass).log2() - f64::from(tau));
+                prop_assert!((state.mu(steering) - mu).abs() < 1e-6 * mu.abs().max(1.0));
+                tokens.push(token);
+            }
+        }
+    }
+
     #[test]
     fn every_chain_leaves_somebody_and_draws_them(
         logits in logits(),

@@ -94,6 +94,7 @@ impl<M: Model> DraftModel<M> {
         let Some(index) = self.slot(sequence) else { return Ok(()) };
         let Self { model, pool, options, slots } = self;
         let DraftSlot { tokens, table, .. } = &mut slots[index];
+        let mut state = sequence.mirostat;
         for _ in 0..count {
             let cached = tokens.len();
             // What was accepted since the last time is read with the last token.
@@ -106,7 +107,7 @@ impl<M: Model> DraftModel<M> {
             model.run(Depth::Whole, [piece].into_iter())?;
             tokens.extend_from_slice(unread);
             let context = sequence.context_with_drafts();
-            let drawn = model.choose(0, context, &sequence.request.sampling);
+            let drawn = model.choose(0, context, &sequence.request.sampling, &mut state);
             // What this model cannot say is no failure of the request.
             let Ok(token) = drawn else { break };
             sequence.tokens.push(token);

@@ -80,13 +80,14 @@ fn draft_by_depth<M: Model>(
 ) -> Result<(), RunError> {
     let cached = sequence.num_computed;
     debug_assert_eq!(cached + 1, sequence.tokens.len(), "a sequence that decodes");
+    let mut state = sequence.mirostat;
     for at in cached..cached + count {
         let blocks = sequence.table.blocks();
         let piece = Piece { tokens: &sequence.tokens[at..=at], cached: at, blocks, num_logits: 1 };
         model.run(Depth::Shallow, [piece].into_iter())?;
         // Guesses are drawn as the model's choices are, so that equal distributions choose alike.
         let context = sequence.context_with_drafts();
-        let drawn = model.choose(0, context, &sequence.request.sampling);
+        let drawn = model.choose(0, context, &sequence.request.sampling, &mut state);
         let Ok(token) = drawn else { break };
         sequence.tokens.push(token);
         sequence.num_drafts += 1;

@@ -1,6 +1,8 @@
 //! A request's tokens are its own, whoever shares the step.
 
-use cairn_engine::{EngineOptions, Request, SamplingFields, SamplingParams};
+use cairn_engine::{
+    EngineOptions, MirostatParams, MirostatVersion, Request, SamplingFields, SamplingParams,
+};
 use cairn_kernels::{CacheType, Encoding};
 
 use crate::model::{CONTEXT, engine_with, generate, golden_ids, run_all};
@@ -20,8 +22,12 @@ fn requests(name: &str) -> Vec<Request> {
         sampled(4, |f| (f.repetition_penalty, f.no_repeat_ngram_size) = (1.3, Some(2))),
         sampled(5, |f| (f.typical_p, f.presence_penalty) = (Some(0.8), 0.7)),
         sampled(6, |f| (f.min_p, f.temperature) = (Some(0.05), 1.7)),
+        sampled(7, |f| f.mirostat = Some(MirostatParams::new(MirostatVersion::V2))),
+        sampled(8, |f| f.mirostat = Some(MirostatParams::new(MirostatVersion::V1))),
+        sampled(9, |f| (f.tfs_z, f.eta_cutoff) = (Some(0.95), Some(1e-3))),
     ];
-    let lengths = [(1, 40), (17, 9), (40, 30), (5, 1), (33, 60), (16, 17)];
+    let lengths =
+        [(1, 40), (17, 9), (40, 30), (5, 1), (33, 60), (16, 17), (9, 30), (12, 25), (3, 20)];
     settings
         .into_iter()
         .zip(lengths)

@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use cairn_engine::{
-    DraftMethod, Engine, EngineError, EngineOptions, EnginePlan, Finish, Request, SamplingFields,
-    SamplingParams, SpeculativeOptions,
+    DraftMethod, Engine, EngineError, EngineOptions, EnginePlan, Finish, MirostatParams,
+    MirostatVersion, Request, SamplingFields, SamplingParams, SpeculativeOptions,
 };
 use cairn_kernels::{CacheType, Encoding};
 use cairn_spec::Hint;
@@ -46,7 +46,12 @@ fn every_family_gives_the_same_tokens_with_guesses() {
             logprobs: Some(2),
             ..Request::new(prompt.to_vec(), SamplingParams::new(sampling).unwrap(), room / 3)
         };
-        let requests = [greedy(prompt, room - prompt.len()), sampled];
+        let steering = MirostatParams::new(MirostatVersion::V2);
+        let steered =
+            SamplingFields { seed: 3, mirostat: Some(steering), ..SamplingFields::default() };
+        let steered =
+            Request::new(prompt.to_vec(), SamplingParams::new(steered).unwrap(), room / 3);
+        let requests = [greedy(prompt, room - prompt.len()), sampled, steered];
         for method in METHODS {
             if matches!(method, DraftMethod::Depth(_)) && spec(&name).num_hidden_layers < 2 {
                 continue;
