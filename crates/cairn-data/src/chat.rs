@@ -7,12 +7,14 @@
 //! loop controls, `tojson` as Python writes it, Python's string methods, `{% generation %}`.
 
 mod bounds;
+mod call_form;
 mod constants;
 mod conversation;
 mod environment;
 mod error;
 mod operations;
 mod python;
+mod reasoning;
 mod rewrite;
 
 use std::collections::BTreeMap;
@@ -25,8 +27,10 @@ use minijinja::{AutoEscape, Environment, Value};
 use serde_json::Map;
 
 pub use self::bounds::{CHAT_STEPS_MAX, CHAT_WORK_MAX};
+pub use self::call_form::{ArgumentsAs, CallForm, FormPart};
 pub use self::conversation::ConversationError;
 pub use self::error::ChatError;
+pub use self::reasoning::ReasoningMarkers;
 
 use self::bounds::Budget;
 
@@ -206,10 +210,11 @@ fn root(input: &ChatInput<'_>) -> Value {
     for (name, value) in input.variables.into_iter().flatten() {
         root.insert(name, python::value(value));
     }
-    // A key without a value is no key: many templates only ask whether it is there.
+    // A key without a value is no key: many templates only ask whether it is there. What is said has always one.
     let messages = input.messages.iter().map(|message| match message {
         serde_json::Value::Object(message) => {
-            let stated = message.iter().filter(|(_, value)| !value.is_null());
+            let stated =
+                message.iter().filter(|(key, value)| !value.is_null() || *key == "content");
             Value::from_pairs(stated.map(|(key, value)| (key.as_str(), python::value(value))))
         }
         other => python::value(other),

@@ -4,6 +4,7 @@
 mod asked;
 mod chat;
 mod completions;
+mod conversation;
 mod format;
 mod head;
 mod logprobs;
@@ -11,6 +12,7 @@ mod messages;
 mod prompt;
 mod responses;
 mod tokens;
+mod tools;
 
 use std::sync::Arc;
 
@@ -31,8 +33,8 @@ use crate::account::Account;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::intake::Body;
-use crate::model::ServedParts;
-use crate::reply::{Piece, Reply};
+use crate::model::{ServedParts, Shape};
+use crate::reply::{Piece, Reading, Reply};
 use crate::server::Shared;
 
 /// A request as it is prepared, away from the threads that serve connections.
@@ -45,7 +47,12 @@ pub(crate) struct Preparing<'a> {
     holder: Option<blake3::Hash>,
 }
 
-impl Preparing<'_> {
+impl<'a> Preparing<'a> {
+    /// What the model's answers are made of.
+    fn shape(self) -> &'a Shape {
+        self.shared.model.shape()
+    }
+
     /// Separates what is cached for different keys, and within one for different words of its holder: how soon an
     /// answer comes tells whether its prompt was there.
     fn cache_salt(&self, own: Option<&str>) -> u64 {
@@ -89,7 +96,7 @@ pub(crate) struct Job {
     requests: Vec<Request>,
     /// Tokens of its prompts.
     num_prompt: usize,
-    stops: Vec<String>,
+    reading: Reading,
     /// Whether answers are told piece by piece.
     streams: bool,
     format: Box<dyn Format>,
@@ -116,11 +123,11 @@ async fn generate(shared: Arc<Shared>, body: Body, prepare: Prepare) -> Result<R
     let metrics = Arc::clone(&shared.metrics);
     let mut account = Account::new(number, metrics, begin, job.num_prompt, updates.num_choices());
     if job.streams {
-        return Ok(stream(shared, job.format, (job.stops, updates), account));
+        return Ok(stream(shared, job.format, (job.reading, updates), account));
     }
     let parts = &shared.model.parts;
     let mut answers = vec![Piece::default(); updates.num_choices()];
-    let mut reply = Reply::new(&parts.tokenizer, &job.stops, updates);
+    let mut reply = Reply::new(&parts.tokenizer, &job.reading, updates);
     loop {
         match reply.next().await {
             Ok(Some((index, piece))) => {

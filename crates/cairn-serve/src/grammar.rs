@@ -54,9 +54,16 @@ enum Form {
     Choice(Vec<String>),
     /// A grammar in Lark's notation.
     Lark(String),
+    /// The same, written here.
+    Own(String),
 }
 
 impl Grammar {
+    /// A grammar in Lark's notation that was written here; `field` is blamed if it is too large.
+    pub(crate) fn own(field: &'static str, lark: String) -> Self {
+        Self { field, form: Form::Own(lark) }
+    }
+
     /// Takes `OpenAI`'s `response_format`, or vLLM's `structured_outputs`.
     pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
         const FORMAT: &str = "response_format";
@@ -156,7 +163,7 @@ impl Form {
     /// The grammar in the library's form.
     fn compiled(&self) -> Result<TopLevelGrammar, String> {
         Ok(match self {
-            Self::Json(schema) => TopLevelGrammar::from_json_schema(spaced(schema)?),
+            Self::Json(schema) => TopLevelGrammar::from_json_schema(spaced(schema, true)?),
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Choice(list) => {
                 let texts: Vec<String> =
@@ -166,16 +173,17 @@ impl Form {
             Self::Lark(text) if text.contains(OPTIONS) => {
                 return Err(format!("'{OPTIONS}' is not supported here"));
             }
-            Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+            Self::Lark(text) | Self::Own(text) => TopLevelGrammar::from_lark(text.clone()),
         })
     }
 }
 
-/// The schema, with spaces only where Python's `json.dumps` writes them: where any were allowed, small models
-/// write nothing else.
-fn spaced(schema: &Value) -> Result<Value, String> {
+/// The schema, with spaces only where Python's `json.dumps` writes them, or with none: where any were allowed,
+/// small models write nothing else.
+pub(crate) fn spaced(schema: &Value, has_spaces: bool) -> Result<Value, String> {
+    let [item, key] = if has_spaces { [", ", ": "] } else { [",", ":"] };
     let options = json!({
-        "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",
+        "whitespace_flexible": false, "item_separator": item, "key_separator": key,
     });
     match schema {
         // What would make the library lenient is not the client's to say.
@@ -205,6 +213,26 @@ impl fmt::Debug for Grammars {
 }
 
 impl Grammars {
+    fn factory(
+        &self,
+        parts: &ServedParts,
+        field: &'static str,
+    ) -> Result<&ParserFactory, ApiError> {
+        let factory = self.factory.get_or_init(|| factory(parts)).as_ref();
+        factory.map_err(|reason| {
+            ApiError::field(field, format!("this model's tokens cannot follow a grammar: {reason}"))
+        })
+    }
+
+    /// The bytes of the model's tokens; `field` is blamed if they are not known.
+    pub(crate) fn words(
+        &self,
+        parts: &ServedParts,
+        field: &'static str,
+    ) -> Result<TokEnv, ApiError> {
+        Ok(self.factory(parts, field)?.tok_env().clone())
+    }
+
     /// Compiles a grammar.
     pub(crate) fn compile(
         &self,
@@ -212,10 +240,7 @@ impl Grammars {
         grammar: &Grammar,
     ) -> Result<Following, ApiError> {
         let field = grammar.field;
-        let factory = self.factory.get_or_init(|| factory(parts)).as_ref();
-        let factory = factory.map_err(|reason| {
-            ApiError::field(field, format!("this model's tokens cannot follow a grammar: {reason}"))
-        })?;
+        let factory = self.factory(parts, field)?;
         let refuse = |reason: String| ApiError::field(field, format!("{field}: {reason}"));
         let grammar = grammar.form.compiled().map_err(refuse)?;
         let parser = catch_unwind(AssertUnwindSafe(|| factory.create_parser(grammar)));
@@ -298,6 +323,33 @@ impl fmt::Debug for Following {
     }
 }
 
+impl Clone for Following {
+    fn clone(&self) -> Self {
+        // Answers that shared what is kept for speed would share its limits too.
+        Self { matcher: self.matcher.deep_clone() }
+    }
+}
+
+impl Following {
+    /// Follows a grammar over other words than a model's.
+    #[cfg(test)]
+    pub(crate) fn of_lark(lark: &str, words: &TokEnv) -> Self {
+        let slices = SlicedBiasComputer::general_slices();
+        let made = ParserFactory::new(words, InferenceCapabilities::default(), &slices);
+        let parser = made.unwrap().create_parser(TopLevelGrammar::from_lark(lark.to_owned()));
+        Self { matcher: Matcher::new(Ok(parser.unwrap())) }
+    }
+
+    /// Goes on past tokens that nobody has asked about; whether that can be. If not, nothing has changed.
+    pub(crate) fn try_accept(&mut self, tokens: &[u32]) -> Result<bool, String> {
+        let count = self.matcher.try_consume_tokens(tokens).map_err(|error| said(&error))?;
+        if count < tokens.len() {
+            self.matcher.rollback(count).map_err(|error| said(&error))?;
+        }
+        Ok(count == tokens.len())
+    }
+}
+
 impl Constraint for Following {
     fn allow(&mut self, allowed: &mut [u32]) -> Result<(), String> {
         let mask = self.matcher.compute_mask_or_eos().map_err(|error| said(&error))?;
@@ -316,7 +368,6 @@ impl Constraint for Following {
     }
 
     fn boxed_clone(&self) -> Box<dyn Constraint> {
-        // Answers that shared what is kept for speed would share its limits too.
-        Box::new(Self { matcher: self.matcher.deep_clone() })
+        Box::new(self.clone())
     }
 }

@@ -10,6 +10,9 @@
 //! | `model` | the model that is served: its name, tokenizer and template |
 //! | `intake` | bodies on their way in, within limits of all of them together |
 //! | `reply` | token ids on their way to text |
+//! | `outline` | what an answer is made of: what is thought, said and called |
+//! | `guide` | which tokens may come at each of its parts |
+//! | `calls` | the grammar of calls |
 //! | `fields` | the body of a request, read strictly |
 //! | `grammar` | what answers follow: schemas, regular expressions, choices |
 //! | `sampling` | how a request wants its tokens chosen |
@@ -24,14 +27,17 @@
 
 mod account;
 mod api;
+mod calls;
 mod driver;
 mod error;
 mod fields;
 mod grammar;
+mod guide;
 mod intake;
 mod keys;
 mod metrics;
 mod model;
+mod outline;
 mod reply;
 mod routes;
 mod sampling;
@@ -39,5 +45,5 @@ mod server;
 
 pub use driver::DriverError;
 pub use keys::{ApiKeys, KeysError};
-pub use model::{ServedModel, ServedParts};
+pub use model::{ReasoningSplit, ServedModel, ServedParts};
 pub use server::{ServeError, ServeOptions, serve};

@@ -38,7 +38,7 @@ impl Hint for ConversationError {
 }
 
 impl ChatTemplate {
-    /// The token ids of a conversation. Special tokens that are spelled out in a message are text,
+    /// The token ids of a conversation. Special tokens that are spelled out in a message or in a tool are text,
     /// unless the assistant wrote it and is trusted.
     ///
     /// # Errors
@@ -53,7 +53,11 @@ impl ChatTemplate {
         let spells =
             |text: &str| text.char_indices().any(|(at, _)| specials.at(&text[at..]).is_some());
         let is_foreign = |message: &Value| !input.trusts_assistant || !is_assistants(message);
-        if !input.messages.iter().any(|message| is_foreign(message) && any_text(message, &spells)) {
+        let tools = input.tools.unwrap_or_default();
+        let is_spelled = |message: &Value| is_foreign(message) && any_text(message, &spells);
+        if !input.messages.iter().any(is_spelled)
+            && !tools.iter().any(|tool| any_text(tool, &spells))
+        {
             return Ok(tokenizer.encode_with_specials(&self.render(input)?)?);
         }
         let is_used = |mark: char| {
@@ -61,6 +65,7 @@ impl ChatTemplate {
                 || input
                     .messages
                     .iter()
+                    .chain(tools)
                     .any(|message| any_text(message, &|text| text.contains(mark)))
         };
         let Some(mark) = MARKS.into_iter().find(|mark| !is_used(*mark)) else {
@@ -75,7 +80,10 @@ impl ChatTemplate {
                 false => message.clone(),
             })
             .collect();
-        let text = self.render(&ChatInput { messages: &marked, ..*input })?;
+        let tools: Vec<Value> =
+            tools.iter().map(|tool| with_marks(tool, &specials, mark)).collect();
+        let tools = input.tools.map(|_| tools.as_slice());
+        let text = self.render(&ChatInput { messages: &marked, tools, ..*input })?;
         Ok(encode_marked(tokenizer, &text, &specials, mark)?)
     }
 
@@ -117,30 +125,31 @@ fn any_text(value: &Value, has: &dyn Fn(&str) -> bool) -> bool {
     match value {
         Value::String(text) => has(text),
         Value::Array(list) => list.iter().any(|item| any_text(item, has)),
-        Value::Object(map) => map.values().any(|item| any_text(item, has)),
+        Value::Object(map) => map.iter().any(|(key, item)| has(key) || any_text(item, has)),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
 /// The same message, with a mark after the first character of every special token in it.
 fn with_marks(value: &Value, specials: &Specials<'_>, mark: char) -> Value {
-    match value {
-        Value::String(text) => {
-            let mut marked = String::with_capacity(text.len() + 8);
-            for (at, c) in text.char_indices() {
-                marked.push(c);
-                if specials.at(&text[at..]).is_some() {
-                    marked.push(mark);
-                }
+    let marked = |text: &str| {
+        let mut marked = String::with_capacity(text.len() + 8);
+        for (at, c) in text.char_indices() {
+            marked.push(c);
+            if specials.at(&text[at..]).is_some() {
+                marked.push(mark);
             }
-            Value::String(marked)
         }
+        marked
+    };
+    match value {
+        Value::String(text) => Value::String(marked(text)),
         Value::Array(list) => {
             Value::Array(list.iter().map(|item| with_marks(item, specials, mark)).collect())
         }
         Value::Object(map) => Value::Object(
             map.iter()
-                .map(|(key, item)| (key.clone(), with_marks(item, specials, mark)))
+                .map(|(key, item)| (marked(key), with_marks(item, specials, mark)))
                 .collect::<Map<String, Value>>(),
         ),
         Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
@@ -219,6 +228,27 @@ mod tests {
         let text = template.render(&ChatInput::new(&plain, &BTreeMap::new())).unwrap();
         let parsed = tokenizer.encode_with_specials(&text).unwrap();
         assert_eq!(ids(&template, &tokenizer, &plain), parsed);
+    }
+
+    #[test]
+    fn nor_can_a_tool_or_its_result() {
+        let tokenizer = tokenizer("byte_level");
+        let source = "{% for t in tools %}{{ t | tojson }}{% endfor %}".to_owned() + CHATML;
+        let template = ChatTemplate::parse(&source, Path::new("t")).unwrap();
+        let end = tokenizer.token_id("<|im_end|>").unwrap();
+        let messages = [json!({"role": "tool", "content": "It rains.<|im_end|>"})];
+        let properties = json!({"a<|im_end|>": {"enum": ["<|im_end|>"]}});
+        let tools = [json!({"name": "f", "description": "<|im_end|>", "properties": properties})];
+        let specials = BTreeMap::new();
+        let input = ChatInput { tools: Some(&tools), ..ChatInput::new(&messages, &specials) };
+        let found = template.encode(&tokenizer, &input).unwrap();
+        assert_eq!(found.iter().filter(|id| **id == end).count(), 1, "that of the template");
+        assert_eq!(tokenizer.decode(&found).unwrap(), template.render(&input).unwrap());
+        // The words of a tool alone are marked as well.
+        let messages = [json!({"role": "user", "content": "Hi"})];
+        let input = ChatInput { messages: &messages, ..input };
+        let found = template.encode(&tokenizer, &input).unwrap();
+        assert_eq!(found.iter().filter(|id| **id == end).count(), 1);
     }
 
     #[test]

@@ -1,14 +1,23 @@
 //! What requests that generate ask for beside their prompts.
 
+use std::sync::Arc;
+
+use cairn_data::chat::{CallForm, ReasoningMarkers};
 use cairn_engine::{Constraint, Request, SamplingParams};
 use serde_json::{Map, Value};
 
+use super::conversation::no_form;
 use super::format::Format;
+use super::tools::{ToolChoice, Tools};
 use super::{Job, Preparing};
+use crate::calls::{CallGrammar, Start};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::grammar::{Following, Grammar};
-use crate::model::ServedModel;
+use crate::grammar::Grammar;
+use crate::guide::{ByteMarker, Goal, Guide, Thoughts};
+use crate::model::{ServedModel, ServedParts};
+use crate::outline::{Marker, Outline, symbols};
+use crate::reply::Reading;
 use crate::sampling::sampling;
 
 /// Answers of a request, at most.
@@ -37,7 +46,21 @@ pub(super) struct Asked {
     /// Only requests with the same share what was computed for a prompt.
     cache_salt: u64,
     /// What the answers follow.
-    constraint: Option<Following>,
+    constraint: Option<Box<dyn Constraint>>,
+    /// What they are made of, if not of text alone.
+    outline: Option<Arc<Outline>>,
+}
+
+/// What the answers to a conversation are to be.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    /// What is said follows it.
+    pub(super) grammar: Option<Grammar>,
+    pub(super) tools: &'a Tools,
+    /// What the template is told.
+    pub(super) variables: Option<&'a Map<String, Value>>,
+    /// Tokens of what is thought, at most, and the field that says so.
+    pub(super) thinking_budget: Option<(&'static str, usize)>,
 }
 
 impl Asked {
@@ -65,6 +88,7 @@ impl Asked {
             priority,
             cache_salt,
             constraint: None,
+            outline: None,
         })
     }
 
@@ -75,8 +99,60 @@ impl Asked {
         grammar: Option<Grammar>,
     ) -> Result<(), ApiError> {
         if let Some(grammar) = grammar {
-            let ServedModel { parts, grammars } = &preparing.shared.model;
-            self.constraint = Some(grammars.compile(parts, &grammar)?);
+            let ServedModel { parts, grammars, .. } = &preparing.shared.model;
+            self.constraint = Some(Box::new(grammars.compile(parts, &grammar)?));
+        }
+        Ok(())
+    }
+
+    /// Has the answers to a conversation be thought, said and called as is wanted.
+    pub(super) fn plan(
+        &mut self,
+        preparing: Preparing<'_>,
+        wanted: Wanted<'_>,
+    ) -> Result<(), ApiError> {
+        let (parts, shape) = (preparing.parts(), preparing.shape());
+        let Wanted { grammar, tools, variables, thinking_budget } = wanted;
+        if let (Some((field, _)), None) = (thinking_budget, &shape.reasoning) {
+            let message =
+                format!("{field}: this model does not tell what it thinks from what it says");
+            return Err(ApiError::field(field, message));
+        }
+        let budget = thinking_budget.map(|(_, budget)| budget);
+        let mut outline = Outline::default();
+        let mut thoughts = None;
+        if let Some(markers) = &shape.reasoning {
+            let is_open = is_thinking(parts, &markers.open, variables)?;
+            outline = outline.with_reasoning(markers, &parts.tokenizer, is_open);
+            thoughts = Some(thoughts_of(parts, markers, is_open, budget)?);
+        }
+        let goal = if tools.may_call() {
+            let Some(form) = &shape.calls else { return Err(no_form("tools")) };
+            if grammar.is_some() {
+                let message =
+                    "tools that may be called and a format of the answer exclude each other here";
+                return Err(ApiError::field("tools", message));
+            }
+            let ids = blake3::hash(preparing.id("calls").as_bytes());
+            outline = outline.with_calls(form, &parts.tokenizer, ids);
+            calls_of(preparing, form, tools)?
+        } else {
+            match grammar {
+                None => Goal::Free,
+                Some(grammar) => {
+                    let ServedModel { parts, grammars, .. } = &preparing.shared.model;
+                    Goal::Follow(grammars.compile(parts, &grammar)?)
+                }
+            }
+        };
+        if shape.reasoning.is_some() || tools.may_call() {
+            self.outline = Some(Arc::new(outline));
+        }
+        let is_free = matches!(goal, Goal::Free) && thinking_budget.is_none();
+        if !is_free {
+            let field = thinking_budget.map_or("tools", |(field, _)| field);
+            let words = preparing.shared.model.grammars.words(parts, field)?;
+            self.constraint = Some(Box::new(Guide::new(words, thoughts, goal)));
         }
         Ok(())
     }
@@ -101,7 +177,7 @@ impl Asked {
         request.priority = self.priority;
         request.cache_salt = self.cache_salt;
         request.choice = u32::try_from(choice).map_err(ApiError::failed)?;
-        request.constraint = self.constraint.as_ref().map(Constraint::boxed_clone);
+        request.constraint.clone_from(&self.constraint);
         Ok(request)
     }
 
@@ -113,9 +189,76 @@ impl Asked {
         format: impl Format + 'static,
     ) -> Result<Job, ApiError> {
         check_logprobs(&requests)?;
-        let (stops, streams) = (self.stops, self.stream);
-        Ok(Job { requests, num_prompt, stops, streams, format: Box::new(format) })
+        let reading = Reading { stops: self.stops, outline: self.outline };
+        let streams = self.stream;
+        Ok(Job { requests, num_prompt, reading, streams, format: Box::new(format) })
     }
+}
+
+/// Whether the prompt ends with the marker of what is thought.
+fn is_thinking(
+    parts: &ServedParts,
+    open: &str,
+    variables: Option<&Map<String, Value>>,
+) -> Result<bool, ApiError> {
+    let Some(template) = &parts.template else { return Ok(false) };
+    let prompt = template.generation_prompt(&parts.special_tokens, variables);
+    Ok(prompt.map_err(|error| ApiError::field("messages", error))?.trim_end().ends_with(open))
+}
+
+fn thoughts_of(
+    parts: &ServedParts,
+    markers: &ReasoningMarkers,
+    is_open: bool,
+    budget: Option<usize>,
+) -> Result<Thoughts, ApiError> {
+    let marker = |text: &str| ByteMarker::new(&symbols(text, Some(parts.tokenizer.specials())));
+    let open_ids = parts.tokenizer.encode_with_specials(&markers.open).map_err(ApiError::failed)?;
+    let close_ids =
+        parts.tokenizer.encode_with_specials(&markers.close).map_err(ApiError::failed)?;
+    let open_token = match open_ids.as_slice() {
+        [only] => Some(*only),
+        _ => None,
+    };
+    Ok(Thoughts {
+        open: marker(&markers.open),
+        close: marker(&markers.close),
+        is_open,
+        open_token,
+        budget: budget.map(|budget| (budget, close_ids)),
+    })
+}
+
+/// What is to be called, as a grammar.
+fn calls_of(preparing: Preparing<'_>, form: &CallForm, tools: &Tools) -> Result<Goal, ApiError> {
+    const FIELD: &str = "tools";
+    let ServedModel { parts, grammars, .. } = &preparing.shared.model;
+    let (places, callables): (Vec<usize>, Vec<_>) = tools.callables().into_iter().unzip();
+    let blame = |at: usize, reason: &str| {
+        let message = format!("the schema of tools[{}]: {reason}", places[at]);
+        ApiError::field(FIELD, message)
+    };
+    let tokenizer = &parts.tokenizer;
+    let start = if tools.choice == ToolChoice::Auto { Start::Marker } else { Start::Answer };
+    let is_parallel = tools.is_parallel && !matches!(tools.choice, ToolChoice::Named(_));
+    let grammar = CallGrammar { form, tokenizer, callables: &callables, is_parallel, start };
+    let lark = grammar.lark().map_err(|(at, reason)| blame(at, &reason))?;
+    let following = grammars.compile(parts, &Grammar::own(FIELD, lark)).map_err(|error| {
+        // Which of them it is.
+        let alone = |at: usize| {
+            let grammar = CallGrammar { callables: &callables[at..=at], ..grammar };
+            let lark = grammar.lark().map_err(|(_, reason)| blame(at, &reason)).ok()?;
+            let error = grammars.compile(parts, &Grammar::own(FIELD, lark)).err()?;
+            Some(blame(at, &error.to_string()))
+        };
+        (0..callables.len()).find_map(alone).unwrap_or(error)
+    })?;
+    if start == Start::Answer {
+        return Ok(Goal::Follow(following));
+    }
+    let Marker { text, is_anchored } = Marker::of(form, tokenizer);
+    let marker = ByteMarker::new(&symbols(&text, Some(tokenizer.specials())));
+    Ok(Goal::Call { marker, is_anchored, following })
 }
 
 /// Refuses answers that would tell more log-probabilities than can be held.

@@ -2,29 +2,29 @@
 
 use serde_json::{Map, Value, json};
 
-use super::asked::{Asked, take_include_usage, take_n, take_user};
+use super::asked::{Asked, Wanted, take_include_usage, take_n, take_user};
 use super::format::{Format, Message};
-use super::head::{Head, finish_reason, usage};
+use super::head::{Counts, Head, finish_reason};
 use super::logprobs::{self, Names};
-use super::{Job, Preparing, prompt};
+use super::tools::Tools;
+use super::{Job, Preparing, conversation, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::Grammar;
 use crate::model::ServedParts;
+use crate::outline::CallDelta;
 use crate::reply::Piece;
+
+/// vLLM's limit of what is thought.
+const BUDGET: &str = "thinking_token_budget";
+/// Why an answer ended that calls something.
+const CALLED: &str = "tool_calls";
 
 /// Alternatives that a chat may ask for at each token: `OpenAI`'s.
 const TOP_LOGPROBS_MAX: usize = 20;
 /// Fields that are not there yet and have no value that asks for nothing.
-const LACKING: [&str; 7] = [
-    "audio",
-    "function_call",
-    "functions",
-    "prediction",
-    "reasoning_effort",
-    "service_tier",
-    "web_search_options",
-];
+const LACKING: [&str; 6] =
+    ["audio", "function_call", "functions", "prediction", "service_tier", "web_search_options"];
 
 /// Answers a conversation.
 pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
@@ -36,18 +36,21 @@ pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, A
     asked.logprobs = take_logprobs(&mut fields)?;
     let names = Names::take(&mut fields)?;
     let messages: Vec<Map<String, Value>> = fields.need("messages")?;
-    let variables = prompt::take_variables(&mut fields)?;
-    fields.lacking("tools", &[json!([])])?;
+    let mut variables = prompt::take_variables(preparing, &mut fields)?;
+    let effort = fields.take("reasoning_effort")?;
+    prompt::set_effort(preparing, "reasoning_effort", effort, &mut variables)?;
+    let tools = Tools::take_of_chat(&mut fields)?;
     let grammar = Grammar::take(&mut fields)?;
-    fields.lacking("parallel_tool_calls", &[json!(true), json!(false)])?;
+    let budget: Option<usize> = fields.take(BUDGET)?;
+    let thinking_budget = budget.map(|budget| (BUDGET, budget));
     fields.lacking("store", &[json!(false)])?;
-    fields.lacking("tool_choice", &[json!("none"), json!("auto")])?;
     fields.lacking("modalities", &[json!(["text"])])?;
     LACKING.iter().try_for_each(|name| fields.lacking(name, &[]))?;
     fields.finish()?;
-    asked.follow(preparing, grammar)?;
-    let messages = prompt::checked("messages", messages, &["text"])?;
-    let prompt = prompt::encode(preparing, "messages", &messages, variables.as_ref())?;
+    let messages = conversation::of_chat(preparing, messages)?;
+    let wanted = Wanted { grammar, tools: &tools, variables: Some(&variables), thinking_budget };
+    asked.plan(preparing, wanted)?;
+    let prompt = prompt::encode(preparing, "messages", &messages, (&tools, &variables))?;
     let requests = (0..n).map(|choice| asked.request(preparing, &prompt, choice, usize::MAX));
     let requests = requests.collect::<Result<_, _>>()?;
     let object = if asked.stream { "chat.completion.chunk" } else { "chat.completion" };
@@ -56,9 +59,9 @@ pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, A
         logprobs: asked.logprobs.map(|_| names),
         num_choices: n,
         num_prompt: prompt.len(),
-        num_new: 0,
-        num_cached: 0,
+        counts: Counts::default(),
         include_usage,
+        have_called: vec![false; n],
     };
     asked.job(requests, format.num_prompt, format)
 }
@@ -95,9 +98,10 @@ struct Chat {
     logprobs: Option<Names>,
     num_choices: usize,
     num_prompt: usize,
-    num_new: usize,
-    num_cached: usize,
+    counts: Counts,
     include_usage: bool,
+    /// Which of the answers have called something.
+    have_called: Vec<bool>,
 }
 
 impl Chat {
@@ -116,18 +120,22 @@ impl Chat {
 
 impl Format for Chat {
     fn whole(self: Box<Self>, parts: &ServedParts, answers: Vec<Piece>) -> Value {
-        let num_new = answers.iter().map(|answer| answer.num_tokens).sum();
-        let num_cached = answers.first().map_or(0, |answer| answer.num_cached);
+        let mut counts = Counts::default();
+        answers.iter().enumerate().for_each(|(index, answer)| counts.note(answer, index == 0));
         let choice = |(index, answer): (usize, &Piece)| {
+            let reason = finish_reason(answer).map(|reason| match reason {
+                "stop" if !answer.calls.is_empty() => CALLED,
+                reason => reason,
+            });
             json!({
                 "index": index,
-                "message": { "role": "assistant", "content": answer.text, "refusal": null },
+                "message": message(answer),
                 "logprobs": self.logprobs(parts, answer),
-                "finish_reason": finish_reason(answer),
+                "finish_reason": reason,
             })
         };
         let choices = answers.iter().enumerate().map(choice).collect();
-        self.head.with(choices, Some(usage(self.num_prompt, num_cached, num_new)))
+        self.head.with(choices, Some(counts.usage(self.num_prompt)))
     }
 
     fn begin(&mut self) -> Vec<Message> {
@@ -136,22 +144,65 @@ impl Format for Chat {
     }
 
     fn piece(&mut self, parts: &ServedParts, choice: usize, piece: Piece) -> Vec<Message> {
-        self.num_new += piece.num_tokens;
         // The answers share one prompt, whose first reading counts.
-        self.num_cached += if choice == 0 { piece.num_cached } else { 0 };
-        let mut messages = Vec::with_capacity(2);
-        if !piece.text.is_empty() || !piece.tokens.is_empty() {
-            let delta = json!({ "content": piece.text });
-            messages.push(self.chunk(choice, &delta, [self.logprobs(parts, &piece), None]));
+        self.counts.note(&piece, choice == 0);
+        let mut deltas = Vec::with_capacity(2);
+        if !piece.reasoning.is_empty() {
+            deltas.push(json!({ "reasoning_content": piece.reasoning }));
         }
+        if !piece.text.is_empty() {
+            deltas.push(json!({ "content": piece.text }));
+        }
+        self.have_called[choice] |= !piece.calls.is_empty();
+        let delta = |call: &CallDelta| json!({ "tool_calls": [call_delta(call)] });
+        deltas.extend(piece.calls.iter().map(delta));
+        if deltas.is_empty() && !piece.tokens.is_empty() {
+            deltas.push(json!({ "content": "" }));
+        }
+        // What a piece was made of is told with its first delta.
+        let mut logprobs = self.logprobs(parts, &piece);
+        let chunk = |delta: &Value| self.chunk(choice, delta, [logprobs.take(), None]);
+        let mut messages: Vec<Message> = deltas.iter().map(chunk).collect();
         if let Some(finish) = finish_reason(&piece) {
+            let has_called = finish == "stop" && self.have_called[choice];
+            let finish = if has_called { CALLED } else { finish };
             messages.push(self.chunk(choice, &json!({}), [None, Some(finish.into())]));
         }
         messages
     }
 
     fn end(&mut self) -> Vec<Message> {
-        self.head
-            .end(self.include_usage.then(|| usage(self.num_prompt, self.num_cached, self.num_new)))
+        self.head.end(self.include_usage.then(|| self.counts.usage(self.num_prompt)))
+    }
+}
+
+/// The message of a whole answer.
+fn message(answer: &Piece) -> Value {
+    let mut message = json!({ "role": "assistant", "content": answer.text, "refusal": null });
+    if !answer.reasoning.is_empty() {
+        message["reasoning_content"] = answer.reasoning.as_str().into();
+    }
+    if !answer.calls.is_empty() {
+        if answer.text.is_empty() {
+            message["content"] = Value::Null;
+        }
+        let call = |call: &CallDelta| {
+            let mut call = call_delta(call);
+            call.as_object_mut().map(|call| call.remove("index"));
+            call
+        };
+        message["tool_calls"] = answer.calls.iter().map(call).collect();
+    }
+    message
+}
+
+/// The next piece of a call: first its head, then its arguments.
+fn call_delta(call: &CallDelta) -> Value {
+    match &call.head {
+        Some((id, name)) => json!({
+            "index": call.index, "id": format!("call_{id}"), "type": "function",
+            "function": { "name": name, "arguments": call.arguments },
+        }),
+        None => json!({ "index": call.index, "function": { "arguments": call.arguments } }),
     }
 }

@@ -13,7 +13,7 @@ use crate::account::Account;
 use crate::driver::Updates;
 use crate::error::ApiError;
 use crate::model::ServedParts;
-use crate::reply::{Piece, Reply};
+use crate::reply::{Piece, Reading, Reply};
 use crate::server::Shared;
 
 /// Events that may wait for a client that reads slowly. Its tokens wait in the request's own channel, which
@@ -61,13 +61,13 @@ pub(super) trait Format: Send + Sync {
 pub(super) fn stream(
     shared: Arc<Shared>,
     format: Box<dyn Format>,
-    (stops, updates): (Vec<String>, Updates),
+    (reading, updates): (Reading, Updates),
     account: Account,
 ) -> Response {
     let (events, stream) = channel(EVENTS_AHEAD);
     tokio::spawn(async move {
         let parts = &shared.model.parts;
-        let reply = Reply::new(&parts.tokenizer, &stops, updates);
+        let reply = Reply::new(&parts.tokenizer, &reading, updates);
         // Nobody reads any more where this is `None`: there is nobody to tell.
         let _ = Writer { format, events, parts, account }.run(reply).await;
     });

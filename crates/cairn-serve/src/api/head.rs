@@ -62,6 +62,30 @@ pub(super) fn finish_reason(piece: &Piece) -> Option<&'static str> {
     })
 }
 
+/// Tokens of answers, so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) num_new: usize,
+    pub(super) num_cached: usize,
+    pub(super) num_reasoning: usize,
+}
+
+impl Counts {
+    /// Notes a piece of an answer; whether what was there of its prompt counts.
+    pub(super) fn note(&mut self, piece: &Piece, reads_prompt: bool) {
+        self.num_new += piece.num_tokens;
+        self.num_reasoning += piece.num_reasoning;
+        self.num_cached += if reads_prompt { piece.num_cached } else { 0 };
+    }
+
+    /// As `OpenAI` counts them, with those of what was thought.
+    pub(super) fn usage(&self, num_prompt: usize) -> Value {
+        let mut found = usage(num_prompt, self.num_cached, self.num_new);
+        found["completion_tokens_details"] = json!({ "reasoning_tokens": self.num_reasoning });
+        found
+    }
+}
+
 /// The numbers of tokens, as `OpenAI` counts them; `num_cached` of the prompt were there already.
 pub(super) fn usage(num_prompt: usize, num_cached: usize, num_new: usize) -> Value {
     json!({

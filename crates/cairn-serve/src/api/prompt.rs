@@ -4,31 +4,83 @@ use cairn_data::chat::ChatInput;
 use serde_json::{Map, Value, json};
 
 use super::Preparing;
+use super::tools::Tools;
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// Who may speak.
-const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
-
+/// How much is to be thought, in `OpenAI`'s words.
+const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+/// Under which name templates read it.
+const EFFORT: &str = "reasoning_effort";
+/// Under which name templates read whether anything is thought.
+const ENABLE_THINKING: &str = "enable_thinking";
 /// Variables that say what the conversation is, and are not the client's to set.
 const OWN_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
-/// Takes the template's variables. Only what is no text: a text could spell control tokens.
-pub(super) fn take_variables(fields: &mut Fields) -> Result<Option<Map<String, Value>>, ApiError> {
+/// What the template is told beside the conversation.
+pub(super) type Variables = Map<String, Value>;
+
+/// Takes the template's variables. Only what is no text: a text could spell control tokens. One that the template
+/// does not read is refused.
+pub(super) fn take_variables(
+    preparing: Preparing<'_>,
+    fields: &mut Fields,
+) -> Result<Variables, ApiError> {
     const NAME: &str = "chat_template_kwargs";
-    let found: Option<Map<String, Value>> = fields.take(NAME)?;
-    let is_plain = |value: &Value| value.is_boolean() || value.is_number();
-    match found.iter().flatten().find(|(_, value)| !is_plain(value)) {
-        Some((name, _)) => {
-            Err(ApiError::field(NAME, format!("{NAME}.{name} is neither true, false nor a number")))
-        }
-        None => match found.iter().flatten().find(|(name, _)| is_own(name)) {
-            Some((name, _)) => {
-                Err(ApiError::field(NAME, format!("{NAME}.{name} is not the client's to set")))
-            }
-            None => Ok(found),
-        },
+    let found: Variables = fields.take(NAME)?.unwrap_or_default();
+    let reads = |name: &str| preparing.parts().template.as_ref().is_none_or(|t| t.reads(name));
+    for (name, value) in &found {
+        let what = if !(value.is_boolean() || value.is_number()) {
+            "is neither true, false nor a number"
+        } else if is_own(name) {
+            "is not the client's to set"
+        } else if !reads(name) {
+            "is nothing that this model's template reads"
+        } else {
+            continue;
+        };
+        return Err(ApiError::field(NAME, format!("{NAME}.{name} {what}")));
     }
+    Ok(found)
+}
+
+/// Tells the template how much is to be thought, in the words that it reads.
+pub(super) fn set_effort(
+    preparing: Preparing<'_>,
+    field: &'static str,
+    effort: Option<String>,
+    variables: &mut Variables,
+) -> Result<(), ApiError> {
+    let Some(effort) = effort else { return Ok(()) };
+    if !EFFORTS.contains(&effort.as_str()) {
+        let message = format!("{field} is '{effort}', none of {}", EFFORTS.join(", "));
+        return Err(ApiError::field(field, message));
+    }
+    let reads = |name: &str| preparing.parts().template.as_ref().is_some_and(|t| t.reads(name));
+    if reads(EFFORT) {
+        variables.insert(EFFORT.to_owned(), effort.into());
+    } else if effort == "none" && reads(ENABLE_THINKING) {
+        variables.insert(ENABLE_THINKING.to_owned(), false.into());
+    } else {
+        let message =
+            format!("{field}: this model's template does not read how much is to be thought");
+        return Err(ApiError::field(field, message));
+    }
+    Ok(())
+}
+
+/// Tells the template whether anything is to be thought; whether it reads that.
+pub(super) fn set_thinking(
+    preparing: Preparing<'_>,
+    is_enabled: bool,
+    variables: &mut Variables,
+) -> bool {
+    let template = preparing.parts().template.as_ref();
+    let reads = template.is_some_and(|template| template.reads(ENABLE_THINKING));
+    if reads {
+        variables.insert(ENABLE_THINKING.to_owned(), is_enabled.into());
+    }
+    reads
 }
 
 /// Whether a variable is the server's to set.
@@ -40,37 +92,6 @@ fn is_own(name: &str) -> bool {
 pub(super) fn message(role: &str, text: String) -> Value {
     let role = if role == "developer" { "system" } else { role };
     json!({ "role": role, "content": text })
-}
-
-/// Checks the messages of a field: objects with a role and text, in one piece or in parts of the types `texts`.
-pub(super) fn checked(
-    field: &'static str,
-    messages: Vec<Map<String, Value>>,
-    texts: &[&str],
-) -> Result<Vec<Value>, ApiError> {
-    if messages.is_empty() {
-        return Err(ApiError::field(field, format!("{field} is empty")));
-    }
-    let one = |(index, mut found): (usize, Map<String, Value>)| {
-        let refuse = |what: String| ApiError::field(field, format!("{field}[{index}]{what}"));
-        let role = match found.remove("role") {
-            Some(Value::String(role)) => role,
-            _ => String::new(),
-        };
-        if !ROLES.contains(&role.as_str()) {
-            return Err(refuse(format!(
-                ".role is '{role}', which is none of {}",
-                ROLES.join(", ")
-            )));
-        }
-        let content = found.remove("content").unwrap_or_default();
-        let content = text(content, texts).map_err(|what| refuse(format!(".content{what}")))?;
-        match found.iter().find(|(_, value)| !value.is_null()) {
-            Some((other, _)) => Err(refuse(format!(".{other} is not supported here"))),
-            None => Ok(message(&role, content)),
-        }
-    };
-    messages.into_iter().enumerate().map(one).collect()
 }
 
 /// A text in one piece, or in parts of the types `texts`; else what is wrong with it.
@@ -102,18 +123,20 @@ pub(super) fn encode(
     preparing: Preparing<'_>,
     field: &'static str,
     messages: &[Value],
-    variables: Option<&Map<String, Value>>,
+    (tools, variables): (&Tools, &Variables),
 ) -> Result<Vec<u32>, ApiError> {
     let parts = preparing.parts();
     let Some(template) = &parts.template else {
         let message = format!("'{}' has no chat template: it only continues text", parts.name);
         return Err(ApiError::invalid(message));
     };
+    let tools = tools.of_template();
     let input = ChatInput {
         // All of it came from the client, what the assistant is said to have said too.
         trusts_assistant: false,
         add_generation_prompt: true,
-        variables,
+        tools: tools.as_deref(),
+        variables: Some(variables),
         ..ChatInput::new(messages, &parts.special_tokens)
     };
     template.encode(&parts.tokenizer, &input).map_err(|error| ApiError::field(field, error))

@@ -7,7 +7,8 @@ use axum::extract::State;
 use cairn_data::tokenizer::SpelledSpecials;
 use serde_json::{Map, Value, json};
 
-use super::{Preparing, prepared, prompt};
+use super::tools::Tools;
+use super::{Preparing, conversation, prepared, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::intake::Body;
@@ -26,10 +27,11 @@ fn tokenized(preparing: Preparing<'_>, mut fields: Fields) -> Result<Value, ApiE
     preparing.take_model(&mut fields)?;
     let messages: Option<Vec<Map<String, Value>>> = fields.take("messages")?;
     let ids = if let Some(messages) = messages {
-        let variables = prompt::take_variables(&mut fields)?;
-        let messages = prompt::checked("messages", messages, &["text"])?;
+        let variables = prompt::take_variables(preparing, &mut fields)?;
+        let tools = Tools::take_of_chat(&mut fields)?;
         fields.finish()?;
-        prompt::encode(preparing, "messages", &messages, variables.as_ref())?
+        let messages = conversation::of_chat(preparing, messages)?;
+        prompt::encode(preparing, "messages", &messages, (&tools, &variables))?
     } else {
         let text: String = fields.need("prompt")?;
         let around = fields.take("add_special_tokens")?.unwrap_or(true);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
 use cairn_engine::EngineOptions;
-use cairn_serve::{ApiKeys, ServeOptions, ServedModel, ServedParts, serve};
+use cairn_serve::{ApiKeys, ReasoningSplit, ServeOptions, ServedModel, ServedParts, serve};
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
@@ -105,6 +105,10 @@ pub(crate) struct ServeArgs {
     /// File with the chat template, in Jinja [default: the model's own]
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
+    /// How what the model thinks is told from what it says: auto (the markers of its template or its tokens), off,
+    /// or OPEN,CLOSE
+    #[arg(long, value_name = "MARKERS", default_value = "auto", value_parser = reasoning_split)]
+    reasoning_markers: ReasoningSplit,
     #[command(flatten)]
     storage: StorageArgs,
     /// Keys the randomness of requests without a seed
@@ -138,6 +142,19 @@ struct LimitArgs {
     /// Seconds that running requests have once the server is to end
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds_range())]
     drain_timeout: u64,
+}
+
+/// Reads how what is thought is told from what is said.
+fn reasoning_split(text: &str) -> Result<ReasoningSplit, String> {
+    match (text, text.split_once(',')) {
+        ("auto", _) => Ok(ReasoningSplit::Learned),
+        ("off", _) => Ok(ReasoningSplit::Off),
+        (_, Some((open, close))) if !open.trim().is_empty() && !close.trim().is_empty() => {
+            let [open, close] = [open, close].map(|marker| marker.trim().to_owned());
+            Ok(ReasoningSplit::Markers { open, close })
+        }
+        _ => Err("neither auto, off nor two markers with a comma between them".to_owned()),
+    }
 }
 
 /// A second to a day.
@@ -229,6 +246,7 @@ fn parts(
         name: args.served_model_name.clone().unwrap_or_else(own_name),
         tokenizer,
         template,
+        reasoning: args.reasoning_markers.clone(),
         special_tokens: config.special_tokens,
         stop_tokens,
         stated,

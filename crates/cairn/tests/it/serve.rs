@@ -1,11 +1,14 @@
 //! `cairn serve`: what it answers, what it refuses by name, and that one request does not hurt another.
 
+mod calls;
 mod forms;
 mod grammars;
 mod survives;
+mod thoughts;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,8 +35,12 @@ impl Drop for Server {
 
 impl Server {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_model(&golden("gguf").join("chat.gguf"), arguments)
+    }
+
+    fn start_model(model: &Path, arguments: &[&str]) -> Self {
         let mut command = cairn(["--threads", "1", "serve", "--port", "0", "--model"]);
-        command.arg(golden("gguf").join("chat.gguf")).args(arguments);
+        command.arg(model).args(arguments);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = lines.by_ref().find_map(|line| {
@@ -332,7 +339,13 @@ const WRONG: &[(&str, &str, u16, &str, &str)] = &[
         "'king'",
     ),
     ("/v1/chat/completions", r#"{"messages": [{"role": "user"}]}"#, 400, "messages", "no text"),
-    ("/v1/chat/completions", r#"{"messages": [], "tools": [{}]}"#, 400, "tools", "not supported"),
+    (
+        "/v1/chat/completions",
+        r#"{"messages": [], "tools": [{}]}"#,
+        400,
+        "tools",
+        "only functions are",
+    ),
     ("/v1/nothing", "{}", 404, "", "there is no POST /v1/nothing here"),
     ("/v1/models", "{}", 405, "", "/v1/models does not take POST"),
     ("/v1/completions", r#"{"prompt": "a", "logprobs": 129}"#, 400, "", "129"),
@@ -353,10 +366,10 @@ const WRONG: &[(&str, &str, u16, &str, &str)] = &[
     ("/v1/responses", r#"{"input": 1}"#, 400, "input", "neither a text nor a list"),
     (
         "/v1/responses",
-        r#"{"input": [{"type": "reasoning"}]}"#,
+        r#"{"input": [{"type": "web_search_call"}]}"#,
         400,
         "input",
-        "only messages are read",
+        "type is web_search_call; messages, function calls",
     ),
     (
         "/v1/responses",

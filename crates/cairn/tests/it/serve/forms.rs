@@ -17,7 +17,7 @@ fn chat(server: &Server, more: &Value) -> Value {
 }
 
 /// Events with names: each is called as its data is.
-fn named(mut reader: impl std::io::Read) -> Vec<Value> {
+pub(super) fn named(mut reader: impl std::io::Read) -> Vec<Value> {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     let mut found = Vec::new();
@@ -31,7 +31,7 @@ fn named(mut reader: impl std::io::Read) -> Vec<Value> {
     found
 }
 
-fn types(events: &[Value]) -> Vec<&str> {
+pub(super) fn types(events: &[Value]) -> Vec<&str> {
     let mut types: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     types.dedup();
     types
