@@ -55,7 +55,12 @@ impl BeamParams {
         }
     }
 
-    fn check(&self, max_num_seqs: usize) -> Result<(), BeamError> {
+    /// Checks the settings for an engine that runs so many sequences at once.
+    ///
+    /// # Errors
+    ///
+    /// [`BeamError`] says which cannot be used.
+    pub fn check(&self, max_num_seqs: usize) -> Result<(), BeamError> {
         let Self { num_beams, num_return_sequences, length_penalty, .. } = *self;
         if num_beams == 0 || max_num_seqs < num_beams {
             return Err(BeamError::Beams { num_beams, max_num_seqs });
@@ -133,9 +138,18 @@ struct Continuation {
     ends: bool,
 }
 
-/// The state of a search.
+/// The state of a search, for whoever runs the model.
+///
+/// ```
+/// use cairn_engine::{BeamParams, BeamSearch};
+/// let mut search = BeamSearch::new(BeamParams::new(2), 2, &[]);
+/// // Whatever came before, token 0 has probability 1/2 and token 1 has 1/4.
+/// let after = [(0, 0.5_f32.ln()), (1, 0.25_f32.ln())];
+/// while search.advance_by(|_| after.iter().copied()) {}
+/// assert_eq!(search.into_hypotheses()[0].tokens, [0, 0]);
+/// ```
 #[derive(Debug)]
-pub(crate) struct BeamSearch<'a> {
+pub struct BeamSearch<'a> {
     params: BeamParams,
     max_new_tokens: usize,
     stop_tokens: &'a [u32],
@@ -150,7 +164,7 @@ pub(crate) struct BeamSearch<'a> {
 
 impl<'a> BeamSearch<'a> {
     /// Starts from one empty output.
-    pub(crate) fn new(params: BeamParams, max_new_tokens: usize, stop_tokens: &'a [u32]) -> Self {
+    pub fn new(params: BeamParams, max_new_tokens: usize, stop_tokens: &'a [u32]) -> Self {
         Self {
             params,
             max_new_tokens,
@@ -164,8 +178,28 @@ impl<'a> BeamSearch<'a> {
 
     /// Takes the log-probabilities `[v]` after each beam and returns whether the search goes on.
     pub(crate) fn advance<'l>(&mut self, logprobs_v: impl Fn(usize) -> &'l [f32]) -> bool {
+        self.advance_by(|beam| (0_u32..).zip(logprobs_v(beam).iter().copied()))
+    }
+
+    /// The outputs that are to be continued.
+    pub fn beams(&self) -> impl Iterator<Item = &[u32]> {
+        self.beams.iter().map(|beam| beam.tokens.as_slice())
+    }
+
+    /// How many of the likeliest tokens after a beam are enough to go on.
+    pub fn num_wanted(&self) -> usize {
+        // Enough that, if all stop tokens of all beams come first, `num_beams` others follow.
+        (1 + self.stop_tokens.len()).max(2) * self.params.num_beams
+    }
+
+    /// Takes the log-probabilities of tokens after each beam, in order of id, [`num_wanted`](Self::num_wanted) of the
+    /// likeliest at least, and returns whether the search goes on.
+    pub fn advance_by<I: Iterator<Item = (u32, f32)>>(
+        &mut self,
+        after: impl Fn(usize) -> I,
+    ) -> bool {
         let length = self.beams[0].tokens.len() + 1;
-        let best = self.best_continuations(logprobs_v, length);
+        let best = self.best_continuations(after, length);
         self.finish(&best, length);
         let beams = best.iter().filter(|next| !next.ends).take(self.params.num_beams);
         self.parents.clear();
@@ -192,22 +226,21 @@ impl<'a> BeamSearch<'a> {
     }
 
     /// The best finished hypotheses.
-    pub(crate) fn into_hypotheses(mut self) -> Vec<Hypothesis> {
+    pub fn into_hypotheses(mut self) -> Vec<Hypothesis> {
         self.finished.truncate(self.params.num_return_sequences);
         self.finished
     }
 
     /// The best continuations of all beams, best first.
-    fn best_continuations<'l>(
+    fn best_continuations<I: Iterator<Item = (u32, f32)>>(
         &self,
-        logprobs_v: impl Fn(usize) -> &'l [f32],
+        after: impl Fn(usize) -> I,
         length: usize,
     ) -> Vec<Continuation> {
-        // Enough that, if all stop tokens of all beams come first, `num_beams` others follow.
-        let keep = (1 + self.stop_tokens.len()).max(2) * self.params.num_beams;
+        let keep = self.num_wanted();
         let mut best: Vec<Continuation> = Vec::with_capacity(keep + 1);
         for (beam, Beam { score: so_far, .. }) in self.beams.iter().enumerate() {
-            for (token, logprob) in (0_u32..).zip(logprobs_v(beam)) {
+            for (token, logprob) in after(beam) {
                 let score = so_far + logprob;
                 if best.len() == keep && score <= best[keep - 1].score {
                     continue;

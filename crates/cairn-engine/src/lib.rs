@@ -53,7 +53,7 @@ mod sequence;
 mod simulator;
 mod speculation;
 
-pub use beam::{BeamError, BeamParams, BeamRequest, EarlyStopping, Hypothesis};
+pub use beam::{BeamError, BeamParams, BeamRequest, BeamSearch, EarlyStopping, Hypothesis};
 pub use block_pool::{BLOCK_TOKENS, BlockPool, OutOfBlocks, blocks_for};
 pub use block_table::{BlockCopy, BlockTable};
 pub use clock::{Clock, MonotonicClock};

@@ -2,6 +2,7 @@
 //! what lies between is [`generate`].
 
 mod asked;
+mod beams;
 mod chat;
 mod completions;
 mod conversation;
@@ -20,7 +21,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
-use cairn_engine::Request;
+use cairn_engine::{BeamParams, Request};
 
 pub(crate) use self::chat::job as chat_completions;
 pub(crate) use self::completions::job as completions;
@@ -97,9 +98,18 @@ pub(crate) struct Job {
     /// Tokens of its prompts.
     num_prompt: usize,
     reading: Reading,
+    /// How the likeliest answers are searched for, if they are; then the requests are one for each prompt.
+    beams: Option<BeamParams>,
     /// Whether answers are told piece by piece.
     streams: bool,
     format: Box<dyn Format>,
+}
+
+impl Job {
+    /// Answers, of all prompts together.
+    fn num_choices(&self) -> usize {
+        self.requests.len() * self.beams.map_or(1, |beams| beams.num_beams)
+    }
 }
 
 /// Reads a request.
@@ -118,10 +128,20 @@ async fn generate(shared: Arc<Shared>, body: Body, prepare: Prepare) -> Result<R
     let driver = shared.driver()?;
     let (number, begin) = (body.number, body.begin);
     let job = prepared(&shared, body, prepare).await?;
+    let metrics = Arc::clone(&shared.metrics);
+    let num_choices = job.num_choices();
+    if let Some(beams) = job.beams {
+        let mut account = Account::new(number, metrics, begin, job.num_prompt, num_choices);
+        let parts = &shared.model.parts;
+        let answers =
+            beams::answers(&driver, job.requests, (beams, begin), (parts, &job.reading)).await;
+        let answers = answers.inspect_err(|error| account.fail(error.to_string()))?;
+        answers.iter().for_each(|answer| account.note(answer));
+        return whole(shared, job.format, answers).await;
+    }
     let updates = driver.add(job.requests, begin).await?;
     drop(driver);
-    let metrics = Arc::clone(&shared.metrics);
-    let mut account = Account::new(number, metrics, begin, job.num_prompt, updates.num_choices());
+    let mut account = Account::new(number, metrics, begin, job.num_prompt, num_choices);
     if job.streams {
         return Ok(stream(shared, job.format, (job.reading, updates), account));
     }
@@ -142,9 +162,17 @@ async fn generate(shared: Arc<Shared>, body: Body, prepare: Prepare) -> Result<R
         }
     }
     drop(reply);
-    // A whole answer may be long, with all its log-probabilities.
-    let with = Arc::clone(&shared);
-    let write = move || Json(job.format.whole(&with.model.parts, answers)).into_response();
+    whole(shared, job.format, answers).await
+}
+
+/// Writes whole answers.
+async fn whole(
+    shared: Arc<Shared>,
+    format: Box<dyn Format>,
+    answers: Vec<Piece>,
+) -> Result<Response, ApiError> {
+    // They may be long, with all their log-probabilities.
+    let write = move || Json(format.whole(&shared.model.parts, answers)).into_response();
     let written = tokio::task::spawn_blocking(write).await;
     written.map_err(|_| ApiError::failed("writing the answer failed here"))
 }

@@ -54,6 +54,11 @@ impl Fields {
         }
     }
 
+    /// Whether a field is there and not null.
+    pub(crate) fn says(&self, name: &str) -> bool {
+        self.left.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// A field that has to be there.
     pub(crate) fn need<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T, ApiError> {
         self.take(name)?.ok_or_else(|| ApiError::field(name, format!("{name} is missing")))

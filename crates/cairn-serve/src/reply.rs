@@ -118,6 +118,27 @@ impl<'a> Reply<'a> {
     }
 }
 
+/// An answer whose tokens are known.
+pub(crate) fn replayed(
+    tokenizer: &Tokenizer,
+    reading: &Reading,
+    index: usize,
+    (tokens, finish): (&[u32], Finish),
+) -> Result<Piece, ApiError> {
+    let mut choice = Choice::new(tokenizer, reading, index);
+    let mut answer = Piece::default();
+    let tokens = tokens.iter().map(|&token| Update::Token(token, None));
+    for update in tokens.chain([Update::Finished(finish)]) {
+        if let Some(piece) = choice.take(update)? {
+            answer.extend(piece);
+        }
+        if choice.has_ended {
+            break;
+        }
+    }
+    Ok(answer)
+}
+
 /// One answer.
 #[derive(Debug)]
 struct Choice<'a> {

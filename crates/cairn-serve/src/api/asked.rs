@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cairn_data::chat::{CallForm, ReasoningMarkers};
-use cairn_engine::{Constraint, Request, SamplingParams};
+use cairn_engine::{BeamParams, Constraint, Request, SamplingParams};
 use serde_json::{Map, Value};
 
 use super::conversation::no_form;
@@ -49,6 +49,8 @@ pub(super) struct Asked {
     constraint: Option<Box<dyn Constraint>>,
     /// What they are made of, if not of text alone.
     outline: Option<Arc<Outline>>,
+    /// How the likeliest are searched for, if they are.
+    pub(super) beams: Option<BeamParams>,
 }
 
 /// What the answers to a conversation are to be.
@@ -89,6 +91,7 @@ impl Asked {
             cache_salt,
             constraint: None,
             outline: None,
+            beams: None,
         })
     }
 
@@ -191,7 +194,8 @@ impl Asked {
         check_logprobs(&requests)?;
         let reading = Reading { stops: self.stops, outline: self.outline };
         let streams = self.stream;
-        Ok(Job { requests, num_prompt, reading, streams, format: Box::new(format) })
+        let beams = self.beams;
+        Ok(Job { requests, num_prompt, reading, beams, streams, format: Box::new(format) })
     }
 }
 

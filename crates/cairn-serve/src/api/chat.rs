@@ -7,7 +7,7 @@ use super::format::{Format, Message};
 use super::head::{Counts, Head, finish_reason};
 use super::logprobs::{self, Names};
 use super::tools::Tools;
-use super::{Job, Preparing, conversation, prompt};
+use super::{Job, Preparing, beams, conversation, prompt};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::Grammar;
@@ -28,6 +28,7 @@ const LACKING: [&str; 6] =
 
 /// Answers a conversation.
 pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
+    let beams = beams::take(&mut fields)?;
     let mut asked = Asked::take(&mut fields, preparing, "stop")?;
     let n = take_n(&mut fields)?;
     let include_usage = take_include_usage(&mut fields, asked.stream)?;
@@ -51,8 +52,12 @@ pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, A
     let wanted = Wanted { grammar, tools: &tools, variables: Some(&variables), thinking_budget };
     asked.plan(preparing, wanted)?;
     let prompt = prompt::encode(preparing, "messages", &messages, (&tools, &variables))?;
-    let requests = (0..n).map(|choice| asked.request(preparing, &prompt, choice, usize::MAX));
-    let requests = requests.collect::<Result<_, _>>()?;
+    let choices = 0..if beams.is_some() { 1 } else { n };
+    let requests = choices.map(|choice| asked.request(preparing, &prompt, choice, usize::MAX));
+    let requests: Vec<_> = requests.collect::<Result<_, _>>()?;
+    if let Some(beams) = beams {
+        asked.beams = Some(beams::of_requests(beams, n, &requests, preparing.parts())?);
+    }
     let object = if asked.stream { "chat.completion.chunk" } else { "chat.completion" };
     let format = Chat {
         head: preparing.head("chatcmpl", object),

@@ -6,7 +6,7 @@ use super::asked::{Asked, CHOICES_MAX, take_include_usage, take_n, take_user};
 use super::format::{Format, Message};
 use super::head::{Head, finish_reason, usage};
 use super::logprobs::{self, Names, Places};
-use super::{Job, Preparing};
+use super::{Job, Preparing, beams};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::Grammar;
@@ -20,6 +20,7 @@ const PROMPTS_MAX: usize = CHOICES_MAX;
 
 /// Continues texts.
 pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
+    let beams = beams::take(&mut fields)?;
     let mut asked = Asked::take(&mut fields, preparing, "stop")?;
     let n = take_n(&mut fields)?;
     let include_usage = take_include_usage(&mut fields, asked.stream)?;
@@ -42,7 +43,8 @@ pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, A
     }
     let mut requests = Vec::with_capacity(prompts.len() * n);
     for prompt in &prompts {
-        for choice in 0..n {
+        // The beams of a prompt are one search.
+        for choice in 0..if beams.is_some() { 1 } else { n } {
             let mut request = asked.request(preparing, prompt, choice, MAX_TOKENS)?;
             if echo {
                 // Where nothing is to be added, running the prompt is all there is to do.
@@ -51,6 +53,9 @@ pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, A
             }
             requests.push(request);
         }
+    }
+    if let Some(beams) = beams {
+        asked.beams = Some(beams::of_requests(beams, n, &requests, preparing.parts())?);
     }
     let echoed = match echo {
         true => Some(echoed(&prompts, n, preparing.parts())?),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Server, events, greedy};
-use crate::{cairn, succeed};
+use crate::{cairn, golden, succeed};
 
 /// A conversation answered greedily, by `/v1/chat/completions`.
 fn chat(server: &Server, more: &Value) -> Value {
@@ -308,4 +308,62 @@ fn a_load_is_measured() {
     let refused = wrong.output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("start a server first"), "{said}");
+}
+
+#[test]
+fn the_likeliest_answers_are_those_of_generate() {
+    let server = Server::start(&["--max-num-seqs", "4"]);
+    for (beams, penalty) in [(3, 1.0), (4, 0.2)] {
+        let mut command = cairn(["--quiet", "generate", "--prompt", "one stone", "--json"]);
+        let (beams_text, penalty_text) = (beams.to_string(), format!("{penalty}"));
+        command.args(["--beams", &beams_text, "--length-penalty", &penalty_text]);
+        command.args(["--max-new-tokens", "10", "--model"]);
+        let printed = succeed(command.arg(golden("gguf").join("chat.gguf")));
+        let expected: Value = serde_json::from_str(&printed).unwrap();
+        let body = json!({
+            "prompt": "one stone", "use_beam_search": true, "n": beams, "length_penalty": penalty,
+            "max_tokens": 10,
+        });
+        let (status, found) = server.post("/v1/completions", &body.to_string());
+        assert_eq!(status, 200, "{found}");
+        assert_eq!(found["choices"].as_array().unwrap().len(), beams, "{found}");
+        assert_eq!(found["choices"][0]["text"], expected["text"], "{found} {printed}");
+        // Two prompts, two searches.
+        let both = json!({
+            "prompt": ["one stone", "one stone"], "use_beam_search": true, "n": beams,
+            "length_penalty": penalty, "max_tokens": 10,
+        });
+        let (_, both) = server.post("/v1/completions", &both.to_string());
+        assert_eq!(both["choices"][beams]["text"], found["choices"][0]["text"], "{both}");
+    }
+    let chatted = json!({ "use_beam_search": true, "n": 2, "temperature": 1, "max_tokens": 6 });
+    assert_eq!(chat(&server, &chatted)["choices"].as_array().unwrap().len(), 2);
+    for (more, field) in [
+        (json!({ "use_beam_search": true, "top_p": 0.5 }), "top_p"),
+        (json!({ "use_beam_search": true, "stream": true }), "stream"),
+        (json!({ "length_penalty": 2 }), "length_penalty"),
+        (json!({ "use_beam_search": true, "early_stopping": 1 }), "early_stopping"),
+        (json!({ "use_beam_search": true, "n": 65 }), "n"),
+        (json!({ "use_beam_search": true, "max_tokens": 1000 }), "max_tokens"),
+        (json!({ "mirostat": 3 }), "mirostat"),
+        (json!({ "mirostat_tau": 3 }), "mirostat_tau"),
+        (json!({ "mirostat": 2, "top_k": 3 }), "top_k"),
+        (json!({ "tfs_z": 0.5, "tfs": 0.6 }), "tfs"),
+        (json!({ "eta_cutoff": 1 }), "eta_cutoff"),
+    ] {
+        let mut body = json!({ "prompt": "a", "max_tokens": 4 });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, answer) = server.post("/v1/completions", &body.to_string());
+        assert_eq!((status, answer["error"]["param"].as_str()), (400, Some(field)), "{answer}");
+    }
+    // What is steered is the same again, and not what is not.
+    let text = |more: Value| {
+        let mut body = json!({ "prompt": "one stone", "max_tokens": 24, "seed": 4 });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.complete(&body)
+    };
+    let steered = json!({ "mirostat": 2, "mirostat_tau": 2, "mirostat_eta": 0.5 });
+    assert_eq!(text(steered.clone()), text(steered.clone()));
+    assert_ne!(text(steered), text(json!({})));
+    assert_ne!(text(json!({ "tfs": 0.2 })), text(json!({})));
 }
