@@ -201,6 +201,13 @@ impl ChatTemplate {
     }
 }
 
+/// A time as templates are told it, in UTC; `None` beyond the year 9999.
+pub fn utc(unix_seconds: u64) -> Option<DateTime> {
+    let seconds = i64::try_from(unix_seconds).ok()?;
+    let time = jiff::Timestamp::from_second(seconds).ok()?;
+    Some(time.to_zoned(jiff::tz::TimeZone::UTC).datetime())
+}
+
 /// The variables that transformers gives a template.
 fn root(input: &ChatInput<'_>) -> Value {
     let mut root: BTreeMap<&str, Value> = BTreeMap::new();

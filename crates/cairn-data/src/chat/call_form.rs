@@ -7,14 +7,15 @@
 
 use std::collections::BTreeMap;
 
+use jiff::civil::DateTime;
 use serde_json::{Map, Value, json};
 
 use super::{ChatError, ChatInput, ChatTemplate};
 
 /// Names of the functions that are called.
-const NAMES: [&str; 2] = ["zq_first_tool", "zq_second_tool"];
+const NAMES: [&str; 3] = ["zq_first_tool", "zq_second_tool", "zq_third_tool"];
 /// Ids of the calls: templates that check them want nine letters and digits.
-const IDS: [&str; 2] = ["Zq7Kd2Xw9", "Yv4Jm8Rt3"];
+const IDS: [&str; 3] = ["Zq7Kd2Xw9", "Yv4Jm8Rt3", "Xw6Hn5Sp1"];
 /// What the assistant says where it calls nothing.
 const WORDS: &str = "Zqwords";
 
@@ -59,16 +60,20 @@ pub struct CallForm {
 impl ChatTemplate {
     /// Learns how calls are written; `None` if the template has no form for them that could be read.
     pub fn call_form(&self, special_tokens: &BTreeMap<String, String>) -> Option<CallForm> {
-        let variants = [
-            (ArgumentsAs::Object, false),
-            (ArgumentsAs::Object, true),
-            (ArgumentsAs::Text, false),
-            (ArgumentsAs::Text, true),
-        ];
-        let learn = |(arguments, wants_null_content)| {
-            Probe { template: self, special_tokens, arguments, wants_null_content }.learn()
+        let probe = |arguments, wants_null_content| Probe {
+            template: self,
+            special_tokens,
+            arguments,
+            wants_null_content,
         };
-        variants.into_iter().find_map(learn)
+        let objects = [false, true].map(|is_null| probe(ArgumentsAs::Object, is_null));
+        // What a template makes of an object is its form; only one that takes none is given a text.
+        let texts = objects.iter().filter(|probe| probe.render(probe.calls(1)).is_none());
+        let texts = texts.map(|found| probe(ArgumentsAs::Text, found.wants_null_content));
+        objects
+            .iter()
+            .find_map(Probe::learn)
+            .or_else(|| texts.into_iter().find_map(|text| text.learn()))
     }
 
     /// Whether the template looks at a variable.
@@ -92,7 +97,8 @@ impl ChatTemplate {
         variables: Option<&Map<String, Value>>,
     ) -> Result<String, ChatError> {
         let messages = [json!({ "role": "user", "content": WORDS })];
-        let without = ChatInput { variables, ..ChatInput::new(&messages, special_tokens) };
+        let now = Some(DateTime::default());
+        let without = ChatInput { variables, now, ..ChatInput::new(&messages, special_tokens) };
         let with = self.render(&ChatInput { add_generation_prompt: true, ..without })?;
         let without = self.render(&without)?;
         Ok(with[num_common(&with, &without)..].to_owned())
@@ -100,8 +106,12 @@ impl ChatTemplate {
 }
 
 /// Arguments of the calls.
-fn arguments() -> [Value; 2] {
-    [json!({ "zq_key": "zq value", "zq_other": 7 }), json!({ "zq_third": [true, "zq"] })]
+fn arguments() -> [Value; 3] {
+    [
+        json!({ "zq_key": "zq value", "zq_other": 7 }),
+        json!({ "zq_third": [true, "zq"] }),
+        json!({ "zq_fourth": null }),
+    ]
 }
 
 struct Probe<'a> {
@@ -115,12 +125,13 @@ impl Probe<'_> {
     fn learn(&self) -> Option<CallForm> {
         let said = self.render(json!({ "role": "assistant", "content": WORDS }))?;
         let one = self.render(self.calls(1))?;
-        let start = num_common(&said, &one);
+        let start = outside_tag(&one[..num_common(&said, &one)]);
         let first = Call::find(&one, start, 0)?;
         // What comes after the assistant's turn comes after its words as well.
         let (_, after) = said.rsplit_once(WORDS)?;
         let rest = &one[first.end..];
-        let end = &rest[..rest.len() - num_common_at_end(rest, after)];
+        let common = num_common_at_end(rest, after);
+        let end = &rest[..rest.len() - common + num_of_tag(&rest[rest.len() - common..])];
         let (begin, middle) = (&one[start..first.name], &one[first.name_end..first.arguments]);
         if begin.trim().is_empty() || middle.is_empty() {
             return None;
@@ -137,20 +148,22 @@ impl Probe<'_> {
         })
     }
 
-    /// What is between two calls, if there may be two and all else is as with one.
+    /// What is between two calls, if there may be several, with the same between each two and all else as with one.
     fn between(&self, one: (&str, &str, &str), start: usize) -> Option<Vec<FormPart>> {
-        let two = self.render(self.calls(2))?;
-        let first = Call::find(&two, start, 0)?;
-        let second = Call::find(&two, first.end, 1)?;
+        let all = self.render(self.calls(3))?;
+        let first = Call::find(&all, start, 0)?;
+        let second = Call::find(&all, first.end, 1)?;
+        let third = Call::find(&all, second.end, 2)?;
         let (begin, middle, end) = one;
-        let is_same = |a: &str, b: &str| parts(a) == parts(b);
-        let agrees = two[start..].starts_with(begin)
-            && is_same(&two[first.name_end..first.arguments], middle)
-            && is_same(&two[second.name_end..second.arguments], middle);
+        let has_middle = |call: &Call| parts(&all[call.name_end..call.arguments]) == parts(middle);
+        let between = parts(&all[first.end..second.name]);
         // The id of a call may be behind its arguments.
-        let mut rest = two[second.end..].to_owned();
-        rest = rest.replace(IDS[1], IDS[0]);
-        (agrees && rest.starts_with(end)).then(|| parts(&two[first.end..second.name]))
+        let rest = all[third.end..].replace(IDS[2], IDS[0]);
+        let agrees = all[start..].starts_with(begin)
+            && [&first, &second, &third].into_iter().all(has_middle)
+            && between == parts(&all[second.end..third.name])
+            && rest.starts_with(end);
+        agrees.then_some(between)
     }
 
     /// An assistant's message with this many calls.
@@ -181,8 +194,11 @@ impl Probe<'_> {
         };
         let tools: Vec<Value> = NAMES.iter().map(tool).collect();
         let messages = [json!({ "role": "user", "content": "Zq?" }), answer];
-        let input =
-            ChatInput { tools: Some(&tools), ..ChatInput::new(&messages, self.special_tokens) };
+        let input = ChatInput {
+            tools: Some(&tools),
+            now: Some(DateTime::default()),
+            ..ChatInput::new(&messages, self.special_tokens)
+        };
         self.template.render(&input).ok()
     }
 }
@@ -214,7 +230,7 @@ impl Call {
 /// A text with the ids of calls left open.
 fn parts(text: &str) -> Vec<FormPart> {
     let mut parts = Vec::new();
-    let text = text.replace(IDS[1], IDS[0]);
+    let text = text.replace(IDS[1], IDS[0]).replace(IDS[2], IDS[0]);
     for (index, piece) in text.split(IDS[0]).enumerate() {
         if 0 < index {
             parts.push(FormPart::CallId);
@@ -224,6 +240,20 @@ fn parts(text: &str) -> Vec<FormPart> {
         }
     }
     parts
+}
+
+/// Bytes of a text without the tag that has begun at its end.
+fn outside_tag(text: &str) -> usize {
+    let begun =
+        text.rfind('<').filter(|&at| !text[at..].contains(|c: char| c == '>' || c.is_whitespace()));
+    begun.unwrap_or(text.len())
+}
+
+/// Bytes at the beginning of a text that end a tag.
+fn num_of_tag(text: &str) -> usize {
+    let end =
+        text.find('>').filter(|&at| !text[..at].contains(|c: char| c == '<' || c.is_whitespace()));
+    end.map_or(0, |at| at + 1)
 }
 
 /// Bytes of the common beginning, in whole characters.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::civil::DateTime;
 use serde_json::json;
 
 use super::{ChatInput, ChatTemplate};
@@ -41,7 +42,9 @@ impl ChatTemplate {
         let written = NAMES.iter().find_map(|field| {
             let message = json!({ "role": "assistant", "content": WORDS, *field: THOUGHT });
             let messages = [json!({ "role": "user", "content": "Zq?" }), message];
-            let text = self.render(&ChatInput::new(&messages, special_tokens)).ok()?;
+            let now = Some(DateTime::default());
+            let input = ChatInput { now, ..ChatInput::new(&messages, special_tokens) };
+            let text = self.render(&input).ok()?;
             let (before, after) = text.split_once(THOUGHT)?;
             let open = last_tag(before.trim_end())?;
             let close = closing(open);

@@ -131,6 +131,13 @@ fn values_print_as_in_python() {
 }
 
 #[test]
+fn times_are_those_of_the_calendar() {
+    let time = utc(1_735_787_045).unwrap();
+    assert_eq!(time, jiff::civil::date(2025, 1, 2).at(3, 4, 5, 0));
+    assert_eq!(utc(u64::MAX), None);
+}
+
+#[test]
 fn mistakes_name_their_line() {
     for (source, line, part) in [
         ("a\n{% if %}", 2, "unexpected"),

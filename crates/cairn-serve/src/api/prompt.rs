@@ -1,6 +1,6 @@
 //! Conversations on their way to token ids. Special tokens that a client spells out stay text.
 
-use cairn_data::chat::ChatInput;
+use cairn_data::chat::{ChatInput, utc};
 use serde_json::{Map, Value, json};
 
 use super::Preparing;
@@ -137,6 +137,7 @@ pub(super) fn encode(
         add_generation_prompt: true,
         tools: tools.as_deref(),
         variables: Some(variables),
+        now: utc((preparing.shared.now)()),
         ..ChatInput::new(messages, &parts.special_tokens)
     };
     template.encode(&parts.tokenizer, &input).map_err(|error| ApiError::field(field, error))

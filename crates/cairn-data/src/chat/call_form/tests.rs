@@ -84,8 +84,28 @@ fn arguments_that_are_no_json_have_no_form() {
         );
         let template = ChatTemplate::parse(&source, Path::new("t")).unwrap();
         let form = template.call_form(&BTreeMap::new());
-        // Python's own spelling of a map is no JSON; a text would be.
-        let is_text = form.as_ref().is_some_and(|form| form.arguments == ArgumentsAs::Text);
-        assert!(form.is_none() || is_text, "{call}: {form:?}");
+        // Python's own spelling of a map is no JSON.
+        assert_eq!(form, None, "{call}");
     }
+}
+
+#[test]
+fn a_form_has_whole_tags_and_the_same_between_all_calls() {
+    let form = |call: &str, end: &str| {
+        let source = format!(
+            "{{% for m in messages %}}<|turn|>{{% if m.tool_calls %}}<|act|>{{% for c in m.tool_calls %}}{call}\
+             {{% endfor %}}<|end_act|>{{% else %}}<|answer|>{{{{ m.content }}}}{end}{{% endif %}}{{% endfor %}}"
+        );
+        let template = ChatTemplate::parse(&source, Path::new("t")).unwrap();
+        template.call_form(&BTreeMap::new()).unwrap()
+    };
+    let text = |text: &str| vec![FormPart::Text(text.to_owned())];
+    let call = "{{ c.function.name }}:{{ c.function.arguments | tojson }};";
+    let found = form(call, "<|end_act|>");
+    assert_eq!((found.begin, found.end), (text("<|act|>"), text(";")));
+    let found = form(call, "<|end_answer|>");
+    assert_eq!((found.begin, found.end), (text("<|act|>"), text(";<|end_act|>")));
+    assert_eq!(found.between, Some(text(";")));
+    let numbered = form(&format!("{{{{ loop.index }}}}={call}"), "<|end_act|>");
+    assert_eq!((numbered.begin, numbered.between), (text("<|act|>1="), None));
 }
