@@ -81,6 +81,9 @@ pub enum ConvertError {
         /// Bytes of the smallest pack there is.
         least: u64,
     },
+    /// An encoding was asked for the head of a model that has none.
+    #[error("the model has no head that could have an encoding of its own")]
+    NoHead,
     /// Whoever asked for the conversion ended it.
     #[error("stopped; nothing was written")]
     Stopped,
@@ -109,6 +112,7 @@ impl Hint for ConvertError {
             | Self::GgufSpec(_)
             | Self::FileTooLarge { .. }
             | Self::Elements { .. }
+            | Self::NoHead
             | Self::Stopped => Vec::new(),
         }
     }

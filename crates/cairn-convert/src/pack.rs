@@ -20,6 +20,7 @@ use cairn_kernels::memory::bytes_of_mut;
 use cairn_kernels::{Cpu, Encoding, Layout};
 use cairn_model::{
     AdapterMap, BuildOptions, Head, LoadError, TensorMap, WeightReader, build_stored_program,
+    head_weight,
 };
 use cairn_program::{Class, Program, Sizes, Value};
 use cairn_spec::model::MaskKind;
@@ -65,6 +66,8 @@ pub enum ProfileChoice {
 pub struct PackSettings {
     /// Of weight matrices; the source's own where absent.
     pub encoding: Option<Encoding>,
+    /// Of the head, and of the embedding where that is the head; like other matrices where absent.
+    pub head: Option<Encoding>,
     /// What was chosen for single matrices, to fit a limit of bytes.
     pub chosen: Option<Chosen>,
     /// What the layout is made for.
@@ -98,54 +101,121 @@ pub fn pack(
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<WrittenPack, ConvertError> {
     let reader = WeightReader::new(job.spec, job.weights)?;
-    let tensors = source_tensors(job.weights, &reader)?;
     let encoding = match settings.encoding {
         Some(encoding) => encoding,
-        None => automatic(&tensors)?,
+        None => automatic(&source_tensors(job.weights, &reader)?)?,
     };
-    let mut encodings = BTreeMap::new();
-    if let Some(chosen) = &settings.chosen {
-        encodings.clone_from(&chosen.encodings);
-    }
-    let (program, plan) = stored_program((job, &reader), encoding, encodings)?;
-    let weights: Vec<&Value> = program.of_class(Class::Weight).map(|(_, value)| value).collect();
-    if let Some(Chosen { assignment, .. }) = &settings.chosen {
-        let sizes = Sizes::dense(0, 0);
-        let least = other_bytes(job)? + matrix_bytes(&weights, &sizes);
-        if least > assignment.limit_bytes {
-            let limit = assignment.limit_bytes;
-            return Err(ConvertError::ByteLimit { limit, least });
-        }
-    }
-    let names = file_names(job.folder)?;
-    let mut files = Vec::new();
-    for name in &names {
-        files.push((name.clone(), read_bounded(&job.folder.join(name))?));
-    }
-    let contents = Contents {
-        spec: job.spec.clone(),
-        policy: POLICY.to_owned(),
-        profile: match &settings.profile {
-            ProfileChoice::Portable => Profile::portable(),
-            ProfileChoice::Host(profile) => profile.clone(),
-        },
-        plan,
-        weights: out_weights(job.spec, &weights),
-        files,
-        source: source(job, tensors, &reader, &names)?,
-        license: license::license(job.folder, &names)?,
-        lineage: lineage(job.folder)?,
-        assignment: settings.chosen.as_ref().map(|chosen| as_packed(&chosen.assignment, &weights)),
+    let mut encodings = match &settings.chosen {
+        Some(chosen) => chosen.encodings.clone(),
+        None => BTreeMap::new(),
     };
-    // Before anything is written: what lies under `path` is replaced only by what was asked for.
-    if let Some(chosen) = &settings.chosen {
-        let limit = chosen.assignment.limit_bytes;
-        let least = leanpack::file_bytes(path, &contents)?;
-        if least > limit {
-            return Err(ConvertError::ByteLimit { limit, least });
-        }
+    if let Some(head) = settings.head {
+        let name = head_weight(job.spec).ok_or(ConvertError::NoHead)?;
+        encodings.insert(name.to_owned(), head);
     }
-    write(path, contents, &weights, (&reader, job.cpu), progress)
+    let packing = Packing { job, reader: &reader, settings, encoding };
+    match packing.write(&encodings, path, progress) {
+        // The sizes of all weights stand in the header: one that does not fit begins anew. Nearly always
+        // all do, and each is encoded once.
+        Err(ConvertError::Load(LoadError::Unencodable { encoding: Encoding::Bf16z, .. })) => {
+            packing.widen(&mut encodings)?;
+            packing.write(&encodings, path, progress)
+        }
+        written => written,
+    }
+}
+
+/// A model that is being packed.
+#[derive(Clone, Copy)]
+struct Packing<'a> {
+    job: PackJob<'a>,
+    reader: &'a WeightReader<'a>,
+    settings: &'a PackSettings,
+    /// Of matrices without one of their own.
+    encoding: Encoding,
+}
+
+impl Packing<'_> {
+    /// Writes the pack, single matrices in encodings of their own.
+    fn write(
+        self,
+        encodings: &BTreeMap<String, Encoding>,
+        path: &Path,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<WrittenPack, ConvertError> {
+        let Self { job, reader, settings, encoding } = self;
+        let (program, plan) = program(job.spec, encoding, encodings)?;
+        let weights: Vec<&Value> =
+            program.of_class(Class::Weight).map(|(_, value)| value).collect();
+        if let Some(Chosen { assignment, .. }) = &settings.chosen {
+            let sizes = Sizes::dense(0, 0);
+            let least = other_bytes(job)? + matrix_bytes(&weights, &sizes);
+            if least > assignment.limit_bytes {
+                let limit = assignment.limit_bytes;
+                return Err(ConvertError::ByteLimit { limit, least });
+            }
+        }
+        let contents = self.contents(&weights, plan)?;
+        // Before anything is written: what lies under `path` is replaced only by what was asked for.
+        if let Some(chosen) = &settings.chosen {
+            let limit = chosen.assignment.limit_bytes;
+            let least = leanpack::file_bytes(path, &contents)?;
+            if least > limit {
+                return Err(ConvertError::ByteLimit { limit, least });
+            }
+        }
+        write(path, contents, &weights, (reader, job.cpu), progress)
+    }
+
+    /// Everything of the pack but the weights' bytes.
+    fn contents(self, weights: &[&Value], plan: Option<Plan>) -> Result<Contents, ConvertError> {
+        let Self { job, reader, settings, .. } = self;
+        let names = file_names(job.folder)?;
+        let mut files = Vec::new();
+        for name in &names {
+            files.push((name.clone(), read_bounded(&job.folder.join(name))?));
+        }
+        let chosen = settings.chosen.as_ref();
+        Ok(Contents {
+            spec: job.spec.clone(),
+            policy: POLICY.to_owned(),
+            profile: match &settings.profile {
+                ProfileChoice::Portable => Profile::portable(),
+                ProfileChoice::Host(profile) => profile.clone(),
+            },
+            plan,
+            weights: out_weights(job.spec, weights),
+            files,
+            source: source(job, reader, &names)?,
+            license: license::license(job.folder, &names)?,
+            lineage: lineage(job.folder)?,
+            assignment: chosen.map(|chosen| as_packed(&chosen.assignment, weights)),
+        })
+    }
+
+    /// Makes matrices bf16 that were to be bf16z and whose exponents are too many for it.
+    fn widen(self, encodings: &mut BTreeMap<String, Encoding>) -> Result<(), ConvertError> {
+        let Self { job, reader, encoding, .. } = self;
+        let (asked, _) = program(job.spec, encoding, encodings)?;
+        let mut buffer: Vec<f32> = Vec::new();
+        for (_, weight) in asked.of_class(Class::Weight) {
+            if weight.value_type.encoding() != Some(Encoding::Bf16z) {
+                continue;
+            }
+            let bytes = weight.bytes(&Sizes::dense(0, 0));
+            buffer.resize(bytes.div_ceil(4), 0.0);
+            let stored = &mut bytes_of_mut(&mut buffer)[..bytes];
+            match reader.read(&weight.name, weight.value_type, job.cpu, stored) {
+                Err(LoadError::Unencodable { .. }) => {
+                    encodings.insert(weight.name.clone(), Encoding::Bf16);
+                }
+                read => {
+                    read?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What was chosen, with what its classes have become: a matrix whose exponents are too many for bf16z
@@ -240,36 +310,6 @@ pub fn other_bytes(job: PackJob<'_>) -> Result<u64, ConvertError> {
 fn matrix_bytes(weights: &[&Value], sizes: &Sizes) -> u64 {
     let matrices = weights.iter().filter(|weight| weight.shape.0.len() > 1);
     matrices.map(|weight| (weight.bytes(sizes) as u64).next_multiple_of(64)).sum()
-}
-
-/// The program with every matrix in an encoding that holds it: where exponents are too many for bf16z,
-/// the matrix is bf16.
-fn stored_program(
-    (job, reader): (PackJob<'_>, &WeightReader<'_>),
-    encoding: Encoding,
-    mut encodings: BTreeMap<String, Encoding>,
-) -> Result<(Program, Option<Plan>), ConvertError> {
-    let (asked, plan) = program(job.spec, encoding, &encodings)?;
-    let mut too_many = false;
-    let mut buffer: Vec<f32> = Vec::new();
-    for (_, weight) in asked.of_class(Class::Weight) {
-        if weight.value_type.encoding() != Some(Encoding::Bf16z) {
-            continue;
-        }
-        let bytes = weight.bytes(&Sizes::dense(0, 0));
-        buffer.resize(bytes.div_ceil(4), 0.0);
-        let stored = &mut bytes_of_mut(&mut buffer)[..bytes];
-        match reader.read(&weight.name, weight.value_type, job.cpu, stored) {
-            Err(LoadError::Unencodable { .. }) => {
-                encodings.insert(weight.name.clone(), Encoding::Bf16);
-                too_many = true;
-            }
-            read => {
-                read?;
-            }
-        }
-    }
-    if too_many { program(job.spec, encoding, &encodings) } else { Ok((asked, plan)) }
 }
 
 /// The program whose weights are packed, and how it is planned to be run.
@@ -400,7 +440,6 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, ConvertError> {
 /// What the pack is made from: tensors, and every file with its hash.
 fn source(
     job: PackJob<'_>,
-    tensors: Vec<SourceTensor>,
     reader: &WeightReader<'_>,
     names: &[String],
 ) -> Result<Source, ConvertError> {
@@ -419,6 +458,7 @@ fn source(
         let bytes = fs::metadata(&path).map_err(FileError::on("read the size of", &path))?.len();
         files.push(SourceFile { name, bytes, hash: Hash::of_file(&path)? });
     }
+    let tensors = source_tensors(job.weights, reader)?;
     let used: std::collections::BTreeSet<String> = reader.tensors().into_iter().collect();
     let unused = job.weights.tensors().filter(|tensor| !used.contains(tensor.name));
     let left_out = unused.map(|tensor| tensor.name.to_owned()).collect();

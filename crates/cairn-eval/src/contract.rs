@@ -54,6 +54,8 @@ pub struct ContractModel {
     pub path: Option<PathBuf>,
     /// Type of our weight matrices, as `--dtype` names it.
     pub dtype: Option<String>,
+    /// Type of our head, where it is another; the model has to be a pack that is stored so.
+    pub head_dtype: Option<String>,
     /// Arithmetic of our products by them, as `--compute-dtype` names it.
     pub compute_dtype: Option<String>,
     /// In what the weights of both sides have to be equal.

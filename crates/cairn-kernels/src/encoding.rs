@@ -7,16 +7,20 @@
 //!   padded with zeros to a multiple of 16. A product reads it front to back, once.
 //!
 //! The narrower ones lie in panels only and are described in their modules: [`Encoding::Bf16z`] in
-//! `bf16z`, those of codes that share scales in `grouped`.
+//! `bf16z`, those of codes that share scales in `grouped`; `code_panels` writes the commonest of these
+//! sixteen rows at once.
 //!
 //! **Invariant:** [`Weight::value`] is the meaning of the bytes; kernels decode to exactly that.
 
 use std::fmt;
+use std::ops::Range;
 
+use crate::isa::{Isa, Simd};
 use crate::memory::Bytes;
 use crate::simd::{LANES, bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
 
 mod bf16z;
+mod code_panels;
 mod grouped;
 
 pub(crate) use bf16z::{Bf16z, HALF_COLUMNS};
@@ -159,6 +163,49 @@ pub enum EncodeError {
     },
 }
 
+/// A weight in [`Encoding::Bf16z`] one of whose lists of exceptions contradicts its codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the list of exceptions of rows {first_row} to {last_row} is damaged: {problem}")]
+pub struct DamagedList {
+    /// First row of the panel.
+    pub first_row: usize,
+    /// Its last row.
+    pub last_row: usize,
+    /// What is wrong.
+    pub problem: ListProblem,
+}
+
+/// What is wrong with a list of exceptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListProblem {
+    /// Its positions do not ascend, or something follows its end.
+    #[error("its positions do not ascend")]
+    Order,
+    /// It names an element that does not exist.
+    #[error("it names column {column} of {columns}")]
+    Column {
+        /// The column.
+        column: usize,
+        /// Columns of the weight.
+        columns: usize,
+    },
+    /// It names an element that has an exponent of its own.
+    #[error("it names an element of column {column} that is none")]
+    Element {
+        /// The column.
+        column: usize,
+    },
+    /// It does not name all of them.
+    #[error("it names {listed} of {found}")]
+    Count {
+        /// Elements that it names.
+        listed: usize,
+        /// Exceptions by their codes.
+        found: usize,
+    },
+}
+
 impl fmt::Display for Encoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -254,6 +301,30 @@ impl<'a> Weight<'a> {
         let expected = Self::stored_bytes(self.encoding, self.layout, self.n, self.k);
         let found = self.bytes.len();
         assert_eq!(found, expected, "bytes of a {} {}×{} weight", self.encoding, self.n, self.k);
+    }
+
+    /// Checks panels for what could be read in more than one way: whether a list of exceptions names what
+    /// the codes say, and nothing else. Encodings without such lists have nothing of the kind.
+    ///
+    /// # Errors
+    /// [`DamagedList`] of the first such panel.
+    ///
+    /// # Panics
+    /// If the bytes are not as many as the form says, or the weight lacks one of the panels.
+    pub fn check_lists(&self, panels: Range<usize>) -> Result<(), DamagedList> {
+        if self.encoding != Encoding::Bf16z {
+            return Ok(());
+        }
+        self.check();
+        assert!(panels.end <= self.n.div_ceil(LANES), "panels {panels:?} of {} rows", self.n);
+        let stored = self.bf16z();
+        for panel in panels {
+            let first_row = panel * LANES;
+            let last_row = self.n.min(first_row + LANES) - 1;
+            let damaged = |problem| DamagedList { first_row, last_row, problem };
+            stored.check_list(panel, self.k).map_err(damaged)?;
+        }
+        Ok(())
     }
 
     /// The value of one element: the reference decoder.
@@ -359,7 +430,14 @@ pub fn try_encode(
             if found > 0 {
                 return Err(EncodeError::NotFinite { found, found_among: values_nk.len() });
             }
-            encoding.format().write(k, values_nk, bytes);
+            match encoding {
+                Encoding::Q8 | Encoding::Q4 => {
+                    // The bytes do not depend on the instructions: the best there are.
+                    let simd = Simd::new(Isa::best());
+                    code_panels::write(simd, encoding.format(), k, values_nk, bytes);
+                }
+                _ => encoding.format().write(k, values_nk, bytes),
+            }
         }
     }
     Ok(())

@@ -40,3 +40,4 @@ pub use load::{
 pub use names::{Placement, Role, TensorMap, TensorSlice};
 pub use pack::{PackCheck, PackSource};
 pub use save::{gather_bytes_max, gather_bytes_max_of, out_tensors, out_tensors_of, widened_bf16};
+pub use weights::head_weight;

@@ -4,21 +4,26 @@
 //! system keeps others from changing it (`cairn_artifacts::lease`); otherwise it is copied, by all
 //! threads, with no other work on it. In any other form it is decoded and encoded again, which a
 //! strict source refuses.
+//!
+//! Whether lists of exceptions name what the codes say is checked however they are read: a list that does
+//! not would be read in more than one way.
+
+mod mapped;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use cairn_artifacts::LeaseError;
 use cairn_artifacts::leanpack::{CHUNK_BYTES, PackError, PackErrorKind, PackFile, TensorEntry};
-use cairn_artifacts::{LeaseError, LeasedFile};
-use cairn_kernels::encoding::{Q8_BLOCK, convert_layout, load_q8};
+use cairn_kernels::encoding::{DamagedList, Q8_BLOCK, convert_layout, load_q8};
 use cairn_kernels::memory::{bytes_of, bytes_of_mut};
-use cairn_kernels::{Cpu, Encoding, Layout, Lent, Weight};
+use cairn_kernels::{Cpu, Encoding, Layout, Weight};
 use cairn_program::{LentWeights, ValueType};
 
+use self::mapped::{LentPack, Notice};
 use crate::load::{LoadError, Naming, TensorSource};
 
 /// Rows converted at a time; a multiple of [`PANEL_ROWS`].
@@ -28,9 +33,6 @@ const PANEL_ROWS: usize = 16;
 /// Bytes that a thread reads at a time: what was read is still in its cache when it is hashed, and
 /// even a small matrix is work for several threads.
 const READ_BYTES: usize = CHUNK_BYTES;
-
-/// Bytes that a thread makes resident or checks at a time: many pages, and many for each thread.
-const POPULATE_BYTES: usize = 16 << 20;
 
 /// How carefully a pack is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,28 +51,8 @@ pub struct PackSource {
     check: PackCheck,
     /// Why its weights were not lent, where they were asked for.
     copied: OnceLock<String>,
-}
-
-/// The weights of a pack, mapped.
-#[derive(Debug)]
-struct LentPack(LeasedFile);
-
-impl Lent for LentPack {
-    fn bytes(&self) -> &[u8] {
-        self.0.bytes()
-    }
-
-    fn stays(&self) -> bool {
-        self.0.holds()
-    }
-
-    fn copy(&self, first: usize, out: &mut [u8]) -> std::io::Result<()> {
-        self.0.copy(first, out)
-    }
-
-    fn check_copied(&self) -> std::io::Result<()> {
-        self.0.check_unchanged()
-    }
+    /// Who is told that lent weights were copied after all.
+    notice: Option<Notice>,
 }
 
 /// The form of a weight, in the kernels' terms.
@@ -93,7 +75,14 @@ impl PackSource {
             let form = form_of(tensor);
             form.map_err(|kind| PackError::Unsound { path: pack.path().to_owned(), kind })?;
         }
-        Ok(Self { pack, check, copied: OnceLock::new() })
+        Ok(Self { pack, check, copied: OnceLock::new(), notice: None })
+    }
+
+    /// Has somebody told when weights that were lent are copied amid a run, because somebody else wants to
+    /// change the file.
+    #[must_use]
+    pub fn with_notice(self, notice: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { notice: Some(Notice(Arc::new(notice))), ..self }
     }
 
     /// The pack.
@@ -141,52 +130,6 @@ impl PackSource {
     fn matrices(&self) -> impl Iterator<Item = (&TensorEntry, Form)> {
         let matrices = self.pack.header().tensors.iter().filter(|tensor| tensor.dims.len() == 2);
         matrices.filter_map(|tensor| Some((tensor, form_of(tensor).ok()?)))
-    }
-
-    /// Makes mapped weights resident, all of them; `false` where that fails, so that copying tells why.
-    fn populate(mapped: &LeasedFile, cpu: &Cpu) -> bool {
-        let total = mapped.bytes().len();
-        let failed = AtomicBool::new(false);
-        cpu.parallel(total.div_ceil(POPULATE_BYTES), |part, _| {
-            let first = part * POPULATE_BYTES;
-            if mapped.populate(first, POPULATE_BYTES.min(total - first)).is_err() {
-                failed.store(true, Ordering::Relaxed);
-            }
-        });
-        !failed.into_inner()
-    }
-
-    /// Compares every chunk of mapped weights with its hash; `false` if somebody wants to change the file
-    /// before that is done, whose turn it is then.
-    fn check_mapped(&self, mapped: &LeasedFile, cpu: &Cpu) -> Result<bool, LoadError> {
-        let tensors = &self.pack.header().tensors;
-        let chunks = |(index, tensor): (usize, &TensorEntry)| {
-            (0..tensor.chunks.len()).map(move |chunk| (index, chunk))
-        };
-        let chunks: Vec<(usize, usize)> = tensors.iter().enumerate().flat_map(chunks).collect();
-        // Of several that were altered the first is told, whichever was found first.
-        let failure: Mutex<Option<(usize, PackError)>> = Mutex::new(None);
-        let is_wanted = AtomicBool::new(false);
-        cpu.parallel(chunks.len(), |task, _| {
-            if is_wanted.load(Ordering::Relaxed) || !mapped.holds() {
-                is_wanted.store(true, Ordering::Relaxed);
-                return;
-            }
-            let (tensor, chunk) = chunks[task];
-            let checked = self.pack.check_chunk(&tensors[tensor], chunk, mapped.bytes());
-            if let (Err(error), Ok(mut failure)) = (checked, failure.lock())
-                && failure.as_ref().is_none_or(|(before, _)| task < *before)
-            {
-                *failure = Some((task, error));
-            }
-        });
-        // What was hashed meanwhile may be what somebody is writing.
-        if is_wanted.into_inner() {
-            return Ok(false);
-        }
-        let Some((task, error)) = failure.into_inner().ok().flatten() else { return Ok(true) };
-        let name = tensors[chunks[task].0].name.clone();
-        Err(LoadError::Unreadable { name, problem: told(&error) })
     }
 
     fn tensor(&self, name: &str) -> Result<(&TensorEntry, Form), String> {
@@ -243,6 +186,11 @@ impl PackSource {
             let size = |layout| Weight::stored_bytes(encoding, layout, part.rows, columns);
             let bytes = &bytes_of(&buffer)[..size(part.layout)];
             let stored = Weight { encoding, layout: part.layout, n: part.rows, k: columns, bytes };
+            stored.check_lists(0..part.rows.div_ceil(PANEL_ROWS)).map_err(|damaged| {
+                let [first_row, last_row] =
+                    [damaged.first_row, damaged.last_row].map(|row| row + rows.start);
+                DamagedList { first_row, last_row, ..damaged }.to_string()
+            })?;
             let layout = encoding.layout_near(Layout::RowMajor);
             plain.resize(size(layout).div_ceil(4), 0.0_f32);
             let bytes = &mut bytes_of_mut(&mut plain)[..size(layout)];
@@ -346,7 +294,10 @@ impl TensorSource for PackSource {
             }
         });
         match failure.into_inner() {
-            Ok(None) => self.pack.check_unchanged().map(|()| true).map_err(|error| told(&error)),
+            Ok(None) => {
+                self.pack.check_unchanged().map_err(|error| told(&error))?;
+                Self::check_own_lists(form, out, cpu).map(|()| true)
+            }
             Ok(Some(error)) => Err(told(&error)),
             Err(_) => Err("a thread that read it ended".to_owned()),
         }
@@ -365,7 +316,8 @@ impl TensorSource for PackSource {
         if !Self::populate(&mapped, cpu) {
             return Ok(self.copies("not all of it could be read where it lies"));
         }
-        if self.check.verify && !self.check_mapped(&mapped, cpu)? {
+        let is_verified = !self.check.verify || self.check_mapped(&mapped, cpu)?;
+        if !is_verified || !self.check_lists(&mapped, cpu)? {
             return Ok(self.copies("somebody wants to change the file"));
         }
         let mut places = BTreeMap::new();
@@ -377,7 +329,8 @@ impl TensorSource for PackSource {
                 places.insert(tensor.name.clone(), (value_type, offset..offset + bytes));
             }
         }
-        Ok(Some(LentWeights { memory: Box::new(LentPack(mapped)), places }))
+        let lent = LentPack { mapped, notice: self.notice.clone() };
+        Ok(Some(LentWeights { memory: Box::new(lent), places }))
     }
 
     fn naming(&self) -> Naming {

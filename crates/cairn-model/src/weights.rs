@@ -106,6 +106,13 @@ pub(crate) fn block(spec: &ModelSpec, layer_idx: usize) -> Vec<WeightShape> {
     list.0
 }
 
+/// The weight that logits are products with: the embedding where the head is tied to it. `None` for a
+/// model without a head.
+pub fn head_weight(spec: &ModelSpec) -> Option<&'static str> {
+    spec.head?;
+    Some(if spec.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" })
+}
+
 /// Weights after the last block.
 pub(crate) fn head(spec: &ModelSpec) -> Vec<WeightShape> {
     let mut list = List::default();

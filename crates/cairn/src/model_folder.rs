@@ -205,7 +205,13 @@ impl ModelFolder {
         check: PackCheck,
         terminal: Terminal,
     ) -> anyhow::Result<Self> {
-        let pack = PackSource::new(PackFile::open(path)?, check)?;
+        let shown = path.display().to_string();
+        let pack = PackSource::new(PackFile::open(path)?, check)?.with_notice(move || {
+            terminal.warn(format_args!(
+                "somebody wants to change {shown}: its weights were copied into memory, and nothing \
+                 else changes"
+            ));
+        });
         let spec = pack.pack().header().spec.clone();
         let weights = ModelWeights::Pack(Box::new(pack));
         Ok(Self { path: path.to_owned(), spec, weights, adapter: None, terminal })

@@ -3,11 +3,13 @@
 use std::fs::OpenOptions;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cairn_artifacts::leanpack::PackFile;
 use cairn_engine::{Engine, EngineOptions, EnginePlan, Request, SamplingParams};
 use cairn_kernels::{Cpu, Encoding};
-use cairn_model::{PackCheck, TensorSource};
+use cairn_model::{PackCheck, PackSource, TensorSource};
 
 use crate::packs::{golden, packed, source};
 
@@ -18,15 +20,22 @@ fn tokens(engine: &mut Engine) -> Vec<u32> {
     engine.generate(request, &mut |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
-/// An engine as the pack was planned for.
+fn pack_of(path: &Path) -> PackSource {
+    source(path, PackCheck { verify: true, strict: true })
+}
+
 fn engine(path: &Path) -> Engine {
-    let pack = source(path, PackCheck { verify: true, strict: true });
+    engine_of(&pack_of(path))
+}
+
+/// An engine as the pack was planned for.
+fn engine_of(pack: &PackSource) -> Engine {
     let header = pack.pack().header();
     let context = usize::try_from(header.plan.as_ref().unwrap().max_context).unwrap();
     let (encoding, layout) = pack.storage();
     let options = EngineOptions { encoding, layout, ..EngineOptions::new(1, context) };
     let plan = EnginePlan::new(&header.spec, options).unwrap();
-    Engine::load(plan, Cpu::detect(2), &pack).unwrap()
+    Engine::load(plan, Cpu::detect(2), pack).unwrap()
 }
 
 /// Whether the system lets packs be mapped; these tests cannot change that.
@@ -60,7 +69,10 @@ fn a_pack_that_somebody_truncates_is_copied_first() {
     let target = tempfile::tempdir().unwrap();
     let path = target.path().join("model.leanpack");
     packed(&golden("qwen3"), Some(Encoding::Bf16), &path);
-    let (mut engine, mut other) = (engine(&path), engine(&path));
+    let notices = Arc::new(AtomicUsize::new(0));
+    let told = notices.clone();
+    let pack = pack_of(&path).with_notice(move || _ = told.fetch_add(1, Ordering::Relaxed));
+    let (mut engine, mut other) = (engine_of(&pack), engine(&path));
     let expected = tokens(&mut other);
     if !maps(&path) {
         return;
@@ -80,6 +92,7 @@ fn a_pack_that_somebody_truncates_is_copied_first() {
     assert_eq!(tokens(&mut engine), expected);
     assert_eq!(engine.session().allocated_bytes(), planned);
     assert_eq!(engine.session().lent_weight_bytes(), 0);
+    assert_eq!(notices.load(Ordering::Relaxed), 1, "it is told once");
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn packed_as(
     let mut chosen = choose_encodings(&probe, limit, Cpu::detect(1), &mut |_, _| true)?;
     change(&mut chosen);
     let profile = ProfileChoice::Portable;
-    let settings = PackSettings { encoding: None, chosen: Some(chosen), profile };
+    let settings = PackSettings { encoding: None, head: None, chosen: Some(chosen), profile };
     pack(job, &settings, path, &mut |_, _| ControlFlow::Continue(()))
 }
 

@@ -5,13 +5,13 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use cairn_artifacts::leanpack::{PackFile, Profile, WrittenPack};
+use cairn_artifacts::leanpack::{PackFile, Profile, TensorEntry, WrittenPack};
 use cairn_artifacts::safetensors::{self, OutTensor, WeightFolder};
 use cairn_convert::{ConvertError, PackJob, PackSettings, ProfileChoice, pack, unpack};
 use cairn_kernels::{Cpu, Encoding, Layout, SeqSlot};
 use cairn_model::{
     AdapterMap, BuildOptions, Head, LoadError, PackCheck, PackSource, TensorSource,
-    build_stored_program, load_weights,
+    build_stored_program, head_weight, load_weights,
 };
 use cairn_program::{
     Feed, KvPlacement, MemoryPlan, ProgramId, Run, Session, SessionProgram, Sizes,
@@ -45,7 +45,7 @@ pub(crate) fn spec(folder: &Path) -> ModelSpec {
 }
 
 fn settings(encoding: Option<Encoding>) -> PackSettings {
-    PackSettings { encoding, chosen: None, profile: ProfileChoice::Portable }
+    PackSettings { encoding, head: None, chosen: None, profile: ProfileChoice::Portable }
 }
 
 pub(crate) fn packed(folder: &Path, encoding: Option<Encoding>, path: &Path) -> WrittenPack {
@@ -298,6 +298,76 @@ fn license_lineage_and_files_are_those_of_the_folder() {
 }
 
 #[test]
+fn a_head_may_have_an_encoding_of_its_own() {
+    // Tied to the embedding, and one of its own.
+    for (name, head) in [("qwen3", "model.embed_tokens.weight"), ("llama", "lm_head.weight")] {
+        let target = tempfile::tempdir().unwrap();
+        let (folder, path) = (golden(name), target.path().join("model.leanpack"));
+        let (spec, weights) = (spec(&folder), WeightFolder::open(&folder).unwrap());
+        assert_eq!(head_weight(&spec), Some(head), "{name}");
+        let cpu = Cpu::detect(2);
+        let job = PackJob { folder: &folder, spec: &spec, weights: &weights, cpu: &cpu };
+        let settings = PackSettings { head: Some(Encoding::Q8), ..settings(Some(Encoding::Q4)) };
+        let written = pack(job, &settings, &path, &mut |_, _| ControlFlow::Continue(()));
+        for tensor in &written.unwrap().header.tensors {
+            let expected = match tensor.dims.len() {
+                1 => "f32",
+                _ if tensor.name == head => "q8",
+                _ => "q4",
+            };
+            assert_eq!(tensor.encoding, expected, "{name} {}", tensor.name);
+        }
+        let strict = source(&path, PackCheck { verify: true, strict: true });
+        let (storage, own) = (strict.storage(), strict.encodings());
+        let found = mixed_logits(&spec, (storage, &own), &strict).unwrap();
+        let plain = source(&path, PackCheck::default());
+        let expected = mixed_logits(&spec, (PLAIN, &BTreeMap::new()), &plain).unwrap();
+        assert!(found == expected, "{name}");
+    }
+}
+
+/// Where the list of exceptions of a weight's first panel begins in its bytes.
+fn list_start(columns: u64) -> u64 {
+    columns.div_ceil(8) * 192 + 32
+}
+
+#[test]
+fn a_damaged_list_of_exceptions_is_refused_however_it_is_read() {
+    let target = tempfile::tempdir().unwrap();
+    let path = target.path().join("model.leanpack");
+    let written = packed(&golden("qwen3"), Some(Encoding::Bf16z), &path);
+    let file = PackFile::open(&path).unwrap();
+    let is_list = |tensor: &&TensorEntry| tensor.encoding == "bf16z";
+    let tensors: Vec<_> = written.header.tensors.iter().filter(is_list).collect();
+    assert!(!tensors.is_empty());
+    let bytes = fs::read(&path).unwrap();
+    let (spec, cpu) = (&written.header.spec, Cpu::detect(2));
+    for (number, tensor) in (0_u64..).zip(tensors) {
+        // Another panel of each, and another byte of its first position.
+        let panels = tensor.dims[0].div_ceil(16);
+        let panel = number % panels * (tensor.bytes / panels);
+        let at = file.preamble().data_start + tensor.offset + panel;
+        let at = usize::try_from(at + list_start(tensor.dims[1]) + number % 4).unwrap();
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x55;
+        fs::write(&path, &damaged).unwrap();
+        let pack = || source(&path, PackCheck::default());
+        let check = |error: LoadError| {
+            let is_named =
+                matches!(&error, LoadError::Unreadable { name, .. } if *name == tensor.name);
+            assert!(is_named && error.to_string().contains("list of exceptions"), "{error}");
+        };
+        // Where packs are mapped; then copied as they are, and converted.
+        if file.map_weights().is_ok() {
+            check(pack().lend(&cpu).unwrap_err());
+        }
+        let own = pack().encodings();
+        check(mixed_logits(spec, (pack().storage(), &own), &pack()).unwrap_err());
+        check(logits(spec, PLAIN, &pack()).unwrap_err());
+    }
+}
+
+#[test]
 fn a_stopped_pack_leaves_nothing_and_a_host_is_recorded() {
     let target = tempfile::tempdir().unwrap();
     let (folder, path) = (goldens().join("llama"), target.path().join("model.leanpack"));
@@ -313,6 +383,7 @@ fn a_stopped_pack_leaves_nothing_and_a_host_is_recorded() {
     let profile = Profile::host("avx2", 64, Some("a processor".to_owned()));
     let host = PackSettings {
         encoding: None,
+        head: None,
         chosen: None,
         profile: ProfileChoice::Host(profile.clone()),
     };

@@ -22,7 +22,7 @@
 //! not read what is not used of it. Rows of two scales 2¹¹ apart fit into one panel, normal numbers being
 //! beyond seven exponents once in 128. A weight with a panel of more exceptions cannot be so encoded.
 
-use super::EncodeError;
+use super::{EncodeError, ListProblem};
 use crate::memory::{ALIGNMENT, Bytes, BytesMut};
 use crate::simd::LANES;
 
@@ -188,16 +188,47 @@ impl<'a> Bf16z<'a> {
         })
     }
 
+    /// The code of an element of a panel.
+    fn code(panel: &[u8], lane: usize, column: usize) -> u8 {
+        let codes = &panel[Self::column_bytes(column)..][CODES_START..BLOCK_BYTES];
+        let place = place_in_half(column, lane);
+        let both = codes[column / HALF_COLUMNS % 2 * HALF_CODES + place % HALF_CODES];
+        if place < HALF_CODES { both & 15 } else { both >> 4 }
+    }
+
+    /// Whether the list of a panel of `k` columns names its exceptions, ascending, and nothing else.
+    /// Then all readers agree: those that go by the codes and those that go by the list.
+    pub(super) fn check_list(&self, panel: usize, k: usize) -> Result<(), ListProblem> {
+        let (positions, _) = self.exceptions(panel);
+        let bytes = &self.bytes[panel * self.parts.end..][..self.parts.end];
+        let listed = positions.partition_point(|&position| position != NOWHERE);
+        let (named, others) = positions.split_at(listed);
+        let ascends = named.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascends || others.iter().any(|&position| position != NOWHERE) {
+            return Err(ListProblem::Order);
+        }
+        for &position in named {
+            let (column, lane) = (position as usize / LANES, position as usize % LANES);
+            if column >= k {
+                return Err(ListProblem::Column { column, columns: k });
+            }
+            if Self::code(bytes, lane, column) != EXCEPTION {
+                return Err(ListProblem::Element { column });
+            }
+        }
+        let (blocks, _) = bytes[..self.parts.table].as_chunks::<BLOCK_BYTES>();
+        let found = blocks.iter().map(exceptions_of_block).sum();
+        if found != listed { Err(ListProblem::Count { listed, found }) } else { Ok(()) }
+    }
+
     /// The bf16 bits of one element: the definition.
     pub(crate) fn bits(&self, row: usize, column: usize) -> u16 {
         let (panel, lane) = (row / LANES, row % LANES);
         let bytes = &self.bytes[panel * self.parts.end..];
         let block = &bytes[Self::column_bytes(column)..][..BLOCK_BYTES];
         let half = column / HALF_COLUMNS % 2;
-        let place = place_in_half(column, lane);
-        let sign_and_mantissa = block[half * HALF_BYTES + place];
-        let codes = block[CODES_START + half * HALF_CODES + place % HALF_CODES];
-        let code = usize::from(if place < HALF_CODES { codes & 15 } else { codes >> 4 });
+        let sign_and_mantissa = block[half * HALF_BYTES + place_in_half(column, lane)];
+        let code = usize::from(Self::code(bytes, lane, column));
         if code == usize::from(EXCEPTION) {
             let (positions, values) = self.exceptions(panel);
             let position = column * LANES + lane;
@@ -211,6 +242,22 @@ impl<'a> Bf16z<'a> {
         let low = (sign_and_mantissa & 0x7f) | table[LANES + code];
         u16::from_be_bytes([high, low])
     }
+}
+
+/// How many codes of a block are those of exceptions: half bytes all of whose bits are set.
+fn exceptions_of_block(block: &[u8; BLOCK_BYTES]) -> usize {
+    let (words, _) = block[CODES_START..].as_chunks::<8>();
+    let mut full = [0_u64; (BLOCK_BYTES - CODES_START) / 8];
+    for (full, word) in full.iter_mut().zip(words) {
+        let word = u64::from_le_bytes(*word);
+        let pairs = word & word >> 1;
+        *full = pairs & pairs >> 2 & 0x1111_1111_1111_1111;
+    }
+    // Nearly every block has none.
+    if full.iter().fold(0, |any, full| any | full) == 0 {
+        return 0;
+    }
+    full.iter().map(|full| full.count_ones() as usize).sum()
 }
 
 /// Writes whole panels from rows of bf16 bits; `bytes` are theirs.

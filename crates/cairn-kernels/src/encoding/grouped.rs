@@ -47,9 +47,9 @@ pub(crate) const PART_COLUMNS: usize = 4;
 /// The largest value of E4M3.
 const E4M3_MAX: f32 = 448.0;
 /// The largest magnitude of a byte.
-const Q8_MAX: f32 = 127.0;
+pub(super) const Q8_MAX: f32 = 127.0;
 /// What the first candidate for `q4`'s scale is multiplied by.
-const Q4_CANDIDATES: [f32; 5] = [1.0, 1.06, 0.94, 0.88, 0.82];
+pub(super) const Q4_CANDIDATES: [f32; 5] = [1.0, 1.06, 0.94, 0.88, 0.82];
 
 /// The values of `nf4`'s codes: quantiles of the normal distribution, as bitsandbytes has them.
 pub(crate) const NF4: [f32; 16] = [
@@ -212,7 +212,7 @@ impl Format {
         (self.value_of(code), self.scale_of(k, panel, (column / self.group, lane)))
     }
 
-    /// Writes rows of values as panels.
+    /// Writes rows of values as panels of zeros: the definition.
     pub(super) fn write(self, k: usize, values_nk: &[f32], bytes: &mut [u8]) {
         let mut codes = vec![0; self.group];
         for (row, values) in values_nk.chunks_exact(k.max(1)).enumerate() {
@@ -273,7 +273,7 @@ impl Format {
 }
 
 /// The least f16 number that is no less than a number that is not negative.
-fn f16_at_least(x: f32) -> f32 {
+pub(super) fn f16_at_least(x: f32) -> f32 {
     let bits = f16_from_f32(x);
     let nearest = f32_from_f16(bits);
     if nearest < x { f32_from_f16(bits + 1) } else { nearest }

@@ -370,3 +370,89 @@ fn too_many_exponents_are_refused() {
     }
     assert!(is_refused(try_encode(form, (n, k), &values_nk, bytes)));
 }
+
+/// Sixteen rows at once give the bytes of one group after the other, whatever fills the last panel and the
+/// last group.
+#[test]
+fn panels_of_codes_are_the_definitions() {
+    let mut numbers = crate::testing::Numbers::new(11);
+    for (n, k) in [(1, 1), (16, 32), (17, 33), (48, 96), (5, 100), (33, 47), (0, 4), (4, 0)] {
+        let mut values_nk = numbers.floats(n * k, 1.0);
+        for (i, value) in values_nk.iter_mut().enumerate() {
+            // From below what f16 scales hold to beyond it; some halves of steps, zeros of both signs.
+            match numbers.below(8) {
+                0 => *value = 0.0_f32.copysign(*value),
+                1 => *value = (*value * 16.0).round() / 2.0,
+                2 => {}
+                _ => *value *= 2.0_f32.powi(i32::try_from(i / 32 % 61).unwrap() - 36),
+            }
+        }
+        for encoding in [Encoding::Q8, Encoding::Q4] {
+            let size = Weight::stored_bytes(encoding, Layout::Panel, n, k);
+            let mut expected = vec![0.0_f32; size.div_ceil(4)];
+            let bytes = &mut crate::memory::bytes_of_mut(&mut expected)[..size];
+            encoding.format().write(k, &values_nk, bytes);
+            let bits = |words: &[f32]| words.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            for isa in Isa::supported() {
+                let mut found = vec![0.0_f32; size.div_ceil(4)];
+                let bytes = &mut crate::memory::bytes_of_mut(&mut found)[..size];
+                code_panels::write(Simd::new(isa), encoding.format(), k, &values_nk, bytes);
+                assert_eq!(bits(&expected), bits(&found), "{n}×{k} {encoding} {isa}");
+            }
+        }
+    }
+}
+
+/// Where the codes of a panel and its list's positions and values begin, and where it ends.
+fn list_parts(k: usize) -> [usize; 4] {
+    let blocks = k.div_ceil(8);
+    let capacity = blocks + 8;
+    let positions = blocks * 192 + 32;
+    [128, positions, positions + 4 * capacity, positions + 6 * capacity]
+}
+
+#[test]
+fn a_list_that_is_damaged_is_found_and_every_other_change_is_one_value_to_all() {
+    let (n, k) = (33, 100);
+    let form = (Encoding::Bf16z, Layout::Panel);
+    let size = Weight::stored_bytes(form.0, form.1, n, k);
+    let mut storage = vec![0.0_f32; size.div_ceil(4)];
+    let target = &mut crate::memory::bytes_of_mut(&mut storage)[..size];
+    store_bits(form, (n, k), &bf16_bits(n * k, 150), target).unwrap();
+    weight(form, (n, k), &storage).check_lists(0..3).unwrap();
+    let [codes, positions, values, end] = list_parts(k);
+    let panel_bytes = size / 3;
+    let mut numbers = crate::testing::Numbers::new(13);
+    for panel in 0..3 {
+        let changed = |at: usize, bits: u8| {
+            let mut changed = storage.clone();
+            crate::memory::bytes_of_mut(&mut changed)[panel * panel_bytes + at] ^= bits;
+            changed
+        };
+        let check = |storage: &[f32]| {
+            let weight = weight(form, (n, k), storage);
+            assert_eq!(weight.check_lists(0..panel), Ok(()), "other panels");
+            weight.check_lists(panel..3)
+        };
+        for at in positions..values {
+            let bits = u8::try_from(numbers.below(255) + 1).unwrap();
+            let damaged = check(&changed(at, bits)).unwrap_err();
+            assert_eq!(
+                (damaged.first_row, damaged.last_row),
+                (16 * panel, 32.min(16 * panel + 15))
+            );
+        }
+        // Values that are not in the table are in the list, whatever they are.
+        (values..end).for_each(|at| check(&changed(at, 0xff)).unwrap());
+        // A code becomes that of an exception, or is none any more, or is neither.
+        for at in (codes..codes + 64).chain([codes + 192 * (k / 8)]) {
+            for bits in [0x0f, 0xf0, 0x01] {
+                let changed = changed(at, bits);
+                let byte = |words: &[f32]| crate::memory::bytes_of(words)[panel * panel_bytes + at];
+                let full = |byte: u8| [byte & 15 == 15, byte >> 4 == 15];
+                let same = full(byte(&storage)) == full(byte(&changed));
+                assert_eq!(check(&changed).is_ok(), same, "byte {at} of panel {panel}");
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ use cairn_convert::{
     choose_encodings, other_bytes,
 };
 use cairn_kernels::{Compute, Encoding};
+use cairn_model::head_weight;
 use cairn_spec::units::ByteSize;
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -31,6 +32,7 @@ const EXAMPLES: &str = "\
 Examples:
   cairn pack runs/quickstart -o model.leanpack
   cairn pack model/ -o model.leanpack --encoding bf16 --profile host
+  cairn pack model/ -o model.leanpack --encoding q4 --head-encoding q8
   cairn pack model/ -o model.leanpack --bytes 400MB --calibration text.txt
   cairn generate --model model.leanpack --prompt 'fn main() {'";
 
@@ -47,9 +49,12 @@ pub(crate) struct PackArgs {
     /// Encoding of weight matrices; `auto` keeps the model's own
     #[arg(long, value_enum, value_name = "NAME", default_value_t = WeightType::AUTO)]
     encoding: WeightType,
+    /// Encoding of the head, and of the embedding where that is the head; `auto` is that of the others
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = WeightType::AUTO)]
+    head_encoding: WeightType,
     /// Choose an encoding for each class of weights, so that the file has at most so many bytes and the
     /// model's predictions change least on calibration text: `2.1GB`
-    #[arg(long, value_name = "BYTES", conflicts_with = "encoding")]
+    #[arg(long, value_name = "BYTES", conflicts_with_all = ["encoding", "head_encoding"])]
     bytes: Option<ByteSize>,
     /// Calibration text for --bytes [default: held-out text of the run's corpus]
     #[arg(long, value_name = "FILE", requires = "bytes")]
@@ -90,6 +95,7 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> anyhow::Result<()> {
     };
     let settings = PackSettings {
         encoding: args.encoding.0,
+        head: args.head_encoding.0,
         chosen,
         profile: match args.profile {
             ProfileKind::Portable => ProfileChoice::Portable,
@@ -105,15 +111,22 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> anyhow::Result<()> {
     });
     line.finish();
     let written = written.map_err(interrupted)?;
-    tell_wider(&settings, &written, context);
+    tell_wider(&model, &settings, &written, context);
     tell(args, &model, &written, context)
 }
 
 /// Says which matrices were to be bf16z and are bf16.
-fn tell_wider(settings: &PackSettings, written: &WrittenPack, context: &Context) {
+fn tell_wider(
+    model: &ModelFolder,
+    settings: &PackSettings,
+    written: &WrittenPack,
+    context: &Context,
+) {
+    let head = head_weight(&model.spec);
     let asked = |name: &String| {
         let own = settings.chosen.as_ref().and_then(|chosen| chosen.encodings.get(name).copied());
-        own.or(settings.encoding)
+        let head = settings.head.filter(|_| head == Some(name.as_str()));
+        own.or(head).or(settings.encoding)
     };
     let matrices = written.header.tensors.iter().filter(|tensor| tensor.dims.len() > 1);
     let wider = matrices

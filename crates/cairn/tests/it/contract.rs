@@ -93,6 +93,16 @@ fn model() -> (std::path::PathBuf, usize) {
 
 /// Runs a contract of eight and eight tokens; `changes` replace text in its file.
 fn run(folder: &Path, changes: &[(&str, &str)], arguments: &[&str]) -> std::process::Output {
+    run_on(&model().0, folder, changes, arguments)
+}
+
+/// The same on a model.
+fn run_on(
+    model: &Path,
+    folder: &Path,
+    changes: &[(&str, &str)],
+    arguments: &[&str],
+) -> std::process::Output {
     let mut contract = r#"
         schema = "contract/1"
         name = "eight"
@@ -110,7 +120,7 @@ fn run(folder: &Path, changes: &[(&str, &str)], arguments: &[&str]) -> std::proc
     fs::write(folder.join("prose.txt"), "one stone lies upon another, and so on and on ".repeat(4))
         .unwrap();
     let mut command = cairn(["--quiet", "--threads", "1", "bench", "contract"]);
-    command.arg(folder.join("eight.toml")).arg("--model").arg(model().0);
+    command.arg(folder.join("eight.toml")).arg("--model").arg(model);
     command.args(["--json"]).args(arguments).output().unwrap()
 }
 
@@ -254,6 +264,34 @@ fn weights_are_compared_by_the_contracts_rule() {
         let text = shown(&refused, None);
         assert_eq!(refused.status.code(), Some(1), "{text}");
         assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn a_head_of_its_own_type_is_that_of_a_pack() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = |head: &str| {
+        let path = folder.path().join(format!("{head}.leanpack"));
+        let mut command = cairn(["pack", "--encoding", "q4", "--head-encoding", head]);
+        crate::succeed(command.arg(golden("gguf").join("chat")).arg("--output").arg(&path));
+        path
+    };
+    let (right, other) = (packed("q8"), packed("auto"));
+    let told = crate::succeed(cairn(["inspect"]).arg(&right));
+    assert!(told.contains("q8 panel (") && told.contains("q4 panel ("), "{told}");
+    let model = r#"model = { dtype = "q4", head_dtype = "q8" }"#;
+    let model = format!("{model}\n        machine");
+    let run = |path: &Path| run_on(path, folder.path(), &[("machine", &model)], &[]);
+    let found = run(&right);
+    assert!(found.status.success(), "{}", shown(&found, None));
+    let name = record(&found)["figures"]["own"][0]["name"].take();
+    assert!(name.as_str().unwrap().contains("q8") && name.as_str().unwrap().contains("q4"));
+    for path in [other, golden("gguf").join("chat")] {
+        let refused = run(&path);
+        let text = shown(&refused, None);
+        assert_eq!(refused.status.code(), Some(1), "{text}");
+        assert!(text.contains("is no pack of q4 with a head of q8"), "{text}");
+        assert!(text.contains("--encoding q4 --head-encoding q8"), "{text}");
     }
 }
 

@@ -12,8 +12,10 @@ use cairn_artifacts::bounded::read_text;
 use cairn_eval::contract::{
     Agreement, Contract, Divergence, Even, Evenness, TurnBench, divergence_of, first_divergence,
 };
-use cairn_kernels::Compute;
 use cairn_kernels::bandwidth::BandwidthMeter;
+use cairn_kernels::{Compute, Encoding, Layout};
+use cairn_model::head_weight;
+use cairn_program::{Class, ValueType};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
@@ -26,9 +28,10 @@ use crate::context::Context;
 use crate::coverage::Coverage;
 use crate::failure::UserError;
 use crate::model_folder::ModelFolder;
-use crate::pack_args::PackArgs;
+use crate::pack_args::{PackArgs, storage_of};
 use crate::progress_line::ProgressLine;
 use crate::runs;
+use crate::storage::Storage;
 use crate::weight_type::WeightType;
 
 /// Bytes of a contract or of its text, at most.
@@ -43,7 +46,8 @@ Examples:
       --against 'llama-server -m qwen3.gguf -t {threads} --port {port}' --report decode.html
   cairn bench contract contracts/prefill_1024_64.toml --model models/qwen3 \\
       --against http://127.0.0.1:8080 --peer-threads 2
-  cairn bench contract contracts/decode_64_256_q4.toml --model models/qwen3 --source models/qwen3 \\
+  cairn bench contract contracts/decode_64_256_q4.toml --model qwen3.q4.leanpack \\
+      --source models/qwen3 \\
       --against 'llama-server -m qwen3.Q4_0.gguf -t {threads} --port {port}'";
 
 /// Run a contract here and by a peer, in turn, and compare
@@ -103,12 +107,17 @@ pub(super) fn run(args: &ContractArgs, context: &Context) -> anyhow::Result<()> 
         let problem = "the contract compares how far both sides are from the exact model";
         return Err(UserError::new(problem).hint("say where that is: --source DIR").into());
     }
-    let held = (dtype(args, &contract)?, compute(args, &contract)?);
+    let (dtype, compute) = (dtype(args, &contract)?, compute(args, &contract)?);
+    let head = head_dtype(&contract, dtype)?;
     let length = contract.prompt.tokens + contract.output.tokens;
     let mut sides = Vec::new();
     for path in std::iter::once(&model).chain(&args.also) {
         let model = args.pack.open(path, context)?;
-        sides.push(OwnSide::load(model, held, length, context)?);
+        let held = match head {
+            Some(forms) => stored_so(&model, forms)?,
+            None => dtype,
+        };
+        sides.push(OwnSide::load(model, (held, compute), length, context)?);
     }
     let exact = args.source.as_deref().map(|path| exact(path, (&sides[0], length), context));
     let mut exact = exact.transpose()?;
@@ -151,6 +160,46 @@ fn check_machine(contract: &Contract, context: &Context) -> anyhow::Result<()> {
 fn dtype(args: &ContractArgs, contract: &Contract) -> anyhow::Result<WeightType> {
     let fixed = (contract.model.dtype.as_deref(), "dtype");
     Ok(agreed(fixed, args.dtype, "--dtype")?.unwrap_or(WeightType::AUTO))
+}
+
+/// The encodings of matrices and head, where the contract fixes one for the head.
+fn head_dtype(
+    contract: &Contract,
+    dtype: WeightType,
+) -> anyhow::Result<Option<(Encoding, Encoding)>> {
+    let fixed = (contract.model.head_dtype.as_deref(), "head_dtype");
+    let Some(head) = agreed::<WeightType>(fixed, None, "")? else { return Ok(None) };
+    match (dtype.0, head.0) {
+        (Some(matrices), Some(head)) => Ok(Some((matrices, head))),
+        _ => Err(UserError::new("model.head_dtype and model.dtype are types, both or none").into()),
+    }
+}
+
+/// Checks that a pack holds matrices and head as they are asked for; it is run as it is stored then.
+fn stored_so(
+    model: &ModelFolder,
+    (matrices, head): (Encoding, Encoding),
+) -> anyhow::Result<WeightType> {
+    let own = head_weight(&model.spec).map(|name| (name.to_owned(), head));
+    let asked = Storage { encoding: matrices, own: own.into_iter().collect() };
+    let forms = |storage: &Storage| -> anyhow::Result<Vec<ValueType>> {
+        let program = storage.program(&model.spec, Layout::Panel)?;
+        Ok(program.of_class(Class::Weight).map(|(_, weight)| weight.value_type).collect())
+    };
+    let is_so = match model.pack() {
+        Some(pack) => forms(&storage_of(pack))? == forms(&asked)?,
+        None => false,
+    };
+    if is_so {
+        return Ok(WeightType::AUTO);
+    }
+    let path = model.path.display();
+    Err(UserError::new(format!("{path} is no pack of {matrices} with a head of {head}"))
+        .hint(format!(
+            "make one: cairn pack MODEL --encoding {matrices} --head-encoding {head} \
+             -o FILE.leanpack"
+        ))
+        .into())
 }
 
 /// The arithmetic: the contract's, or what is asked for where it fixes none.

@@ -109,13 +109,21 @@ fn summary(pack: &PackFile, (residence, coverage): (&str, &str)) -> String {
 }
 
 fn weights(header: &Header) -> String {
-    let mut forms: Vec<String> = Vec::new();
+    let mut forms: Vec<(String, Vec<&str>)> = Vec::new();
     for tensor in header.tensors.iter().filter(|tensor| tensor.dims.len() == 2) {
         let form = format!("{} {}", tensor.encoding, tensor.layout);
-        if !forms.contains(&form) {
-            forms.push(form);
+        match forms.iter_mut().find(|(known, _)| *known == form) {
+            Some((_, names)) => names.push(&tensor.name),
+            None => forms.push((form, vec![&tensor.name])),
         }
     }
+    let is_mixed = forms.len() > 1;
+    let forms = forms.into_iter().map(|(form, names)| match names[..] {
+        [only] if is_mixed => format!("{form} ({only})"),
+        _ if is_mixed => format!("{form} ({})", names.len()),
+        _ => form,
+    });
+    let forms: Vec<String> = forms.collect();
     let rounded = header.tensors.iter().filter(|tensor| !tensor.exact).count();
     let exact = match rounded {
         0 => "every one as the source has it".to_owned(),

@@ -49,7 +49,7 @@ impl OwnSide {
             Compute::F32 => String::new(),
             other => format!(":{other}"),
         };
-        let name = format!("cairn, {}{arithmetic} {}", storage.encoding, path.display());
+        let name = format!("cairn, {storage}{arithmetic} {}", path.display());
         let engine = model.engine(options, &storage, context.cpu()?)?;
         Ok(Self { name, model, engine, path, dtype, storage })
     }
