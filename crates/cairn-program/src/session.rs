@@ -25,6 +25,8 @@ const STORE: u16 = 0;
 const ARENA: u16 = 1;
 /// Region of weights that somebody else keeps, where there are any.
 const LENT: u16 = 2;
+/// Bytes of cache that are made resident before the first run; of a larger one, each part when it is written.
+const TOUCHED_BYTES_MAX: usize = 512 << 20;
 
 /// Index of a program in its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -567,7 +569,8 @@ impl Session {
 
     /// As [`new`](Self::new), but weights at the beginning of the store become resident when they are
     /// filled, which the caller does at once. Weights that are lent in the form in which they are planned
-    /// are read where they lie: no memory is allocated for them, and they need not be filled.
+    /// are read where they lie: no memory is allocated for them, and they need not be filled. A large cache
+    /// becomes resident as it is written.
     ///
     /// # Errors
     ///
@@ -581,7 +584,11 @@ impl Session {
         let lent = lent.filter(|lent| plan.lend(&lent.places) > 0);
         let first = plan.leading_weight_bytes();
         let mut memory = Memory::new();
-        let store = memory.add_to_be_filled(plan.store_bytes, first, &cpu)?;
+        // Clearing gigabytes of pages takes seconds, and a server's cache may never be full.
+        let store = match plan.store_bytes.saturating_sub(first) <= TOUCHED_BYTES_MAX {
+            true => memory.add_to_be_filled(plan.store_bytes, first, &cpu)?,
+            false => memory.add_untouched(plan.store_bytes)?,
+        };
         let arena = memory.add_owned(plan.arena_bytes, &cpu)?;
         if let Some(lent) = lent {
             let region = memory.add_lent(lent.memory)?;
