@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Something that says how much time has passed.
 pub trait Clock: Debug + Send {
-    /// Time since some moment that stays the same; never less than before.
+    /// Time since some moment that stays the same. One that is less than before costs speed at most.
     fn now(&self) -> Duration;
 }
 

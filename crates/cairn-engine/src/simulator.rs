@@ -35,15 +35,22 @@ impl Dice {
     }
 }
 
-/// A clock that jumps ahead by anything, so that guessing is on and off at random.
+/// A clock that jumps ahead by anything, so that guessing is on and off at random, and now and then back, which
+/// no clock should.
 #[derive(Debug)]
-struct WildClock(Cell<u64>);
+struct WildClock {
+    looks: Cell<u64>,
+    now: Cell<u64>,
+}
 
 impl Clock for WildClock {
     fn now(&self) -> Duration {
-        let now = self.0.get();
-        self.0.set(now + splitmix(now) % 1000);
-        Duration::from_micros(now)
+        let (looks, now) = (self.looks.get() + 1, self.now.get());
+        let random = splitmix(looks);
+        self.looks.set(looks);
+        let next = if random.is_multiple_of(16) { now / 2 } else { now + random % 1000 };
+        self.now.set(next);
+        Duration::from_micros(next)
     }
 }
 
@@ -132,7 +139,7 @@ impl Simulator {
         let options = options(&mut dice);
         let model = MockModel::checking(VOCAB, options.num_blocks);
         let mut engine = Engine::with_model(model, options).unwrap();
-        engine.set_clock(Box::new(WildClock(Cell::new(seed))));
+        engine.set_clock(Box::new(WildClock { looks: Cell::new(seed), now: Cell::new(seed) }));
         if matches!(
             options.speculative,
             Some(SpeculativeOptions { method: DraftMethod::Model, .. })
