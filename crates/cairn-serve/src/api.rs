@@ -34,7 +34,8 @@ use crate::account::Account;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::intake::Body;
-use crate::model::{ServedParts, Shape};
+use crate::keys::Holder;
+use crate::model::{ServedModel, ServedParts, Shape};
 use crate::reply::{Piece, Reading, Reply};
 use crate::server::Shared;
 
@@ -42,40 +43,42 @@ use crate::server::Shared;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Preparing<'a> {
     shared: &'a Shared,
+    /// The model that is asked.
+    model: &'a ServedModel,
     /// Numbers the request: names its answer, and keys its randomness where no seed is given.
     number: u64,
     /// Whose key it came with.
-    holder: Option<blake3::Hash>,
+    holder: &'a Holder,
 }
 
 impl<'a> Preparing<'a> {
     /// What the model's answers are made of.
     fn shape(self) -> &'a Shape {
-        self.shared.model.shape()
+        self.model.shape()
     }
 
     /// Separates what is cached for different keys, and within one for different words of its holder: how soon an
     /// answer comes tells whether its prompt was there.
     fn cache_salt(&self, own: Option<&str>) -> u64 {
-        if self.holder.is_none() && own.is_none() {
+        let holder = self.holder.mark();
+        if holder.is_none() && own.is_none() {
             return 0;
         }
         let mut hasher = blake3::Hasher::new();
-        if let Some(holder) = &self.holder {
-            hasher.update(holder.as_bytes());
+        if let Some(mark) = holder {
+            hasher.update(mark);
         }
         hasher.update(own.unwrap_or_default().as_bytes());
         first_word(&hasher)
     }
 
     fn parts(&self) -> &ServedParts {
-        &self.shared.model.parts
+        &self.model.parts
     }
 
-    /// Takes the model's name: only what is served is let through.
+    /// Takes the model's name, by which the model was found already.
     fn take_model(&self, fields: &mut Fields) -> Result<(), ApiError> {
-        let asked: Option<String> = fields.take("model")?;
-        self.shared.model.check_name(asked.as_deref())
+        fields.take::<String>("model").map(|_| ())
     }
 
     /// The seed of a request that names none.
@@ -110,6 +113,15 @@ impl Job {
     fn num_choices(&self) -> usize {
         self.requests.len() * self.beams.map_or(1, |beams| beams.num_beams)
     }
+
+    /// Tokens that it counts against a key's tokens a minute: those of its prompts, and as many new ones as each
+    /// answer may have; each beam has its own.
+    fn num_tokens_max(&self) -> usize {
+        let num_beams = self.beams.map_or(1, |beams| beams.num_beams);
+        let new = self.requests.iter().map(|request| request.max_new_tokens);
+        let new = new.fold(0, usize::saturating_add).saturating_mul(num_beams);
+        new.saturating_add(self.num_prompt)
+    }
 }
 
 /// Reads a request.
@@ -124,28 +136,26 @@ pub(crate) fn generating(prepare: Prepare) -> MethodRouter<Arc<Shared>> {
 
 /// Reads a body, has it computed and writes the answers.
 async fn generate(shared: Arc<Shared>, body: Body, prepare: Prepare) -> Result<Response, ApiError> {
-    // Who has this is served to the end; who comes too late is told before the work.
-    let driver = shared.driver()?;
-    let (number, begin) = (body.number, body.begin);
-    let job = prepared(&shared, body, prepare).await?;
+    let (number, begin, holder) = (body.number, body.begin, body.holder.clone());
+    let (job, model) = prepared(&shared, body, prepare).await?;
+    holder.spend(job.num_tokens_max())?;
     let metrics = Arc::clone(&shared.metrics);
     let num_choices = job.num_choices();
+    let parts = &model.parts;
     if let Some(beams) = job.beams {
         let mut account = Account::new(number, metrics, begin, job.num_prompt, num_choices);
-        let parts = &shared.model.parts;
-        let answers =
-            beams::answers(&driver, job.requests, (beams, begin), (parts, &job.reading)).await;
+        let with = (parts, &job.reading);
+        let answers = beams::answers(&model.driver, job.requests, (beams, begin), with).await;
         let answers = answers.inspect_err(|error| account.fail(error.to_string()))?;
         answers.iter().for_each(|answer| account.note(answer));
-        return whole(shared, job.format, answers).await;
+        return whole(model, job.format, answers).await;
     }
-    let updates = driver.add(job.requests, begin).await?;
-    drop(driver);
+    let updates = model.driver.add(job.requests, begin).await?;
     let mut account = Account::new(number, metrics, begin, job.num_prompt, num_choices);
     if job.streams {
-        return Ok(stream(shared, job.format, (job.reading, updates), account));
+        let answers = (job.reading, updates);
+        return Ok(stream(model, job.format, answers, (account, shared.write_timeout)));
     }
-    let parts = &shared.model.parts;
     let mut answers = vec![Piece::default(); updates.num_choices()];
     let mut reply = Reply::new(&parts.tokenizer, &job.reading, updates);
     loop {
@@ -162,28 +172,35 @@ async fn generate(shared: Arc<Shared>, body: Body, prepare: Prepare) -> Result<R
         }
     }
     drop(reply);
-    whole(shared, job.format, answers).await
+    whole(model, job.format, answers).await
 }
 
 /// Writes whole answers.
 async fn whole(
-    shared: Arc<Shared>,
+    model: Arc<ServedModel>,
     format: Box<dyn Format>,
     answers: Vec<Piece>,
 ) -> Result<Response, ApiError> {
     // They may be long, with all their log-probabilities.
-    let write = move || Json(format.whole(&shared.model.parts, answers)).into_response();
+    let write = move || Json(format.whole(&model.parts, answers)).into_response();
     let written = tokio::task::spawn_blocking(write).await;
     written.map_err(|_| ApiError::failed("writing the answer failed here"))
 }
 
-/// Reads a body.
+/// Reads a body with the model that it names.
 async fn prepared<T: Send + 'static>(
     shared: &Arc<Shared>,
     body: Body,
     prepare: fn(Preparing<'_>, Fields) -> Result<T, ApiError>,
-) -> Result<T, ApiError> {
-    let (number, holder, with) = (body.number, body.holder, Arc::clone(shared));
-    let read = move |fields| prepare(Preparing { shared: &with, number, holder }, fields);
+) -> Result<(T, Arc<ServedModel>), ApiError> {
+    // Who has this is served to the end; who comes too late is told before the work.
+    let serving = shared.models.serving()?;
+    let (number, holder, with) = (body.number, body.holder.clone(), Arc::clone(shared));
+    let read = move |fields: Fields| {
+        let model = serving.find(fields.text("model"))?;
+        let preparing = Preparing { shared: &with, model: &model, number, holder: &holder };
+        let found = prepare(preparing, fields)?;
+        Ok((found, model))
+    };
     shared.intake.prepare(body, read).await
 }

@@ -9,10 +9,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use cairn_engine::{
-    Engine, EngineError, Event, Finish, PositionLogprobs, PrefixOutcome, Request, RequestError,
-    RequestId,
+    Engine, EngineError, Event, Finish, Model, PositionLogprobs, PrefixOutcome, Request,
+    RequestError, RequestId,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::error::ApiError;
 use crate::metrics::Metrics;
@@ -59,6 +59,11 @@ pub(crate) struct Updates {
 }
 
 impl Updates {
+    /// The next one, if it is there already.
+    pub(crate) fn ready(&mut self) -> Option<(usize, Update)> {
+        self.updates.try_recv().ok()
+    }
+
     /// The next one; `None` if the engine is gone.
     pub(crate) async fn next(&mut self) -> Option<(usize, Update)> {
         self.updates.recv().await
@@ -93,6 +98,11 @@ pub(crate) struct Driver {
     max_num_waiting: usize,
 }
 
+/// What engines of one process share: the right to compute, which they have in turns, a step each. So the
+/// processor's threads are never asked for more than once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Turns(Arc<Mutex<()>>);
+
 /// The engine's thread.
 #[derive(Debug)]
 pub(crate) struct DriverThread {
@@ -116,16 +126,17 @@ impl DriverThread {
 
 impl Driver {
     /// Starts the thread.
-    pub(crate) fn start(
-        engine: Engine,
-        metrics: Arc<Metrics>,
+    pub(crate) fn start<M: Model + Send + 'static>(
+        engine: Engine<M>,
+        (metrics, turns): (Arc<Metrics>, Turns),
     ) -> Result<(Self, DriverThread), DriverError> {
         let max_num_waiting = engine.options().max_num_waiting;
         let (queue, requests) = sync_channel(QUEUE_LENGTH);
         let (alive, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
             let _alive: oneshot::Sender<()> = alive;
-            Running { engine, requests, metrics, live: HashMap::new() }.run()
+            let load = (0, 0);
+            Running { engine, requests, metrics, turns, live: HashMap::new(), load }.run()
         });
         let thread = thread.map_err(DriverError::Spawn)?;
         Ok((Self { queue, max_num_waiting }, DriverThread { thread, ended }))
@@ -175,14 +186,17 @@ impl Listener {
 }
 
 /// What the thread has.
-struct Running {
-    engine: Engine,
+struct Running<M> {
+    engine: Engine<M>,
     requests: Receiver<Add>,
     metrics: Arc<Metrics>,
+    turns: Turns,
     live: HashMap<RequestId, Listener>,
+    /// Sequences that ran and waited when this was last told.
+    load: (usize, usize),
 }
 
-impl Running {
+impl<M: Model> Running<M> {
     fn run(mut self) -> Result<(), DriverError> {
         let mut events = Vec::new();
         loop {
@@ -191,13 +205,23 @@ impl Running {
             }
             self.cancel_abandoned();
             if self.engine.num_requests() != 0 {
+                let turn = self.turns.0.blocking_lock();
                 let report = self.engine.step(&mut events)?;
+                drop(turn);
                 self.metrics.note_step(&report);
+                self.note_load((report.num_running, report.num_waiting));
                 let now = Instant::now();
                 events.drain(..).for_each(|event| self.tell(event, now));
             } else {
-                self.metrics.note_load(0, 0);
+                self.note_load((0, 0));
             }
+        }
+    }
+
+    /// Tells what runs and waits here, beside what other engines have told.
+    fn note_load(&mut self, load: (usize, usize)) {
+        if self.load != load {
+            self.metrics.note_load(std::mem::replace(&mut self.load, load), load);
         }
     }
 

@@ -1,9 +1,10 @@
 //! What a request is refused with: a status, and `OpenAI`'s error object.
 
 use std::fmt;
+use std::time::Duration;
 
+use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;
-use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use cairn_engine::{RequestError, SampleError};
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 /// Bytes of an error's text, at most.
 const MESSAGE_BYTES_MAX: usize = 400;
 /// Seconds after which a busy server is asked again.
-const RETRY_AFTER_SECONDS: &str = "1";
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// An answer that is an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub(crate) struct ApiError {
     param: Option<String>,
     code: Option<&'static str>,
     message: String,
+    /// Seconds after which the request may be made again.
+    retry_after: u64,
 }
 
 impl ApiError {
@@ -33,7 +36,8 @@ impl ApiError {
             message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
             message += "…";
         }
-        Self { status, kind, param: None, code: None, message }
+        let retry_after = RETRY_AFTER_SECONDS;
+        Self { status, kind, param: None, code: None, message, retry_after }
     }
 
     /// Something is wrong with the request as a whole.
@@ -72,10 +76,21 @@ impl ApiError {
     }
 
     /// There is no such model.
-    pub(crate) fn no_model(asked: &str, served: &str) -> Self {
-        let message = format!("there is no model '{asked}' here; '{served}' is served");
+    pub(crate) fn no_model(asked: &str, served: &[&str]) -> Self {
+        let message = match served {
+            [] => format!("there is no model '{asked}' here, nor any other"),
+            [one] => format!("there is no model '{asked}' here; '{one}' is served"),
+            several => {
+                format!("there is no model '{asked}' here; '{}' are served", several.join("', '"))
+            }
+        };
         let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
         Self { param: Some("model".to_owned()), code: Some("model_not_found"), ..error }
+    }
+
+    /// No model is loaded.
+    pub(crate) fn nothing_served() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "no model is loaded")
     }
 
     /// The prompt leaves no room for a token.
@@ -90,6 +105,39 @@ impl ApiError {
         let message = "no valid key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'";
         let error = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message);
         Self { code: Some("invalid_api_key"), ..error }
+    }
+
+    /// The key is not for this.
+    pub(crate) fn beyond_scope(scope: &str) -> Self {
+        let message = format!("the key is not for this: it has no scope '{scope}'");
+        let error = Self::new(StatusCode::FORBIDDEN, "permission_error", message);
+        Self { code: Some("insufficient_scope"), ..error }
+    }
+
+    /// The key's tokens of this minute are spent.
+    pub(crate) fn rate(tokens: usize, per_minute: u32, wait: Duration) -> Self {
+        let message = format!(
+            "the request counts {tokens} tokens, prompt and answers together, more than is left of the \
+             {per_minute} a minute that the key has"
+        );
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        let retry_after = wait.as_secs() + 1;
+        Self { code: Some("rate_limit_exceeded"), retry_after, ..error }
+    }
+
+    /// The request is never within what the key has.
+    pub(crate) fn too_many_tokens(tokens: usize, per_minute: u32) -> Self {
+        let message = format!(
+            "the request counts {tokens} tokens, prompt and answers together, and the key has {per_minute} a \
+             minute: ask for fewer new tokens"
+        );
+        Self { code: Some("tokens_per_minute"), ..Self::invalid(message) }
+    }
+
+    /// It cannot be done beside what is there.
+    pub(crate) fn conflict(code: &'static str, message: impl fmt::Display) -> Self {
+        let error = Self::new(StatusCode::CONFLICT, "invalid_request_error", message);
+        Self { code: Some(code), ..error }
     }
 
     /// Too many wait.
@@ -177,8 +225,7 @@ impl ApiError {
     pub(crate) fn respond(&self, body: Value) -> Response {
         let mut response = (self.status, axum::Json(body)).into_response();
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
-            response.headers_mut().insert(RETRY_AFTER, seconds);
+            response.headers_mut().insert(RETRY_AFTER, self.retry_after.into());
         }
         response
     }

@@ -59,6 +59,11 @@ impl Fields {
         self.left.get(name).is_some_and(|value| !value.is_null())
     }
 
+    /// The text of a field that is taken later.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.left.get(name).and_then(Value::as_str)
+    }
+
     /// A field that has to be there.
     pub(crate) fn need<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T, ApiError> {
         self.take(name)?.ok_or_else(|| ApiError::field(name, format!("{name} is missing")))

@@ -14,6 +14,7 @@ use tokio_stream::StreamExt;
 
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::keys::Holder;
 use crate::server::{ServeOptions, Shared};
 
 /// What the bytes of all bodies are counted in.
@@ -53,8 +54,8 @@ pub(crate) struct Body {
     pub(crate) number: u64,
     /// When the request came.
     pub(crate) begin: Instant,
-    /// Whose key it came with, where keys are asked for.
-    pub(crate) holder: Option<blake3::Hash>,
+    /// Who asks.
+    pub(crate) holder: Holder,
     bytes: Vec<u8>,
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -73,12 +74,7 @@ impl Intake {
         }
     }
 
-    async fn take(
-        &self,
-        came: Came,
-        holder: Option<blake3::Hash>,
-        body: Incoming,
-    ) -> Result<Body, ApiError> {
+    async fn take(&self, came: Came, holder: Holder, body: Incoming) -> Result<Body, ApiError> {
         let Came { number, begin } = came;
         let mut taken = Body { number, begin, holder, bytes: Vec::new(), _room: None };
         let mut pieces = body.into_data_stream();
@@ -125,7 +121,7 @@ impl FromRequest<Arc<Shared>> for Body {
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         let intake = &shared.intake;
         let came = request.extensions().get().copied().unwrap_or_else(|| Came::now(shared));
-        let holder = shared.keys.holder(request.headers());
+        let holder = request.extensions().get::<Holder>().cloned().unwrap_or_default();
         let stated = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let stated = stated.and_then(|value| value.parse().ok()).unwrap_or(0_u64);
         if u64::try_from(intake.max_body_bytes).is_ok_and(|limit| limit < stated) {

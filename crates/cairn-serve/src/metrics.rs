@@ -156,13 +156,14 @@ impl Metrics {
         self.steps.inc();
         self.generation_tokens.inc_by(report.num_new as u64);
         self.preempted.inc_by(report.num_preempted as u64);
-        self.note_load(report.num_running, report.num_waiting);
     }
 
-    /// How many answers are computed, and how many wait.
-    pub(crate) fn note_load(&self, num_running: usize, num_waiting: usize) {
-        self.running.set(i64::try_from(num_running).unwrap_or(i64::MAX));
-        self.waiting.set(i64::try_from(num_waiting).unwrap_or(i64::MAX));
+    /// How many answers an engine computes and has waiting, and how many it had before.
+    pub(crate) fn note_load(&self, before: (usize, usize), now: (usize, usize)) {
+        let more =
+            |now: usize, before: usize| now.cast_signed() as i64 - before.cast_signed() as i64;
+        self.running.inc_by(more(now.0, before.0));
+        self.waiting.inc_by(more(now.1, before.1));
     }
 
     /// A token of an answer came, so long after the one before it, or after its request if it is the first.

@@ -1,14 +1,21 @@
-//! The model that is served: what clients call it, and what turns its tokens into text and back.
+//! A model that is served: what clients call it, what turns its tokens into text and back, and the way to its
+//! engine.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use cairn_data::chat::{CallForm, ChatTemplate, ReasoningMarkers};
 use cairn_data::tokenizer::{GenerationConfig, Tokenizer};
+use cairn_engine::{Engine, Model};
 use serde_json::{Value, json};
 
+use crate::driver::{Driver, DriverError, DriverThread, Turns};
 use crate::error::ApiError;
 use crate::grammar::Grammars;
+use crate::metrics::Metrics;
+use crate::models::Room;
 
 /// What a served model is made of.
 #[derive(Debug)]
@@ -75,44 +82,89 @@ impl Shape {
     }
 }
 
-/// A model that is served.
+/// Starts an engine's thread.
+type Start =
+    dyn FnOnce((Arc<Metrics>, Turns)) -> Result<(Driver, DriverThread), DriverError> + Send;
+
+/// What a model is loaded from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSource {
+    /// What clients call it.
+    pub name: String,
+    /// Its file or folder.
+    pub path: PathBuf,
+    /// The folder of an adapter that is used beside its weights.
+    pub adapter: Option<PathBuf>,
+}
+
+/// A model in memory, to be served.
+pub struct LoadedModel {
+    source: ModelSource,
+    parts: ServedParts,
+    room: Room,
+    start: Box<Start>,
+}
+
+impl fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (source, room) = (&self.source, &self.room);
+        f.debug_struct("LoadedModel").field("source", source).field("room", room).finish()
+    }
+}
+
+impl LoadedModel {
+    /// A model with its engine, in the memory that was taken for it.
+    pub fn new<M: Model + Send + 'static>(
+        source: ModelSource,
+        parts: ServedParts,
+        engine: Engine<M>,
+        room: Room,
+    ) -> Self {
+        let start = Box::new(|shared| Driver::start(engine, shared));
+        Self { source, parts, room, start }
+    }
+
+    /// Starts its engine.
+    pub(crate) fn start(
+        self,
+        shared: (Arc<Metrics>, Turns),
+        since: u64,
+    ) -> Result<(ServedModel, DriverThread, Room), DriverError> {
+        let Self { source, parts, room, start } = self;
+        let (driver, thread) = start(shared)?;
+        let (grammars, shape) = (Grammars::default(), OnceLock::new());
+        Ok((ServedModel { source, parts, grammars, shape, driver, since }, thread, room))
+    }
+}
+
+/// A model that is served. Its engine ends when nobody has this any more and what was asked is done.
 #[derive(Debug)]
-pub struct ServedModel {
+pub(crate) struct ServedModel {
+    pub(crate) source: ModelSource,
     pub(crate) parts: ServedParts,
     pub(crate) grammars: Grammars,
     /// Learned when it is first needed.
     shape: OnceLock<Shape>,
+    pub(crate) driver: Driver,
+    /// When it came, in seconds since 1970.
+    since: u64,
 }
 
 impl ServedModel {
-    /// Serves these parts.
-    pub fn new(parts: ServedParts) -> Self {
-        Self { parts, grammars: Grammars::default(), shape: OnceLock::new() }
-    }
-
     /// What its answers are made of.
     pub(crate) fn shape(&self) -> &Shape {
         self.shape.get_or_init(|| Shape::learn(&self.parts))
     }
 
-    /// Lets requests for this model through; one that names none is for it.
-    pub(crate) fn check_name(&self, asked: Option<&str>) -> Result<(), ApiError> {
-        match asked {
-            Some(asked) if asked != self.parts.name => {
-                Err(ApiError::no_model(asked, &self.parts.name))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The entry of `/v1/models`.
-    pub(crate) fn entry(&self, now: u64) -> Value {
+    /// The entry of `/v1/models`; the model takes `bytes` of memory.
+    pub(crate) fn entry(&self, bytes: usize) -> Value {
         json!({
             "id": self.parts.name,
             "object": "model",
-            "created": now,
+            "created": self.since,
             "owned_by": "cairn",
             "max_model_len": self.parts.max_context,
+            "bytes": bytes,
         })
     }
 

@@ -102,19 +102,40 @@ impl<'a> Reply<'a> {
     pub(crate) async fn next(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
         while self.num_open != 0 {
             let (index, update) = self.updates.next().await.ok_or_else(ApiError::engine_gone)?;
-            let choice = &mut self.choices[index];
-            if choice.has_ended {
-                continue;
-            }
-            if let Some(piece) = choice.take(update)? {
-                if piece.end.is_some() {
-                    self.num_open -= 1;
-                    self.updates.let_go(index);
-                }
+            if let Some(piece) = self.take(index, update)? {
                 return Ok(Some((index, piece)));
             }
         }
         Ok(None)
+    }
+
+    /// As [`next`](Self::next), but nothing is waited for: `None` if nothing is there.
+    pub(crate) fn ready(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
+        while self.num_open != 0 {
+            let Some((index, update)) = self.updates.ready() else { return Ok(None) };
+            if let Some(piece) = self.take(index, update)? {
+                return Ok(Some((index, piece)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether an answer has not ended.
+    pub(crate) fn is_open(&self) -> bool {
+        self.num_open != 0
+    }
+
+    fn take(&mut self, index: usize, update: Update) -> Result<Option<Piece>, ApiError> {
+        let choice = &mut self.choices[index];
+        if choice.has_ended {
+            return Ok(None);
+        }
+        let piece = choice.take(update)?;
+        if choice.has_ended {
+            self.num_open -= 1;
+            self.updates.let_go(index);
+        }
+        Ok(piece)
     }
 }
 

@@ -2,39 +2,35 @@
 //! to its end.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use axum::Router;
-use cairn_engine::Engine;
 use cairn_spec::Hint;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{sleep, timeout};
-use tokio_io_timeout::TimeoutStream;
 
-use crate::driver::{Driver, DriverError, DriverThread};
-use crate::error::ApiError;
+use crate::admin::Loader;
+use crate::connection::{Connections, Patience, Tls};
+use crate::driver::DriverError;
 use crate::intake::Intake;
 use crate::keys::ApiKeys;
 use crate::metrics::Metrics;
-use crate::model::ServedModel;
+use crate::model::LoadedModel;
+use crate::models::{Ends, Memory, Models};
 use crate::routes::router;
 
 /// Between two looks whether somebody asked to stop.
 const STOP_POLL: Duration = Duration::from_millis(20);
 /// After a connection could not be accepted, for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Bytes of a request's head, at most.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// How a model is served.
 #[derive(Clone, Debug)]
@@ -43,6 +39,10 @@ pub struct ServeOptions {
     pub address: SocketAddr,
     /// Who may ask.
     pub keys: ApiKeys,
+    /// The certificate, if connections are to be encrypted.
+    pub tls: Option<Tls>,
+    /// Where models are that may be loaded while the server runs.
+    pub models_folder: Option<PathBuf>,
     /// Bytes of a body, at most.
     pub max_body_bytes: usize,
     /// Bytes of all bodies together that are being taken, at most.
@@ -63,6 +63,8 @@ pub struct ServeOptions {
     pub seed: u64,
     /// The time, in seconds since 1970, for the answers' `created`.
     pub now: fn() -> u64,
+    /// What version this is.
+    pub version: &'static str,
 }
 
 impl ServeOptions {
@@ -77,6 +79,11 @@ impl ServeOptions {
             return Ok(());
         }
         Err(ServeError::Open { address })
+    }
+
+    /// Whether others on the way can read keys and answers.
+    pub fn is_readable(&self) -> bool {
+        !self.address.ip().is_loopback() && self.tls.is_none()
     }
 }
 
@@ -137,49 +144,62 @@ impl Hint for ServeError {
 }
 
 /// What all requests share.
-#[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) model: ServedModel,
+    pub(crate) models: Models,
+    pub(crate) loader: Box<Loader>,
+    pub(crate) models_folder: Option<PathBuf>,
+    /// Had by whoever loads a model: one at a time.
+    pub(crate) loading: Arc<Mutex<()>>,
     pub(crate) intake: Intake,
     pub(crate) keys: ApiKeys,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) write_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
     pub(crate) seed: u64,
     pub(crate) now: fn() -> u64,
+    pub(crate) version: &'static str,
     /// When the server started, in seconds since 1970.
     pub(crate) started: u64,
     /// The number of the next request.
     next_number: AtomicU64,
-    /// The way to the engine; none once the server is to end.
-    driver: RwLock<Option<Driver>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("models", &self.models).finish_non_exhaustive()
+    }
 }
 
 impl Shared {
-    /// The way to the engine, while the server takes requests. Whoever has it is served to the end.
-    pub(crate) fn driver(&self) -> Result<Driver, ApiError> {
-        // Nothing panics with the lock held.
-        let driver = self.driver.read().unwrap_or_else(PoisonError::into_inner);
-        driver.clone().ok_or_else(ApiError::draining)
-    }
-
     /// The number of a request.
     pub(crate) fn number(&self) -> u64 {
         self.next_number.fetch_add(1, Ordering::Relaxed)
     }
+}
 
-    /// Takes no more requests.
-    fn drain(&self) {
-        self.driver.write().unwrap_or_else(PoisonError::into_inner).take();
+/// Models, their memory, and what loads more of them.
+pub struct Stock {
+    /// Memory for all of them.
+    pub memory: Memory,
+    /// Those that are served from the beginning, the first of which answers requests that name none.
+    pub models: Vec<LoadedModel>,
+    /// Loads more.
+    pub loader: Box<Loader>,
+}
+
+impl fmt::Debug for Stock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stock").field("models", &self.models).finish_non_exhaustive()
     }
 }
 
-/// Serves a model until `stop` says so, and then ends in good order. `listening` is told where.
+/// Serves models until `stop` says so, and then ends in good order. `listening` is told where.
 ///
 /// # Errors
 ///
 /// [`ServeError`]: an address that everybody could use, or that cannot be had; an engine that failed.
 pub fn serve(
-    engine: Engine,
-    model: ServedModel,
+    stock: Stock,
     options: &ServeOptions,
     stop: impl Fn() -> bool,
     listening: impl FnOnce(SocketAddr),
@@ -190,26 +210,33 @@ pub fn serve(
     runtime.map_err(ServeError::Runtime)?.block_on(async {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| ServeError::Listen { address, error })?;
-        listening(listener.local_addr().unwrap_or(address));
         let metrics = Arc::new(Metrics::new(options.has_vllm_metrics));
-        let (driver, thread) = Driver::start(engine, Arc::clone(&metrics))?;
+        let Stock { memory, models: loaded, loader } = stock;
+        let (models, ends) = Models::new(memory, Arc::clone(&metrics));
+        let started = (options.now)();
+        for model in loaded {
+            models.add(model, started)?.expect("the server is not to end yet");
+        }
         let shared = Arc::new(Shared {
-            model,
+            models,
+            loader,
+            models_folder: options.models_folder.clone(),
+            loading: Arc::default(),
             intake: Intake::new(options),
             keys: options.keys.clone(),
             metrics,
+            write_timeout: options.write_timeout,
+            drain_timeout: options.drain_timeout,
             seed: options.seed,
             now: options.now,
-            started: (options.now)(),
+            version: options.version,
+            started,
             next_number: AtomicU64::new(0),
-            driver: RwLock::new(Some(driver)),
         });
-        Server { options, shared }.run(listener, thread, stop).await
+        listening(listener.local_addr().unwrap_or(address));
+        Server { options, shared }.run(listener, ends, stop).await
     })
 }
-
-/// A client's side of a connection, which ends if it does not read.
-type Client = TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>;
 
 struct Server<'a> {
     options: &'a ServeOptions,
@@ -220,92 +247,84 @@ impl Server<'_> {
     async fn run(
         self,
         listener: TcpListener,
-        mut thread: DriverThread,
+        mut ends: Ends,
         stop: impl Fn() -> bool,
     ) -> Result<(), ServeError> {
-        let router = router(Arc::clone(&self.shared));
-        let connections = GracefulShutdown::new();
+        let connections = Connections {
+            router: router(Arc::clone(&self.shared)),
+            patience: Patience {
+                header: self.options.header_timeout,
+                write: self.options.write_timeout,
+            },
+            tls: self.options.tls.clone(),
+        };
+        let watching = GracefulShutdown::new();
         let places = Arc::new(Semaphore::new(self.options.max_connections));
         let stopped = pin!(async {
             while !stop() {
                 sleep(STOP_POLL).await;
             }
         });
-        let is_gone = {
-            let accepting = pin!(self.accept(&listener, &router, Some(&connections), &places));
+        {
+            let accepting = pin!(accept(&listener, &connections, Some(&watching), &places));
             tokio::select! {
-                () = stopped => false,
-                () = thread.ended() => true,
+                () = stopped => {}
+                // An engine that was not asked to end, or not so: nothing of its model can be trusted.
+                error = failure(&mut ends) => return Err(error.into()),
                 never = accepting => match never {},
             }
-        };
-        if is_gone {
-            return Ok(thread.join()?);
         }
-        self.shared.drain();
+        self.shared.models.drain();
         let limit = self.options.drain_timeout;
         let drained = timeout(limit, async {
-            connections.shutdown().await;
-            // The thread ends with the last way to it, which requests on their way may hold still.
-            thread.ended().await;
+            watching.shutdown().await;
+            // The threads end with the last way to them, which requests on their way may hold still.
+            while let Some(end) = ends.recv().await {
+                end?;
+            }
+            Ok(())
         });
         // Who comes meanwhile is told that the server ends, and whoever watches over it that it is not ready.
-        let drained = tokio::select! {
+        let drained: Result<Result<(), DriverError>, _> = tokio::select! {
             drained = drained => drained,
-            never = self.accept(&listener, &router, None, &places) => match never {},
+            never = accept(&listener, &connections, None, &places) => match never {},
         };
-        if drained.is_err() {
-            return Err(ServeError::Drain { seconds: limit.as_secs() });
+        match drained {
+            Ok(end) => Ok(end?),
+            Err(_) => Err(ServeError::Drain { seconds: limit.as_secs() }),
         }
-        Ok(thread.join()?)
     }
+}
 
-    /// Accepts connections; `watching` are those that have a time to end well.
-    async fn accept(
-        &self,
-        listener: &TcpListener,
-        router: &Router,
-        watching: Option<&GracefulShutdown>,
-        places: &Arc<Semaphore>,
-    ) -> Infallible {
-        loop {
-            let place = Arc::clone(places).acquire_owned().await.expect("never closed");
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                // Its client has left already, or there are no descriptors: others may be luckier.
-                Err(_) => {
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let connection = self.connection(stream, router.clone());
-            // What can go wrong there is the client's doing, who is not there to be told.
-            match watching {
-                Some(watching) => {
-                    let connection = watching.watch(connection);
-                    tokio::spawn(async move { (_, _) = (connection.await, place) });
-                }
-                None => {
-                    tokio::spawn(async move { (_, _) = (connection.await, place) });
-                }
+/// Waits for an engine that fails; those that end because their models are forgotten do not.
+async fn failure(ends: &mut Ends) -> DriverError {
+    loop {
+        match ends.recv().await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return error,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Accepts connections; `watching` are those that have a time to end well.
+async fn accept(
+    listener: &TcpListener,
+    connections: &Connections,
+    watching: Option<&GracefulShutdown>,
+    places: &Arc<Semaphore>,
+) -> Infallible {
+    loop {
+        let place = Arc::clone(places).acquire_owned().await.expect("never closed");
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Its client has left already, or there are no descriptors: others may be luckier.
+            Err(_) => {
+                sleep(ACCEPT_PAUSE).await;
+                continue;
             }
-        }
-    }
-
-    fn connection(
-        &self,
-        stream: TcpStream,
-        router: Router,
-    ) -> http1::Connection<Client, TowerToHyperService<Router>> {
-        // Tokens are small and awaited. Without it they come later, not otherwise.
-        let _ = stream.set_nodelay(true);
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.options.header_timeout)
-            .max_buf_size(HEAD_BYTES_MAX);
-        let mut client = TimeoutStream::new(stream);
-        client.set_write_timeout(Some(self.options.write_timeout));
-        builder.serve_connection(TokioIo::new(Box::pin(client)), TowerToHyperService::new(router))
+        };
+        let connection = connections.clone().serve(stream, watching.map(GracefulShutdown::watcher));
+        tokio::spawn(async move { (_, _) = (connection.await, place) });
     }
 }

@@ -9,7 +9,7 @@ use crate::failure::UserError;
 use crate::terminal::Terminal;
 
 /// The outside of a command.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Context {
     /// What the process was given.
     pub(crate) environment: Environment,

@@ -110,6 +110,8 @@ fn hints_of(error: &(dyn Error + 'static)) -> Vec<String> {
         crate::undescribed::Undescribed,
         cairn_kernels::CpuError,
         cairn_serve::ServeError,
+        cairn_serve::NoRoom,
+        cairn_serve::TlsError,
         cairn_spec::SpecError,
         cairn_spec::LoraError,
         cairn_model::AdapterError,

@@ -6,12 +6,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cairn_kernels::splitmix;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// Between two requests that come at random, at most.
 const GAP_MAX_S: f64 = 3600.0;
+/// Bytes that are read of a stream at once, at most.
+const READ_BYTES: usize = 32 << 10;
+/// What Linux counts processor time in, on every architecture.
+const TICKS_PER_SECOND: f64 = 100.0;
 /// Bytes of a line of a stream, at most.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
@@ -30,6 +35,26 @@ pub(crate) enum Arrivals {
         /// Keys the times.
         seed: u64,
     },
+}
+
+/// What is read of an event.
+#[derive(Deserialize)]
+struct Event {
+    #[serde(default)]
+    choices: Vec<Choice>,
+    usage: Option<Usage>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    text: Option<String>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+struct Usage {
+    prompt_tokens: Option<usize>,
+    completion_tokens: Option<usize>,
 }
 
 /// A load.
@@ -53,6 +78,8 @@ pub(crate) struct Answered {
     pub(crate) first_s: f64,
     /// Between each two events that brought text: a token each, unless the server puts several into one.
     pub(crate) between_s: Vec<f64>,
+    /// Such events.
+    pub(crate) num_events: usize,
     /// From the request to the end of its answer.
     pub(crate) total_s: f64,
     pub(crate) num_prompt: usize,
@@ -64,6 +91,9 @@ pub(crate) struct Answered {
 pub(crate) struct Loaded {
     /// From the first request to the last answer's end.
     pub(crate) seconds: f64,
+    /// Seconds of processor time that sending and reading took, of all processors together; nothing where the
+    /// system does not say.
+    pub(crate) cpu_s: Option<f64>,
     pub(crate) answered: Vec<Answered>,
     /// Why others were not.
     pub(crate) failed: Vec<String>,
@@ -82,7 +112,7 @@ impl Load {
         };
         let next = &AtomicUsize::new(0);
         let keep = &keep;
-        let begin = Instant::now();
+        let (begin, cpu_begin) = (Instant::now(), cpu_seconds());
         std::thread::scope(|scope| match self.arrivals {
             Arrivals::Closed { clients } => {
                 for _ in 0..clients {
@@ -108,7 +138,8 @@ impl Load {
         });
         let seconds = begin.elapsed().as_secs_f64();
         let loaded = loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Loaded { seconds, ..loaded }
+        let cpu_s = cpu_begin.zip(cpu_seconds()).map(|(begin, end)| end - begin);
+        Loaded { seconds, cpu_s, ..loaded }
     }
 
     fn ask(&self, agent: &ureq::Agent, prompt: &str) -> Result<Answered, String> {
@@ -127,7 +158,7 @@ impl Load {
             let text = answer.body_mut().read_to_string().unwrap_or_default();
             return Err(format!("status {}: {}", answer.status(), text.trim()));
         }
-        self.read(begin, BufReader::new(answer.body_mut().as_reader()))
+        self.read(begin, BufReader::with_capacity(READ_BYTES, answer.body_mut().as_reader()))
     }
 
     /// Reads a stream to its end.
@@ -147,30 +178,37 @@ impl Load {
                 break;
             }
             let now = begin.elapsed().as_secs_f64();
-            let event: Value = serde_json::from_str(data).map_err(|error| error.to_string())?;
-            if let Some(error) = event.get("error") {
+            let event: Event = serde_json::from_str(data).map_err(|error| error.to_string())?;
+            if let Some(error) = event.error {
                 return Err(error.to_string());
             }
-            if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
+            let text = event.choices.first().and_then(|choice| choice.text.as_ref());
+            if text.is_some_and(|text| !text.is_empty()) {
                 times.push(now);
             }
-            if let Some(found) = event.get("usage").filter(|found| found.is_object()) {
-                usage = Some(found.clone());
-            }
+            usage = event.usage.or(usage);
         }
         let total_s = begin.elapsed().as_secs_f64();
-        let count = |name: &str| {
-            let count = usage.as_ref().and_then(|usage| usage[name].as_u64());
-            count.and_then(|count| usize::try_from(count).ok())
-        };
+        let usage = usage.unwrap_or_default();
         Ok(Answered {
             first_s: times.first().copied().unwrap_or(total_s),
             between_s: times.windows(2).map(|pair| pair[1] - pair[0]).collect(),
+            num_events: times.len(),
             total_s,
-            num_prompt: count("prompt_tokens").unwrap_or(0),
-            num_new: count("completion_tokens").unwrap_or(times.len()),
+            num_prompt: usage.prompt_tokens.unwrap_or(0),
+            num_new: usage.completion_tokens.unwrap_or(times.len()),
         })
     }
+}
+
+/// Seconds of processor time of this process, in steps of a hundredth.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name of the program, which may have spaces, is in parentheses.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let ticks = rest.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    let ticks: u64 = ticks.sum::<Result<_, _>>().ok()?;
+    Some(ticks as f64 / TICKS_PER_SECOND)
 }
 
 fn agent() -> ureq::Agent {

@@ -33,6 +33,7 @@ mod pooling;
 mod progress_line;
 mod runs;
 mod sampling;
+mod served;
 mod shell_word;
 mod signals;
 mod speculative;

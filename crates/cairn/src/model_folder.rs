@@ -54,6 +54,11 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// A model by its path, beside whose weights an adapter may be used.
+    pub(crate) fn of(model: Option<PathBuf>, adapter: Option<PathBuf>, pack: PackArgs) -> Self {
+        Self { model, adapter, pack }
+    }
+
     /// Opens the model, with the adapter if there is one.
     pub(crate) fn open(&self, context: &Context) -> anyhow::Result<ModelFolder> {
         let terminal = context.terminal;
@@ -326,6 +331,11 @@ impl ModelFolder {
     ) -> anyhow::Result<Engine> {
         let options = EngineOptions { encoding: storage.encoding, ..options };
         let plan = EnginePlan::with_storage(&self.spec, options, &self.adapters(), &storage.own)?;
+        self.load(plan, cpu)
+    }
+
+    /// The model as the engine that was planned.
+    pub(crate) fn load(&self, plan: EnginePlan, cpu: Cpu) -> anyhow::Result<Engine> {
         let engine = Engine::load_adapted(plan, cpu, self.tensors())
             .with_context(|| format!("cannot load {}", self.path.display()))?;
         self.tell_copies();

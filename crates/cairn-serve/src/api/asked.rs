@@ -102,7 +102,7 @@ impl Asked {
         grammar: Option<Grammar>,
     ) -> Result<(), ApiError> {
         if let Some(grammar) = grammar {
-            let ServedModel { parts, grammars, .. } = &preparing.shared.model;
+            let ServedModel { parts, grammars, .. } = preparing.model;
             self.constraint = Some(Box::new(grammars.compile(parts, &grammar)?));
         }
         Ok(())
@@ -143,7 +143,7 @@ impl Asked {
             match grammar {
                 None => Goal::Free,
                 Some(grammar) => {
-                    let ServedModel { parts, grammars, .. } = &preparing.shared.model;
+                    let ServedModel { parts, grammars, .. } = preparing.model;
                     Goal::Follow(grammars.compile(parts, &grammar)?)
                 }
             }
@@ -154,7 +154,7 @@ impl Asked {
         let is_free = matches!(goal, Goal::Free) && thinking_budget.is_none();
         if !is_free {
             let field = thinking_budget.map_or("tools", |(field, _)| field);
-            let words = preparing.shared.model.grammars.words(parts, field)?;
+            let words = preparing.model.grammars.words(parts, field)?;
             self.constraint = Some(Box::new(Guide::new(words, thoughts, goal)));
         }
         Ok(())
@@ -169,7 +169,7 @@ impl Asked {
         choice: usize,
         default_tokens: usize,
     ) -> Result<Request, ApiError> {
-        let room = preparing.shared.model.room(prompt.len())?;
+        let room = preparing.model.room(prompt.len())?;
         // What is asked for and does not fit is refused by the engine, with both numbers.
         let max_new_tokens = self.max_tokens.unwrap_or(default_tokens.min(room));
         let mut request = Request::new(prompt.to_vec(), self.sampling.clone(), max_new_tokens);
@@ -236,7 +236,7 @@ fn thoughts_of(
 /// What is to be called, as a grammar.
 fn calls_of(preparing: Preparing<'_>, form: &CallForm, tools: &Tools) -> Result<Goal, ApiError> {
     const FIELD: &str = "tools";
-    let ServedModel { parts, grammars, .. } = &preparing.shared.model;
+    let ServedModel { parts, grammars, .. } = preparing.model;
     let (places, callables): (Vec<usize>, Vec<_>) = tools.callables().into_iter().unzip();
     let blame = |at: usize, reason: &str| {
         let message = format!("the schema of tools[{}]: {reason}", places[at]);

@@ -1,5 +1,6 @@
 //! `/v1/completions`: texts continued.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::asked::{Asked, CHOICES_MAX, take_include_usage, take_n, take_user};
@@ -108,8 +109,17 @@ struct Completions {
     include_usage: bool,
 }
 
+/// An answer, or the next piece of one.
+#[derive(Serialize)]
+struct Choice {
+    index: usize,
+    text: String,
+    logprobs: Option<Value>,
+    finish_reason: Option<&'static str>,
+}
+
 impl Completions {
-    fn choice(&mut self, parts: &ServedParts, index: usize, piece: &Piece) -> Value {
+    fn choice(&mut self, parts: &ServedParts, index: usize, mut piece: Piece) -> Choice {
         self.num_new += piece.num_tokens;
         // The answers to a prompt share it, and its first reading counts.
         self.num_cached += if index.is_multiple_of(self.n) { piece.num_cached } else { 0 };
@@ -120,25 +130,28 @@ impl Completions {
             let tokens = piece.tokens.iter().map(|found| (found.token, Some(&found.logprobs)));
             all[index].of_completion(parts, prompt.chain(tokens))
         });
-        let text = echo.map_or_else(|| piece.text.clone(), |echo| echo.text + &piece.text);
-        json!({
-            "index": index, "text": text, "logprobs": logprobs,
-            "finish_reason": finish_reason(piece),
-        })
+        let finish_reason = finish_reason(&piece);
+        let new = std::mem::take(&mut piece.text);
+        let text = match echo {
+            Some(echo) => echo.text + &new,
+            None => new,
+        };
+        Choice { index, text, logprobs, finish_reason }
     }
 }
 
 impl Format for Completions {
     fn whole(mut self: Box<Self>, parts: &ServedParts, answers: Vec<Piece>) -> Value {
-        let answers = answers.iter().enumerate();
-        let choices = answers.map(|(index, answer)| self.choice(parts, index, answer)).collect();
+        let answers = answers.into_iter().enumerate();
+        let choices = answers.map(|(index, answer)| json!(self.choice(parts, index, answer)));
+        let choices = choices.collect();
         let usage = usage(self.num_prompt, self.num_cached, self.num_new);
         self.head.with(choices, Some(usage))
     }
 
     fn piece(&mut self, parts: &ServedParts, choice: usize, piece: Piece) -> Vec<Message> {
-        let choice = self.choice(parts, choice, &piece);
-        vec![Message::data(&self.head.with(vec![choice], None))]
+        let choice = self.choice(parts, choice, piece);
+        vec![self.head.message(&choice)]
     }
 
     fn end(&mut self) -> Vec<Message> {

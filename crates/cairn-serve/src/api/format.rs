@@ -2,23 +2,30 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::body::{Body, Bytes};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::time::{interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::account::Account;
 use crate::driver::Updates;
 use crate::error::ApiError;
-use crate::model::ServedParts;
+use crate::model::{ServedModel, ServedParts};
 use crate::reply::{Piece, Reading, Reply};
-use crate::server::Shared;
 
-/// Events that may wait for a client that reads slowly. Its tokens wait in the request's own channel, which
+/// Frames that may wait for a client that reads slowly. Its tokens wait in the request's own channel, which
 /// `max_tokens` bounds.
-const EVENTS_AHEAD: usize = 16;
+const FRAMES_AHEAD: usize = 4;
+/// Bytes after which a frame is sent, whatever else is there.
+const FRAME_BYTES: usize = 8 << 10;
+/// Within this time and as much again something is sent, so that nobody on the way takes the stream for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// An event of a stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,68 +66,121 @@ pub(super) trait Format: Send + Sync {
 
 /// Answers with a stream. A client that leaves ends it, and so what is computed for it.
 pub(super) fn stream(
-    shared: Arc<Shared>,
+    model: Arc<ServedModel>,
     format: Box<dyn Format>,
     (reading, updates): (Reading, Updates),
-    account: Account,
+    (account, write_timeout): (Account, Duration),
 ) -> Response {
-    let (events, stream) = channel(EVENTS_AHEAD);
+    let (frames, stream) = channel(FRAMES_AHEAD);
     tokio::spawn(async move {
-        let parts = &shared.model.parts;
+        let parts = &model.parts;
         let reply = Reply::new(&parts.tokenizer, &reading, updates);
+        let text = Vec::with_capacity(FRAME_BYTES);
+        let writer = Writer { format, frames, text, parts, account, write_timeout };
         // Nobody reads any more where this is `None`: there is nobody to tell.
-        let _ = Writer { format, events, parts, account }.run(reply).await;
+        let _ = writer.run(reply).await;
     });
-    Sse::new(ReceiverStream::new(stream)).keep_alive(KeepAlive::default()).into_response()
+    let head = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
+    (head, Body::from_stream(ReceiverStream::new(stream))).into_response()
 }
 
 /// Writes a stream.
 struct Writer<'a> {
     format: Box<dyn Format>,
-    events: Sender<Result<Event, Infallible>>,
+    frames: Sender<Result<Bytes, Infallible>>,
+    /// Events that are written and not sent.
+    text: Vec<u8>,
     parts: &'a ServedParts,
     account: Account,
+    /// How long the client may leave what was sent unread.
+    write_timeout: Duration,
 }
 
 impl Writer<'_> {
     /// Writes all answers to their end; `None` if nobody reads them.
+    ///
+    /// What has come by the time that it can be sent is sent together, an event for each piece.
     async fn run(mut self, mut reply: Reply<'_>) -> Option<()> {
         let begin = self.format.begin();
-        self.send(begin).await?;
+        self.write(&begin);
+        self.send().await?;
+        let mut keep_alive = interval(KEEP_ALIVE);
+        keep_alive.reset();
+        let mut is_idle = false;
         loop {
-            let next = tokio::select! {
+            let mut next = tokio::select! {
+                biased;
                 next = reply.next() => next,
                 // The client has left; what is asked for it ends with this task.
-                () = self.events.closed() => return None,
-            };
-            let messages = match next {
-                Ok(Some((choice, piece))) => {
-                    self.account.note(&piece);
-                    self.format.piece(self.parts, choice, piece)
-                }
-                Ok(None) => {
-                    let end = self.format.end();
-                    return self.send(end).await;
-                }
-                Err(error) => {
-                    self.account.fail(error.to_string());
-                    let end = self.format.failed(&error);
-                    return self.send(end).await;
+                () = self.frames.closed() => return None,
+                _ = keep_alive.tick() => {
+                    if is_idle {
+                        self.text.extend_from_slice(b": alive\n\n");
+                        self.send().await?;
+                    }
+                    is_idle = true;
+                    continue;
                 }
             };
-            self.send(messages).await?;
+            is_idle = false;
+            loop {
+                match next {
+                    Ok(Some((choice, piece))) => {
+                        self.account.note(&piece);
+                        let messages = self.format.piece(self.parts, choice, piece);
+                        self.write(&messages);
+                    }
+                    // Nothing is there, or nothing will be: the wait for the next says.
+                    Ok(None) if reply.is_open() => break,
+                    Ok(None) => {
+                        let end = self.format.end();
+                        self.write(&end);
+                        return self.send().await;
+                    }
+                    Err(error) => {
+                        self.account.fail(error.to_string());
+                        let end = self.format.failed(&error);
+                        self.write(&end);
+                        return self.send().await;
+                    }
+                }
+                if FRAME_BYTES <= self.text.len() {
+                    break;
+                }
+                next = reply.ready();
+            }
+            self.send().await?;
         }
     }
 
-    async fn send(&self, messages: Vec<Message>) -> Option<()> {
+    fn write(&mut self, messages: &[Message]) {
         for Message { event, data } in messages {
-            let written = Event::default().data(data);
-            let written = match event {
-                Some(name) => written.event(name),
-                None => written,
-            };
-            self.events.send(Ok(written)).await.ok()?;
+            if let Some(name) = event {
+                self.text.extend_from_slice(b"event: ");
+                self.text.extend_from_slice(name.as_bytes());
+                self.text.push(b'\n');
+            }
+            // JSON has no line ends.
+            self.text.extend_from_slice(b"data: ");
+            self.text.extend_from_slice(data.as_bytes());
+            self.text.extend_from_slice(b"\n\n");
         }
-        Some(())
+    }
+
+    /// Sends what is written.
+    async fn send(&mut self) -> Option<()> {
+        if self.text.is_empty() {
+            return Some(());
+        }
+        let frame = Ok(Bytes::copy_from_slice(&self.text));
+        self.text.clear();
+        match self.frames.try_send(frame) {
+            Ok(()) => Some(()),
+            Err(TrySendError::Closed(_)) => None,
+            // A client of HTTP/2 that answers pings and reads nothing is noticed here alone.
+            Err(TrySendError::Full(frame)) => {
+                timeout(self.write_timeout, self.frames.send(frame)).await.ok()?.ok()
+            }
+        }
     }
 }

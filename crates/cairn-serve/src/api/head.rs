@@ -1,5 +1,6 @@
 //! What the objects of completions and chats have in common.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Preparing;
@@ -44,6 +45,22 @@ impl Head {
             found["usage"] = usage;
         }
         found
+    }
+
+    /// An object of a stream, with one choice. Written as it is, since there is one for each token.
+    pub(super) fn message(&self, choice: &impl Serialize) -> Message {
+        #[derive(Serialize)]
+        struct Object<'a, C> {
+            id: &'a str,
+            object: &'a str,
+            created: u64,
+            model: &'a str,
+            choices: [C; 1],
+        }
+        let Self { id, object, model, created } = self;
+        let object = Object { id, object, created: *created, model, choices: [choice] };
+        let data = serde_json::to_string(&object).expect("names are texts");
+        Message { event: None, data }
     }
 
     /// The end of a stream, with the numbers of tokens where they are wanted.

@@ -56,7 +56,7 @@ pub(crate) async fn count_tokens(
         let prompt = Prompt::take(preparing, fields)?.ids;
         Ok(json!({ "input_tokens": prompt.len() }))
     };
-    Ok(Json(prepared(&shared, body?, count).await?))
+    Ok(Json(prepared(&shared, body?, count).await?.0))
 }
 
 /// What a message is answered from.

@@ -19,7 +19,7 @@ pub(crate) async fn tokenize(
     State(shared): State<Arc<Shared>>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    prepared(&shared, body, tokenized).await.map(Json)
+    Ok(Json(prepared(&shared, body, tokenized).await?.0))
 }
 
 fn tokenized(preparing: Preparing<'_>, mut fields: Fields) -> Result<Value, ApiError> {
@@ -50,7 +50,7 @@ pub(crate) async fn detokenize(
     State(shared): State<Arc<Shared>>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    prepared(&shared, body, detokenized).await.map(Json)
+    Ok(Json(prepared(&shared, body, detokenized).await?.0))
 }
 
 fn detokenized(preparing: Preparing<'_>, mut fields: Fields) -> Result<Value, ApiError> {
@@ -66,11 +66,14 @@ fn detokenized(preparing: Preparing<'_>, mut fields: Fields) -> Result<Value, Ap
     Ok(json!({ "prompt": text }))
 }
 
-/// What the tokenizer is.
-pub(crate) async fn tokenizer_info(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    let parts = &shared.model.parts;
+/// What the first model's tokenizer is.
+pub(crate) async fn tokenizer_info(
+    State(shared): State<Arc<Shared>>,
+) -> Result<Json<Value>, ApiError> {
+    let model = shared.models.serving()?.find(None)?;
+    let parts = &model.parts;
     let stops = parts.stop_tokens.iter().filter_map(|&id| parts.tokenizer.token(id));
-    Json(json!({
+    Ok(Json(json!({
         "tokenizer_class": parts.tokenizer.model_name(),
         "vocab_size": parts.tokenizer.vocab_size(),
         "max_model_len": parts.max_context,
@@ -78,5 +81,5 @@ pub(crate) async fn tokenizer_info(State(shared): State<Arc<Shared>>) -> Json<Va
         "special_tokens": parts.special_tokens,
         "stop_tokens": stops.collect::<Vec<_>>(),
         "hash": parts.tokenizer.hash().to_string(),
-    }))
+    })))
 }

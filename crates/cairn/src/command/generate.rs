@@ -130,7 +130,7 @@ struct BeamArgs {
 }
 
 /// How the model is held.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Storage")]
 pub(crate) struct StorageArgs {
     #[command(flatten)]

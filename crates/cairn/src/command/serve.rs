@@ -1,31 +1,31 @@
 //! `cairn serve`: a model behind HTTP.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use cairn_artifacts::FileError;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
-use cairn_engine::EngineOptions;
-use cairn_serve::{ApiKeys, ReasoningSplit, ServeOptions, ServedModel, ServedParts, serve};
+use cairn_serve::{ApiKeys, Memory, ModelSource, ServeOptions, Stock, Tls, serve};
+use cairn_spec::units::ByteSize;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::command::chat::{refuse_encoder, stop_tokens, template};
-use crate::command::generate::StorageArgs;
 use crate::context::Context;
+use crate::failure::UserError;
 use crate::log_lines::LogLines;
-use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::outside::unix_seconds;
-use crate::sampling::stated;
+use crate::served::{EngineArgs, ModelLoader};
 use crate::signals::StopFlag;
 
 const EXAMPLES: &str = "\
 Examples:
-  cairn serve --model model.leanpack
-  cairn serve --model DIR --port 8080 --max-num-seqs 16 --max-model-len 2048
-  cairn serve --model DIR --host 0.0.0.0 --api-keys keys.txt
+  cairn serve model.leanpack
+  cairn serve DIR --port 8080 --max-num-seqs 16 --max-model-len 2048
+  cairn serve small=A.leanpack large=B.leanpack --memory 8GiB --models-dir models
+  cairn serve DIR --host 0.0.0.0 --api-keys keys.toml --tls-cert cert.pem --tls-key key.pem
   curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"fn main() {\"}'";
 
 /// How lines of the log are written.
@@ -55,42 +55,34 @@ enum MetricsCompat {
     Vllm,
 }
 
-/// Tokens of a prompt whose log-probabilities a step tells: few rows of logits, but enough that the weights
-/// are not read for a handful of tokens.
-const NUM_PROMPT_LOGITS: usize = 64;
-/// Tokens of a sequence, where nothing is asked for and the model has room.
-const MAX_MODEL_LEN: usize = 4096;
-
-/// Serve a model over HTTP: completions, chats, responses and messages
+/// Serve models over HTTP: completions, chats, responses and messages
 ///
 /// A field of a request is honored or refused by name. The first Ctrl-C or SIGTERM ends the server in good
 /// order: nothing new is taken, what runs comes to its end; the second ends it at once.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServeArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Address to listen at; one that other machines reach asks for --api-keys
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    host: IpAddr,
-    /// Port to listen at; 0 takes a free one
-    #[arg(long, value_name = "N", default_value_t = 8000)]
-    port: u16,
-    /// File of the keys of those who may ask, one a line
-    #[arg(long, value_name = "FILE")]
-    api_keys: Option<PathBuf>,
-    /// What clients call the model [default: the name of its folder or file]
+    /// Models to serve, each a folder of a model or a run, a GGUF file or a leanpack, with a name for clients or
+    /// that of its folder or file; the first answers requests that name none [default: the last run]
+    #[arg(value_name = "[NAME=]MODEL", conflicts_with = "model")]
+    models: Vec<String>,
+    /// One model to serve
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Folder of a low-rank adapter, as PEFT saves it, served as a model NAME of its own beside the weights of the
+    /// first model; without a name, used beside them in that model itself; may be repeated
+    #[arg(long, value_name = "[NAME=]DIR")]
+    adapter: Vec<String>,
+    /// What clients call the first model [default: the name of its folder or file]
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
-    /// Tokens of prompt and answer together, at most [default: 4096, or the model's positions]
-    #[arg(long, value_name = "N")]
-    max_model_len: Option<usize>,
-    /// Requests that run at a time
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    max_num_seqs: usize,
-    /// Requests that wait, at most; one more is told to come back
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    max_num_waiting: usize,
+    /// Serve made-up tokens instead of the models', to measure all that is around them
+    #[arg(long)]
+    mock: bool,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    stock: StockArgs,
     #[command(flatten)]
     limits: LimitArgs,
     /// How lines of the log are written, on the standard error
@@ -102,18 +94,45 @@ pub(crate) struct ServeArgs {
     /// Tell metrics under these names as well
     #[arg(long, value_name = "NAMES")]
     metrics_compat: Option<MetricsCompat>,
-    /// File with the chat template, in Jinja [default: the model's own]
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
-    /// How what the model thinks is told from what it says: auto (the markers of its template or its tokens), off,
-    /// or OPEN,CLOSE
-    #[arg(long, value_name = "MARKERS", default_value = "auto", value_parser = reasoning_split)]
-    reasoning_markers: ReasoningSplit,
     #[command(flatten)]
-    storage: StorageArgs,
+    engine: EngineArgs,
     /// Keys the randomness of requests without a seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+}
+
+/// Where clients come, and who they may be.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Address")]
+struct ListenArgs {
+    /// Address to listen at; one that other machines reach asks for --api-keys
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port to listen at; 0 takes a free one
+    #[arg(long, value_name = "N", default_value_t = 8000)]
+    port: u16,
+    /// File of the keys of those who may ask: one a line, or in TOML with a name, scopes and tokens a minute each
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
+    /// File of the certificate to encrypt connections with, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// File of the certificate's private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+/// Models that come and go.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Several models")]
+struct StockArgs {
+    /// Folder of models and adapters that may be loaded while the server runs, by keys with the scope admin
+    #[arg(long, value_name = "DIR")]
+    models_dir: Option<PathBuf>,
+    /// Bytes for all models together, such as 8GiB: weights, caches and working memory; one that does not fit is
+    /// not loaded
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
 }
 
 /// What clients may take.
@@ -144,61 +163,142 @@ struct LimitArgs {
     drain_timeout: u64,
 }
 
-/// Reads how what is thought is told from what is said.
-fn reasoning_split(text: &str) -> Result<ReasoningSplit, String> {
-    match (text, text.split_once(',')) {
-        ("auto", _) => Ok(ReasoningSplit::Learned),
-        ("off", _) => Ok(ReasoningSplit::Off),
-        (_, Some((open, close))) if !open.trim().is_empty() && !close.trim().is_empty() => {
-            let [open, close] = [open, close].map(|marker| marker.trim().to_owned());
-            Ok(ReasoningSplit::Markers { open, close })
-        }
-        _ => Err("neither auto, off nor two markers with a comma between them".to_owned()),
-    }
-}
-
 /// A second to a day.
 fn seconds_range() -> RangedU64ValueParser<u64> {
     RangedU64ValueParser::new().range(1..=86_400)
 }
 
-/// Loads the model and serves it.
+/// Loads the models and serves them.
 pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
-    let model = args.model.open(context)?;
-    refuse_encoder(&model)?;
-    let keys = match &args.api_keys {
-        Some(path) => ApiKeys::parse(&read_text(path, TEXT_BYTES_MAX)?, path)?,
-        None => ApiKeys::default(),
-    };
-    let seconds = Duration::from_secs;
-    let options = ServeOptions {
-        address: SocketAddr::new(args.host, args.port),
-        keys,
-        max_body_bytes: args.limits.max_body_bytes,
-        max_bodies_bytes: args.limits.max_bodies_bytes,
-        max_connections: args.limits.max_connections,
-        header_timeout: seconds(args.limits.header_timeout),
-        body_timeout: seconds(args.limits.body_timeout),
-        write_timeout: seconds(args.limits.write_timeout),
-        drain_timeout: seconds(args.limits.drain_timeout),
-        has_vllm_metrics: args.metrics_compat == Some(MetricsCompat::Vllm),
-        seed: args.seed,
-        now: unix_seconds,
-    };
-    // Whoever may not listen there is told before the model is loaded.
+    let options = args.options()?;
+    // Whoever may not listen there is told before a model is loaded.
     options.check()?;
-    let max_context =
-        args.max_model_len.unwrap_or_else(|| MAX_MODEL_LEN.min(model.spec.context_limit()));
-    let mut planned = EngineOptions::new(args.max_num_seqs, max_context);
-    planned.max_num_waiting = args.max_num_waiting;
-    planned.max_num_prompt_logits = NUM_PROMPT_LOGITS;
-    let storage = args.storage.apply(&mut planned, (&model, context))?;
-    let served = ServedModel::new(parts(args, &model, max_context, context)?);
-    let engine = model.engine(planned, &storage, context.cpu()?)?;
+    if options.is_readable() {
+        context.terminal.warn(format_args!(
+            "keys and answers travel to {} unencrypted: --tls-cert and --tls-key encrypt them",
+            options.address
+        ));
+    }
+    let loader = ModelLoader::new(args.engine.clone(), args.mock, context.clone());
+    let memory = args.stock.memory.map(|ByteSize(bytes)| usize::try_from(bytes)).transpose()?;
+    let memory = Memory::new(memory);
+    let sources = args.sources()?;
+    let models = sources.iter().map(|source| loader.load(source, &memory));
+    let models = models.collect::<anyhow::Result<Vec<_>>>()?;
     start_log(args.log_format, args.log_level).context("cannot start the log")?;
     let stop = StopFlag::listen()?;
-    let listening = |address| context.terminal.step("Serving", format_args!("http://{address}"));
-    Ok(serve(engine, served, &options, || stop.is_set(), listening)?)
+    let scheme = if options.tls.is_some() { "https" } else { "http" };
+    let listening =
+        |address| context.terminal.step("Serving", format_args!("{scheme}://{address}"));
+    let loader = Box::new(move |source: &ModelSource, memory: &Memory| {
+        loader.load(source, memory).map_err(Into::into)
+    });
+    let stock = Stock { memory, models, loader };
+    Ok(serve(stock, &options, || stop.is_set(), listening)?)
+}
+
+impl ServeArgs {
+    fn options(&self) -> anyhow::Result<ServeOptions> {
+        let ListenArgs { host, port, api_keys, tls_cert, tls_key } = &self.listen;
+        let keys = api_keys.as_deref().map(read_keys).transpose()?.unwrap_or_default();
+        let tls = match (tls_cert, tls_key) {
+            (Some(cert), Some(key)) => {
+                let texts = (read_text(cert, TEXT_BYTES_MAX)?, read_text(key, TEXT_BYTES_MAX)?);
+                Some(Tls::from_pem((texts.0.as_bytes(), cert), (texts.1.as_bytes(), key))?)
+            }
+            _ => None,
+        };
+        let models_folder = self
+            .stock
+            .models_dir
+            .as_ref()
+            .map(|folder| folder.canonicalize().map_err(FileError::on("open", folder)));
+        let seconds = Duration::from_secs;
+        Ok(ServeOptions {
+            address: SocketAddr::new(*host, *port),
+            keys,
+            tls,
+            models_folder: models_folder.transpose()?,
+            max_body_bytes: self.limits.max_body_bytes,
+            max_bodies_bytes: self.limits.max_bodies_bytes,
+            max_connections: self.limits.max_connections,
+            header_timeout: seconds(self.limits.header_timeout),
+            body_timeout: seconds(self.limits.body_timeout),
+            write_timeout: seconds(self.limits.write_timeout),
+            drain_timeout: seconds(self.limits.drain_timeout),
+            has_vllm_metrics: self.metrics_compat == Some(MetricsCompat::Vllm),
+            seed: self.seed,
+            now: unix_seconds,
+            version: env!("CARGO_PKG_VERSION"),
+        })
+    }
+
+    /// What is served from the beginning.
+    fn sources(&self) -> anyhow::Result<Vec<ModelSource>> {
+        let models: Vec<_> = self.models.iter().map(|text| named(text)).collect();
+        let adapters: Vec<_> = self.adapter.iter().map(|text| named(text)).collect();
+        let own: Vec<_> = adapters.iter().filter(|(name, _)| name.is_none()).collect();
+        let within = match own.as_slice() {
+            [] => None,
+            [(_, path)] => Some(path.clone()),
+            _ => {
+                return Err(UserError::new("several adapters have no name")
+                    .hint("a model is used with one; serve others by name: --adapter NAME=DIR")
+                    .into());
+            }
+        };
+        let mut sources = Vec::new();
+        if models.is_empty() {
+            let path = match (&self.model, &within) {
+                (Some(path), _) => Some(path.clone()),
+                // An adapter names its model.
+                (None, Some(_)) => None,
+                (None, None) => Some(crate::runs::model_folder(None)?),
+            };
+            sources.push(ModelLoader::source(None, path, within)?);
+        } else {
+            let mut within = within;
+            for (name, path) in models {
+                sources.push(ModelLoader::source(name, Some(path), within.take())?);
+            }
+        }
+        if let Some(name) = &self.served_model_name {
+            sources[0].name.clone_from(name);
+        }
+        for (name, path) in adapters {
+            let Some(name) = name else { continue };
+            let base = sources[0].path.clone();
+            sources.push(ModelSource { name, path: base, adapter: Some(path) });
+        }
+        for (index, source) in sources.iter().enumerate() {
+            if sources[..index].iter().any(|other| other.name == source.name) {
+                return Err(UserError::new(format!("two models are called '{}'", source.name))
+                    .hint("name one of them otherwise: NAME=MODEL")
+                    .into());
+            }
+        }
+        Ok(sources)
+    }
+}
+
+/// A path with a name in front of it, or without.
+fn named(text: &str) -> (Option<String>, PathBuf) {
+    match text.split_once('=') {
+        Some((name, path))
+            if !name.is_empty() && !name.contains('/') && !Path::new(text).exists() =>
+        {
+            (Some(name.to_owned()), path.into())
+        }
+        _ => (None, text.into()),
+    }
+}
+
+fn read_keys(path: &Path) -> anyhow::Result<ApiKeys> {
+    let text = read_text(path, TEXT_BYTES_MAX)?;
+    Ok(match path.extension().is_some_and(|extension| extension == "toml") {
+        true => ApiKeys::parse_toml(&text, path)?,
+        false => ApiKeys::parse(&text, path)?,
+    })
 }
 
 /// Writes what is told from here on to the standard error. A line that cannot be written is lost: what is served
@@ -219,37 +319,4 @@ fn start_log(format: LogFormat, level: LogLevel) -> std::io::Result<()> {
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     Ok(())
-}
-
-/// What turns the model's tokens into text.
-fn parts(
-    args: &ServeArgs,
-    model: &ModelFolder,
-    max_context: usize,
-    context: &Context,
-) -> anyhow::Result<ServedParts> {
-    let tokenizer = model.text_tokenizer()?;
-    let config = model.tokenizer_config(&tokenizer)?;
-    let file = args.chat_template.as_deref();
-    // A model without a template only continues text.
-    let has_template = file.is_some() || !config.chat_templates.is_empty();
-    let template = has_template.then(|| template((file, None), &config, model)).transpose()?;
-    let stated = stated(model, context)?;
-    let stop_tokens = stop_tokens(model, &stated, (&tokenizer, &config), template.as_ref());
-    let own_name = || {
-        let path = model.path.canonicalize().unwrap_or_else(|_| model.path.clone());
-        // A folder may have dots in its name.
-        let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
-        name.unwrap_or_default().to_string_lossy().into_owned()
-    };
-    Ok(ServedParts {
-        name: args.served_model_name.clone().unwrap_or_else(own_name),
-        tokenizer,
-        template,
-        reasoning: args.reasoning_markers.clone(),
-        special_tokens: config.special_tokens,
-        stop_tokens,
-        stated,
-        max_context,
-    })
 }

@@ -33,7 +33,7 @@ fn help_lists_every_command() {
       eval         Measure a model on held-out text, beside gzip, xz and zstd
       generate     Continue a prompt
       chat         Talk with a model
-      serve        Serve a model over HTTP: completions, chats, responses and messages
+      serve        Serve models over HTTP: completions, chats, responses and messages
       embed        Turn texts into vectors, one each
       fill-mask    Guess the masked tokens of texts
       inspect      Show what is in a model, a run or a tensor file

@@ -1,15 +1,20 @@
 //! `cairn serve`: what it answers, what it refuses by name, and that one request does not hurt another.
 
 mod calls;
+mod extremes;
 mod forms;
 mod grammars;
+mod keys;
+mod process;
+mod stock;
 mod survives;
 mod thoughts;
+mod tls;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -34,21 +39,36 @@ impl Drop for Server {
 }
 
 impl Server {
+    /// Serves a small model.
     fn start(arguments: &[&str]) -> Self {
         Self::start_model(&golden("gguf").join("chat.gguf"), arguments)
     }
 
     fn start_model(model: &Path, arguments: &[&str]) -> Self {
         let mut command = cairn(["--threads", "1", "serve", "--port", "0", "--model"]);
-        command.arg(model).args(arguments);
+        Self::of(command.arg(model).args(arguments))
+    }
+
+    /// Serves what the arguments say.
+    fn start_with(arguments: &[&str]) -> Self {
+        Self::of(cairn(["--threads", "1", "serve", "--port", "0"]).args(arguments))
+    }
+
+    fn of(command: &mut Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
         let address = lines.by_ref().find_map(|line| {
-            line.unwrap().split_once("http://").map(|(_, address)| address.trim().to_owned())
+            let line = line.unwrap();
+            let address =
+                line.split_once("Serving http").and_then(|(_, rest)| rest.split_once("://"));
+            let address = address.map(|(_, address)| address.trim().to_owned());
+            said.push(line);
+            address
         });
         // What it says later must find a reader.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address: address.expect("it says where it listens") }
+        Self { child, address: address.unwrap_or_else(|| panic!("it does not serve: {said:?}")) }
     }
 
     fn post(&self, path: &str, body: &str) -> (u16, Value) {
@@ -89,7 +109,7 @@ impl Server {
 
     fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
-        assert!(std::process::Command::new("kill").args([signal, &id]).status().unwrap().success());
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
     fn wait(&mut self) -> ExitStatus {

@@ -92,6 +92,10 @@ struct Figures {
     new_tokens: usize,
     seconds: f64,
     new_tokens_per_s: f64,
+    /// Events that brought text, in a second: a token each, unless the server puts several into one.
+    events_per_s: f64,
+    /// Share of this machine's processors that asking and reading took.
+    generator_share: Option<f64>,
     requests_per_s: f64,
     /// Answers a second that were good.
     goodput_per_s: f64,
@@ -215,7 +219,7 @@ fn prompts(
 }
 
 fn figures(args: &ServeArgs, loaded: Loaded) -> anyhow::Result<Figures> {
-    let Loaded { seconds, answered, failed } = loaded;
+    let Loaded { seconds, cpu_s, answered, failed } = loaded;
     if answered.is_empty() {
         let reason = failed.first().map_or("nothing was asked", String::as_str);
         return Err(UserError::new(format!("no request was answered: {reason}")).into());
@@ -242,12 +246,20 @@ fn figures(args: &ServeArgs, loaded: Loaded) -> anyhow::Result<Figures> {
         new_tokens: num_new,
         seconds,
         new_tokens_per_s: num_new as f64 / seconds,
+        events_per_s: answered.iter().map(|answer| answer.num_events).sum::<usize>() as f64
+            / seconds,
+        generator_share: cpu_s.map(|cpu_s| cpu_s / (seconds * num_processors())),
         requests_per_s: answered.len() as f64 / seconds,
         goodput_per_s: good / seconds,
         ttft_s: sorted(answered.iter().map(|answer| answer.first_s).collect()),
         itl_s: sorted(answered.iter().flat_map(|answer| answer.between_s.clone()).collect()),
         e2e_s: sorted(answered.iter().map(|answer| answer.total_s).collect()),
     })
+}
+
+/// Processors of this machine.
+fn num_processors() -> f64 {
+    std::thread::available_parallelism().map_or(1, usize::from) as f64
 }
 
 fn text_of(levels: &[Arrivals], measured: &[Vec<Vec<Figures>>]) -> String {
@@ -257,6 +269,8 @@ fn text_of(levels: &[Arrivals], measured: &[Vec<Vec<Figures>>]) -> String {
         "answers",
         "failed",
         "tokens/s",
+        "events/s",
+        "asking takes",
         "of the other",
         "good/s",
         "TTFT ms 50 90 99 %",
@@ -288,6 +302,8 @@ fn text_of(levels: &[Arrivals], measured: &[Vec<Vec<Figures>>]) -> String {
                 &count(|found| found.answered),
                 &count(|found| found.failed),
                 &format!("{speed:.1}"),
+                &format!("{:.1}", of(side, |found| found.events_per_s)),
+                &format!("{:.0} %", 100.0 * of(side, |found| found.generator_share.unwrap_or(0.0))),
                 &other.map_or_else(String::new, |other| format!("{:.2}×", speed / other)),
                 &format!("{:.2}", of(side, |found| found.goodput_per_s)),
                 &ms(|found| found.ttft_s),

@@ -35,11 +35,12 @@ impl Server {
     }
 
     /// Files that its process has open.
-    fn num_descriptors(&self) -> usize {
+    pub(super) fn num_descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
-    fn settles(&self, what: &str, is_settled: impl Fn() -> bool) {
+    /// Waits for something to come true.
+    pub(super) fn settles(&self, what: &str, is_settled: impl Fn() -> bool) {
         let begin = Instant::now();
         while !is_settled() {
             assert!(begin.elapsed() < PATIENCE, "{what}");
