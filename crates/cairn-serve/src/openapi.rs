@@ -80,6 +80,12 @@ const ASKED: &[Field] = &[
     field("top_p", Kind::Number, "Of the likeliest with so much probability together"),
     field("min_p", Kind::Number, "Of those with this share of the likeliest one's probability"),
     field("typical_p", Kind::Number, "Of the most typical with so much probability together"),
+    field("tfs_z", Kind::Number, "Without the tail beyond so much of the second slope"),
+    field("epsilon_cutoff", Kind::Number, "Of those with at least this probability"),
+    field("eta_cutoff", Kind::Number, "The same, less where many are likely"),
+    field("mirostat", Kind::Integer(0), "2 steers surprise instead of leaving tokens out"),
+    field("mirostat_tau", Kind::Number, "To so many bits"),
+    field("mirostat_eta", Kind::Number, "By so much of the error"),
     field("repetition_penalty", Kind::Number, "Divides scores of what was there"),
     field("no_repeat_ngram_size", Kind::Integer(1), "Nothing of so many tokens comes twice"),
     field("presence_penalty", Kind::Number, "Taken from scores of what was generated"),
@@ -118,9 +124,9 @@ const CHAT: &[Field] = &[
     field("logprobs", Kind::Flag, "Tells log-probabilities"),
     field("top_logprobs", Kind::Integer(0), "And those of so many others"),
     field("chat_template_kwargs", Kind::Object, "Numbers and truth values for the template"),
-    field("tools", Kind::List, "Functions that may be called"),
-    field("tool_choice", Kind::Choice, "Whether they are"),
-    field("parallel_tool_calls", Kind::Flag, "Whether several are at once"),
+    field("parallel_tool_calls", Kind::Flag, "Whether several functions are called at once"),
+    field("reasoning_effort", Kind::Text, "How much is thought, where the model knows of it"),
+    field("thinking_token_budget", Kind::Integer(0), "Tokens of what is thought"),
     field("store", Kind::Flag, "Nothing is stored: only false"),
     field("modalities", Kind::List, "Only text"),
 ];
@@ -130,6 +136,8 @@ const RESPONSES: &[Field] = &[
     field("instructions", Kind::Text, "What goes before it"),
     field("max_output_tokens", Kind::Integer(0), "New tokens"),
     field("text", Kind::Object, "format is what the answer follows"),
+    field("reasoning", Kind::Object, "effort says how much is thought"),
+    field("parallel_tool_calls", Kind::Flag, "Whether several functions are called at once"),
     field("metadata", Kind::Object, "Given back with the answer"),
 ];
 
@@ -142,6 +150,12 @@ const MESSAGES: &[Field] = &[
 const CONVERSATION: &[Field] = &[
     needed("messages", Kind::List, "The conversation"),
     field("system", Kind::Content, "What goes before it"),
+    field("thinking", Kind::Object, "Whether is thought, and in how many tokens"),
+];
+
+const TOOLS: &[Field] = &[
+    field("tools", Kind::List, "Functions that may be called"),
+    field("tool_choice", Kind::Choice, "Whether they are"),
 ];
 
 const TOKENIZE: &[Field] = &[
@@ -173,11 +187,11 @@ impl Form {
     pub(crate) const TEXT: Self = Self { fields: None, answer: Answer::Text };
     pub(crate) const OBJECT: Self = Self { fields: None, answer: Answer::Object };
     pub(crate) const COMPLETIONS: Self = Self::stream(&[MODEL, COMPLETIONS, OPENAI, ASKED]);
-    pub(crate) const CHAT: Self = Self::stream(&[MODEL, CHAT, OPENAI, ASKED]);
-    pub(crate) const RESPONSES: Self = Self::stream(&[MODEL, RESPONSES, ASKED]);
-    pub(crate) const MESSAGES: Self = Self::stream(&[MODEL, CONVERSATION, MESSAGES, ASKED]);
-    pub(crate) const COUNT_TOKENS: Self = Self::object(&[MODEL, CONVERSATION]);
-    pub(crate) const TOKENIZE: Self = Self::object(&[MODEL, TOKENIZE]);
+    pub(crate) const CHAT: Self = Self::stream(&[MODEL, CHAT, TOOLS, OPENAI, ASKED]);
+    pub(crate) const RESPONSES: Self = Self::stream(&[MODEL, RESPONSES, TOOLS, ASKED]);
+    pub(crate) const MESSAGES: Self = Self::stream(&[MODEL, CONVERSATION, MESSAGES, TOOLS, ASKED]);
+    pub(crate) const COUNT_TOKENS: Self = Self::object(&[MODEL, CONVERSATION, TOOLS]);
+    pub(crate) const TOKENIZE: Self = Self::object(&[MODEL, TOKENIZE, TOOLS]);
     pub(crate) const DETOKENIZE: Self = Self::object(&[MODEL, DETOKENIZE]);
     pub(crate) const LOAD: Self = Self::object(&[LOAD]);
     pub(crate) const UNLOAD: Self = Self::object(&[NAMED]);

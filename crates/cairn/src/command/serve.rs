@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cairn_artifacts::FileError;
 use cairn_artifacts::bounded::{TEXT_BYTES_MAX, read_text};
-use cairn_serve::{ApiKeys, Memory, ModelSource, ServeOptions, Stock, Tls, serve};
+use cairn_serve::{ApiKeys, Memory, ModelSource, NoRoom, ServeOptions, Stock, Tls, serve};
 use cairn_spec::units::ByteSize;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
@@ -191,7 +191,12 @@ pub(crate) fn run(args: &ServeArgs, context: &Context) -> anyhow::Result<()> {
     let listening =
         |address| context.terminal.step("Serving", format_args!("{scheme}://{address}"));
     let loader = Box::new(move |source: &ModelSource, memory: &Memory| {
-        loader.load(source, memory).map_err(Into::into)
+        let loaded = loader.load(source, memory);
+        // Told apart from what is wrong with a model.
+        loaded.map_err(|error| match error.downcast::<NoRoom>() {
+            Ok(no_room) => no_room.into(),
+            Err(error) => error.into(),
+        })
     });
     let stock = Stock { memory, models, loader };
     Ok(serve(stock, &options, || stop.is_set(), listening)?)

@@ -152,7 +152,10 @@ fn what_is_described_is_known() {
                     body.as_object_mut().unwrap().remove(other);
                 }
             }
-            if properties.contains_key("messages") && path != "/tokenize" {
+            let is_text =
+                path == "/tokenize" && ["prompt", "add_special_tokens"].contains(&name.as_str());
+            if properties.contains_key("messages") && !is_text {
+                body.as_object_mut().unwrap().remove("prompt");
                 body["messages"] = json!([{ "role": "user", "content": "a" }]);
             }
             body[name] = json!([[{ "of": "no type" }]]);

@@ -215,7 +215,7 @@ fn adapters_are_models_beside_their_base() {
 fn a_model_that_is_replaced_is_the_old_one_until_it_is_loaded_again() {
     let folder = stock();
     let pack = folder.path().join("model.leanpack");
-    let model = golden("gguf").join("chat.gguf");
+    let model = golden("gguf").join("chat");
     succeed(cairn(["--quiet", "pack"]).arg(&model).arg("-o").arg(&pack));
     let name = format!("packed={}", pack.display());
     let server = Server::start_with(&[&name, "--models-dir", folder.path().to_str().unwrap()]);
