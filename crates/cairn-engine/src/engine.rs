@@ -152,6 +152,16 @@ impl<M: Model> Engine<M> {
         self.scheduler.pool.num_idle()
     }
 
+    /// Keeps what the model is lent while nothing runs: a step does so itself, and who waits for requests calls this
+    /// every few seconds, so that nobody who wants to replace a mapped file waits in vain.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`] when it is gone.
+    pub fn keep(&mut self) -> Result<(), EngineError> {
+        Ok(self.model.keep()?)
+    }
+
     /// Forgets what requests have left in the cache; those that run go on.
     pub fn reset_prefix_cache(&mut self) {
         self.scheduler.pool.forget_idle();

@@ -151,6 +151,10 @@ impl Model for Executor {
         self.execute(depth, pieces, None)
     }
 
+    fn keep(&mut self) -> Result<(), RunError> {
+        self.session.keep_lent()
+    }
+
     fn copy_block(&mut self, copy: BlockCopy) {
         self.session.copy_block(copy.from, copy.to);
     }

@@ -56,6 +56,15 @@ pub trait Model: Debug {
         pieces: impl Iterator<Item = Piece<'a>>,
     ) -> Result<(), RunError>;
 
+    /// Keeps what others lend while nothing runs; to be called every few seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`] when it is gone.
+    fn keep(&mut self) -> Result<(), RunError> {
+        Ok(())
+    }
+
     /// Copies the keys and values of one block to another, in every layer.
     fn copy_block(&mut self, copy: BlockCopy);
 

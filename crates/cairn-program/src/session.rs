@@ -635,6 +635,16 @@ impl Session {
         lent.map(|value| aligned(value.span.bytes)).sum()
     }
 
+    /// Sees to it that weights that are lent can be read for the next seconds: what is asked back is copied. Each run
+    /// does so itself; between runs it is for whoever waits for long.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`] if the weights are gone.
+    pub fn keep_lent(&mut self) -> Result<(), RunError> {
+        keep_lent(&mut self.memory, &self.cpu)
+    }
+
     /// Whether a weight is read where it lies, so that nothing can be written to it.
     pub fn is_lent(&self, name: &str) -> bool {
         self.store.get(name).is_some_and(|value| value.span.region == LENT)

@@ -145,7 +145,10 @@ async fn bring(shared: Arc<Shared>, source: ModelSource) -> Result<Json<Value>, 
         let loaded = tokio::task::spawn_blocking(load).await;
         let loaded = loaded.map_err(|_| ApiError::failed("loading the model failed here"))??;
         let added = shared.models.add(loaded, (shared.now)());
-        added.map_err(ApiError::failed)??;
+        if let Some(mut replaced) = added.map_err(ApiError::failed)?? {
+            // Then its memory is free. Longer than this it may take, and will be free all the same.
+            let _ = timeout(shared.drain_timeout, replaced.changed()).await;
+        }
         drop(loading);
         tracing::info!(model = name, "loaded");
         shared.models.serving()?.entry(&name).map(Json)

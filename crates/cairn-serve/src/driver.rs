@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
+};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cairn_engine::{
     Engine, EngineError, Event, Finish, Model, PositionLogprobs, PrefixOutcome, Request,
@@ -19,6 +21,8 @@ use crate::metrics::Metrics;
 
 /// Requests on their way to the engine, which takes all of them between two steps.
 const QUEUE_LENGTH: usize = 1024;
+/// Between two looks, while nothing runs, whether somebody wants a mapped file back.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Why the engine's thread ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -200,7 +204,7 @@ impl<M: Model> Running<M> {
     fn run(mut self) -> Result<(), DriverError> {
         let mut events = Vec::new();
         loop {
-            if self.take_requests().is_none() {
+            if !self.take_requests()? {
                 return Ok(());
             }
             self.cancel_abandoned();
@@ -225,16 +229,19 @@ impl<M: Model> Running<M> {
         }
     }
 
-    /// Takes what has come; waits for something if there is nothing to do. `None` at the end.
-    fn take_requests(&mut self) -> Option<()> {
-        if self.engine.num_requests() == 0 {
-            let add = self.requests.recv().ok()?;
-            self.add(add);
+    /// Takes what has come; waits for something if there is nothing to do. Whether it is not the end.
+    fn take_requests(&mut self) -> Result<bool, EngineError> {
+        while self.engine.num_requests() == 0 {
+            match self.requests.recv_timeout(IDLE_LOOK) {
+                Ok(add) => self.add(add),
+                Err(RecvTimeoutError::Timeout) => self.engine.keep()?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(false),
+            }
         }
         loop {
             match self.requests.try_recv() {
                 Ok(add) => self.add(add),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Some(()),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Ok(true),
             }
         }
     }

@@ -170,14 +170,15 @@ impl Models {
         state.as_ref().map(|state| state.serving.clone()).ok_or_else(ApiError::draining)
     }
 
-    /// Serves a model from now on, in the place of one of the same name.
+    /// Serves a model from now on, in the place of one of the same name, whose end is told of as by
+    /// [`remove`](Self::remove).
     ///
     /// Has to be called where tasks can be spawned.
     pub(crate) fn add(
         &self,
         loaded: LoadedModel,
         now: u64,
-    ) -> Result<Result<(), ApiError>, DriverError> {
+    ) -> Result<Result<Option<watch::Receiver<()>>, ApiError>, DriverError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let Some(State { serving, ends }) = state.as_mut() else {
             return Ok(Err(ApiError::draining()));
@@ -189,12 +190,15 @@ impl Models {
         let served = Served { model: Arc::new(model), bytes, ended };
         let mut list = serving.0.to_vec();
         let name = &served.model.parts.name;
-        match list.iter().position(|other| other.model.parts.name == *name) {
-            Some(index) => list[index] = served,
-            None => list.push(served),
-        }
+        let replaced = match list.iter_mut().find(|other| other.model.parts.name == *name) {
+            Some(other) => Some(std::mem::replace(other, served).ended),
+            None => {
+                list.push(served);
+                None
+            }
+        };
         *serving = Serving(list.into());
-        Ok(Ok(()))
+        Ok(Ok(replaced))
     }
 
     /// Serves a model no more. What is returned is closed when its engine has ended and its memory is free.

@@ -44,6 +44,8 @@ struct Field {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Flag,
+    /// True, false or a word.
+    FlagOr(&'static str),
     /// An integer of at least so much.
     Integer(i64),
     Number,
@@ -105,6 +107,9 @@ const OPENAI: &[Field] = &[
     field("return_tokens_as_token_ids", Kind::Flag, "Names tokens by their ids"),
     field("response_format", Kind::Object, "json_object, or json_schema with a schema"),
     field("structured_outputs", Kind::Object, "One of json, regex, choice and grammar"),
+    field("use_beam_search", Kind::Flag, "The n likeliest answers that a search finds"),
+    field("length_penalty", Kind::Number, "Of that search: the length's exponent in a score"),
+    field("early_stopping", Kind::FlagOr("never"), "Of that search: when it has found enough"),
     field("user", Kind::Text, "Nothing depends on it"),
 ];
 
@@ -241,6 +246,7 @@ impl Field {
         let ids = json!({ "type": "array", "items": { "type": "integer", "minimum": 0 } });
         let kind = match self.kind {
             Kind::Flag => json!({ "type": "boolean" }),
+            Kind::FlagOr(word) => json!({ "anyOf": [{ "type": "boolean" }, { "const": word }] }),
             Kind::Integer(i64::MIN) => json!({ "type": "integer" }),
             Kind::Integer(least) => json!({ "type": "integer", "minimum": least }),
             Kind::Number => json!({ "type": "number" }),

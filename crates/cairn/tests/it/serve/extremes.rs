@@ -39,7 +39,6 @@ fn what_no_field_may_hold_is_refused_by_name() {
         ("priority", json!(1_u64 << 40)),
         ("stream", json!(1)),
         ("chat_template", json!("{{ messages }}")),
-        ("use_beam_search", json!(true)),
     ] {
         let mut body = greedy("stone", 8);
         body[field] = value;

@@ -45,6 +45,9 @@ fn a_second_signal_ends_it_at_once() {
     body["n"] = 64.into();
     let _stream = server.stream("/v1/completions", &body);
     server.signal("-TERM");
+    // Two at once may be one.
+    let ask = b"GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    server.settles("it is ready still", || server.status(ask) == Some(503));
     server.signal("-TERM");
     assert!(!server.wait().success());
 }

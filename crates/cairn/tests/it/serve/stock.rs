@@ -223,7 +223,7 @@ fn a_model_that_is_replaced_is_the_old_one_until_it_is_loaded_again() {
     // Another file in its place, and then one that is written over where it lies: both are what careless
     // deployments do.
     let other = folder.path().join("other.leanpack");
-    let mut pack_other = cairn(["--quiet", "pack", "--dtype", "q4"]);
+    let mut pack_other = cairn(["--quiet", "pack", "--encoding", "q4"]);
     succeed(pack_other.arg(&model).arg("-o").arg(&other));
     fs::rename(&other, &pack).unwrap();
     assert_eq!(server.said_by("packed"), good);

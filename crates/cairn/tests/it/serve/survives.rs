@@ -27,7 +27,7 @@ impl Server {
     }
 
     /// The status that a connection is answered with; `None` if it is closed without an answer.
-    fn status(&self, head: &[u8]) -> Option<u16> {
+    pub(super) fn status(&self, head: &[u8]) -> Option<u16> {
         let mut answer = Vec::new();
         let _ = self.try_say(head)?.read_to_end(&mut answer);
         let line = String::from_utf8_lossy(&answer);
