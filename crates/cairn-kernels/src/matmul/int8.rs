@@ -334,8 +334,10 @@ impl<D: ByteDot, const NIBBLES: bool> Part<'_, D, NIBBLES> {
         if NIBBLES && VECS * panel_bytes > SCRATCH_BYTES {
             return self.groups::<V, ROWS, VECS>();
         }
-        let block = ROWS_BYTES.checked_div(4 * groups * INPUT_WORDS).unwrap_or(t);
-        let block = (block / ROWS * ROWS).max(ROWS);
+        let most = ROWS_BYTES.checked_div(4 * groups * INPUT_WORDS).unwrap_or(t);
+        let most = (most / ROWS * ROWS).max(ROWS);
+        // All of nearly one length: in a short last one, panels would not come in time.
+        let block = t.div_ceil(t.div_ceil(most)).next_multiple_of(ROWS);
         for first in (0..t).step_by(block) {
             let tokens = first..t.min(first + block);
             for panel in self.task.panels.clone().step_by(VECS) {
