@@ -8,6 +8,7 @@ import argparse
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
@@ -27,11 +28,13 @@ try:
             address = found.group()
             break
     threading.Thread(target=lambda: [None for _ in server.stderr], daemon=True).start()
-    schemathesis = Path(sys.executable).with_name("schemathesis")
+    schemathesis = Path(sys.executable).absolute().with_name("schemathesis")
     # Models that are forgotten stay so; all else is asked in any order.
     run = [schemathesis, "run", f"{address}/openapi.json", "--checks", "not_a_server_error",
            "--exclude-path", "/v1/models/unload", "--max-examples", args.examples, "--request-timeout", "30"]
-    status = subprocess.run(run).returncode
+    # It leaves a folder where it runs.
+    with tempfile.TemporaryDirectory() as folder:
+        status = subprocess.run(run, cwd=folder).returncode
     with urllib.request.urlopen(f"{address}/ready") as ready:
         assert ready.status == 200
     sys.exit(status)
