@@ -57,6 +57,8 @@ fn refusal(error: &io::Error) -> &'static str {
 /// What changes when a file is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
+    /// Device and inode.
+    file: (u64, u64),
     bytes: u64,
     modified: (i64, i64),
     changed: (i64, i64),
@@ -67,10 +69,16 @@ impl Stamp {
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let found = file.metadata()?;
         Ok(Self {
+            file: (found.dev(), found.ino()),
             bytes: found.len(),
             modified: (found.mtime(), found.mtime_nsec()),
             changed: (found.ctime(), found.ctime_nsec()),
         })
+    }
+
+    /// Whether it is the same file, whatever its name.
+    pub(crate) fn is_of_file_of(&self, other: &Self) -> bool {
+        self.file == other.file
     }
 
     /// Whether the contents are the same. A file that was only renamed has them.

@@ -17,6 +17,7 @@
 
 use crate::FileError;
 use crate::file_error::open_regular;
+use crate::lease::{LeaseError, LeasedFile, Stamp};
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
@@ -28,6 +29,7 @@ use std::sync::Arc;
 pub struct MappedFile {
     path: PathBuf,
     map: Arc<memmap2::Mmap>,
+    stamp: Stamp,
 }
 
 impl MappedFile {
@@ -38,11 +40,29 @@ impl MappedFile {
     /// [`FileError`] if the file cannot be opened, is not a regular file or cannot be mapped.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let (file, _) = open_regular(path)?;
+        let stamp = Stamp::of(&file).map_err(FileError::on("read the size of", path))?;
         // SAFETY: the mapping is read-only and private to the readers of `Deref`, who see plain
         // bytes. That the file is neither changed nor truncated while mapped is up to the system's
         // users; the module's documentation says why Cairn itself does neither, and what happens.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(FileError::on("map", path))?;
-        Ok(Self { path: path.to_owned(), map: Arc::new(map) })
+        Ok(Self { path: path.to_owned(), map: Arc::new(map), stamp })
+    }
+
+    /// Maps the whole file again, under a lease: what was read of it before still holds.
+    ///
+    /// # Errors
+    ///
+    /// [`LeaseError::Changed`] if it is another file now, or of other contents; any other [`LeaseError`]
+    /// says why there is no lease.
+    pub fn leased(&self) -> Result<LeasedFile, LeaseError> {
+        let (file, _) =
+            open_regular(&self.path).map_err(|error| LeaseError::Refused(error.source))?;
+        let leased = LeasedFile::map(&file, 0, self.map.len())?;
+        let found = leased.stamp();
+        match found.is_of_file_of(&self.stamp) && found.has_contents_of(&self.stamp) {
+            true => Ok(leased),
+            false => Err(LeaseError::Changed),
+        }
     }
 
     /// Where the file was found.

@@ -159,7 +159,11 @@ impl<M: Model> Engine<M> {
     ///
     /// [`EngineError`] when it is gone.
     pub fn keep(&mut self) -> Result<(), EngineError> {
-        Ok(self.model.keep()?)
+        self.model.keep()?;
+        if let Some(speculation) = &mut self.speculation {
+            speculation.drafter.keep()?;
+        }
+        Ok(())
     }
 
     /// Forgets what requests have left in the cache; those that run go on.

@@ -229,7 +229,7 @@ impl ModelScorer {
         (source, adapter): (&dyn TensorSource, Option<&dyn TensorSource>),
     ) -> Result<Self, EvalError> {
         let ModelScorerPlan { memory, spec, adapters, limits } = plan;
-        let lent = source.lend(&cpu)?;
+        let lent = source.lend(&spec, &memory, &cpu)?;
         let mut session = Session::to_be_loaded(memory, cpu, lent)?;
         load_weights(&mut session, &spec, source)?;
         if let Some(adapter) = adapter {

@@ -18,7 +18,7 @@
 
 use crate::compute::Compute;
 use crate::cpu::Cpu;
-use crate::encoding::{Encoding, Layout, Weight};
+use crate::encoding::{Encoding, Weight};
 use crate::simd::{LANES, kernel};
 use crate::tuner::{ProductKind, TuneCase};
 
@@ -37,6 +37,7 @@ mod reference;
 mod rows;
 mod shares;
 mod stream;
+mod stream_rows;
 mod tile;
 pub(crate) mod tune;
 
@@ -195,10 +196,9 @@ pub fn matmul(cpu: &Cpu, args: Matmul<'_>) {
     if args.compute == Compute::Int8 {
         return int8::run(cpu, args);
     }
-    let Weight { encoding, layout, n, k, .. } = args.weight;
+    let Weight { encoding, n, k, .. } = args.weight;
     let (t, form) = (args.t, Form::new(args.compute, cpu.simd()));
-    if layout == Layout::Panel
-        && t <= STREAM_TOKENS_MAX
+    if t <= STREAM_TOKENS_MAX
         && let Some(inputs) = Inputs::new(cpu, form, args.x_tk, k)
     {
         return stream_each(cpu, inputs, [args]);
@@ -219,7 +219,7 @@ pub fn matmul_each<const N: usize>(cpu: &Cpu, products: [Matmul<'_>; N]) {
         let of = |args: &Matmul<'_>| (args.x_tk.as_ptr(), args.t, args.compute);
         let Weight { encoding, layout, k, .. } = other.weight;
         of(other) == of(first)
-            && (encoding, layout, k) == (first.weight.encoding, Layout::Panel, first.weight.k)
+            && (encoding, layout, k) == (first.weight.encoding, first.weight.layout, first.weight.k)
     };
     let is_int8 = first.compute == Compute::Int8;
     if first.t > STREAM_TOKENS_MAX && !is_int8 || !products.iter().all(is_like_first) {
@@ -235,7 +235,7 @@ pub fn matmul_each<const N: usize>(cpu: &Cpu, products: [Matmul<'_>; N]) {
     }
 }
 
-/// Products of the same few inputs by weights in panels.
+/// Products of the same few inputs.
 fn stream_each<const N: usize>(cpu: &Cpu, mut inputs: Inputs<'_>, products: [Matmul<'_>; N]) {
     let form = inputs.form;
     let x = inputs.get();

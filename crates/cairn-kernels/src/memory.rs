@@ -12,7 +12,8 @@ use memmap2::{Advice, MmapMut, MmapOptions};
 
 use crate::cpu::Cpu;
 
-/// Offsets of spans are multiples of this, so that every vector load of a row start is aligned.
+/// Offsets of spans that are written are multiples of this, so that every vector load of a row start is
+/// aligned. What is lent lies as it lies, aligned to its elements.
 pub const ALIGNMENT: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
@@ -24,7 +25,7 @@ const TOUCH_BYTES: usize = 4 * HUGE_PAGE;
 pub struct Span {
     /// Which region of the [`Memory`].
     pub region: u16,
-    /// First byte, a multiple of [`ALIGNMENT`].
+    /// First byte, a multiple of [`ALIGNMENT`] where it is written.
     pub offset: usize,
     /// Length in bytes.
     pub bytes: usize,
@@ -241,6 +242,11 @@ impl Memory {
         Ok(())
     }
 
+    /// Whether somebody else keeps a region.
+    pub fn is_lent(&self, region: u16) -> bool {
+        matches!(self.regions[usize::from(region)], Region::Lent(_))
+    }
+
     /// Bytes of regions that somebody else keeps.
     pub fn lent_bytes(&self) -> usize {
         let lent = |region: &Region| match region {
@@ -278,7 +284,6 @@ impl Memory {
 
     /// The bytes of one span.
     pub fn read(&self, span: Span) -> Bytes<'_> {
-        check_alignment(span);
         if span.bytes == 0 {
             return Bytes(&[]);
         }
@@ -523,7 +528,7 @@ mod tests {
         assert!(attempt([span(0, 64, 0)], [span(0, 64, 64), span(0, 64, 0)]), "empty spans");
         assert!(!attempt([span(0, 0, 65)], [span(0, 64, 64), span(0, 128, 64)]), "read and write");
         assert!(!attempt([span(0, 0, 64)], [span(0, 64, 65), span(0, 128, 64)]), "two writes");
-        assert!(!attempt([span(0, 32, 4)], [span(0, 64, 4), span(0, 128, 4)]), "unaligned");
+        assert!(!attempt([span(0, 0, 4)], [span(0, 96, 4), span(0, 128, 4)]), "unaligned");
         assert!(!attempt([span(0, 0, 4)], [span(0, 64, 4), span(0, 4032, 65)]), "past the end");
     }
 

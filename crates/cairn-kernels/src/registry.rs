@@ -285,6 +285,8 @@ mod tests {
                 name if cached.contains(&name) => &[Encoding::F32, Encoding::Bf16, Encoding::Q8],
                 "adamw" => &[Encoding::F32, Encoding::Bf16],
                 "matmul_bf16" => &[Encoding::Bf16, Encoding::Bf16z],
+                "matmul_rows" => &[Encoding::F32, Encoding::Bf16, Encoding::F16],
+                "matmul_rows_bf16" => &[Encoding::Bf16],
                 "matmul_int8" => &[Encoding::Q8, Encoding::Q4],
                 _ => &[Encoding::F32],
             };

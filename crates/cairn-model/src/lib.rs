@@ -34,8 +34,8 @@ pub use build::{
 pub use detect::{DetectError, assumed_fields, detect_model_spec};
 pub use init::{init_adapter, init_weights};
 pub use load::{
-    LoadError, Naming, StoredError, StoredWeights, TensorSource, WeightReader, Widening,
-    load_adapter, load_weights, stored_weights, tensor_f32, tensors,
+    FolderSource, LoadError, Naming, StoredError, StoredWeights, TensorSource, WeightReader,
+    Widening, load_adapter, load_weights, stored_weights, tensor_f32, tensors,
 };
 pub use names::{Placement, Role, TensorMap, TensorSlice};
 pub use pack::{PackCheck, PackSource};

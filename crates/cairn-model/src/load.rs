@@ -6,11 +6,13 @@
 //!
 //! - `fill`: one weight after the other, kept as it is stored where that is the encoding wanted.
 //! - `copies`: tensors that repeat another are compared with it.
+//! - `lent`: weights that are read where the file has them, and not loaded at all.
 //! - `reader`: the same for one weight, into memory of the caller's.
 //! - `stored`: which encodings keep all that a source holds.
 
 mod copies;
 mod fill;
+pub(crate) mod lent;
 mod reader;
 mod stored;
 
@@ -19,7 +21,7 @@ use std::ops::Range;
 use cairn_artifacts::safetensors::{SafetensorsFile, TensorView, WeightFolder};
 use cairn_kernels::encoding::{EncodeError, encode};
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
-use cairn_program::{LentWeights, Session};
+use cairn_program::{LentWeights, MemoryPlan, Session};
 use cairn_spec::model::Family;
 use cairn_spec::{DType, Hint, ModelSpec};
 
@@ -29,6 +31,7 @@ use crate::names::{Placement, TensorMap, TensorSlice};
 use fill::Coverage;
 pub(crate) use fill::read_weight;
 
+pub use lent::FolderSource;
 pub use reader::WeightReader;
 pub use stored::{StoredError, StoredWeights, Widening, stored_weights};
 
@@ -104,14 +107,19 @@ pub trait TensorSource: Sync {
         Ok(false)
     }
 
-    /// Lends the weights where they lie, if they lie as programs want them and nobody can change them
-    /// meanwhile; `None` has them read by copies.
+    /// Lends weights of the plan's programs where they lie, those that lie as programs can read them and
+    /// that nobody can change meanwhile; the others are read by copies.
     ///
     /// # Errors
     ///
     /// [`LoadError::Unreadable`] naming a tensor that is not what it should be.
-    fn lend(&self, _cpu: &Cpu) -> Result<Option<LentWeights>, LoadError> {
-        Ok(None)
+    fn lend(
+        &self,
+        _spec: &ModelSpec,
+        _plan: &MemoryPlan,
+        _cpu: &Cpu,
+    ) -> Result<Vec<LentWeights>, LoadError> {
+        Ok(Vec::new())
     }
 
     /// Whose names the tensors have.

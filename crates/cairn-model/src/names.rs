@@ -251,8 +251,13 @@ impl TensorMap {
 
     /// The entries of every weight.
     pub(crate) fn by_weight(&self) -> HashMap<&str, &[TensorSlice]> {
+        self.weights().collect()
+    }
+
+    /// Every weight with its entries, in program order.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = (&str, &[TensorSlice])> {
         let of_one = self.slices.chunk_by(|slice, next| slice.weight == next.weight);
-        of_one.map(|slices| (slices[0].weight.as_str(), slices)).collect()
+        of_one.map(|slices| (slices[0].weight.as_str(), slices))
     }
 
     /// The entries of every tensor, in the order of names.

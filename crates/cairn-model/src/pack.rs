@@ -21,9 +21,10 @@ use cairn_artifacts::leanpack::{CHUNK_BYTES, PackError, PackErrorKind, PackFile,
 use cairn_kernels::encoding::{DamagedList, Q8_BLOCK, convert_layout, load_q8};
 use cairn_kernels::memory::{bytes_of, bytes_of_mut};
 use cairn_kernels::{Cpu, Encoding, Layout, Weight};
-use cairn_program::{LentWeights, ValueType};
+use cairn_program::{LentWeights, MemoryPlan, ValueType};
+use cairn_spec::ModelSpec;
 
-use self::mapped::{LentPack, Notice};
+use crate::load::lent::{LentFile, Notice, populate};
 use crate::load::{LoadError, Naming, TensorSource};
 
 /// Rows converted at a time; a multiple of [`PANEL_ROWS`].
@@ -130,6 +131,42 @@ impl PackSource {
     fn matrices(&self) -> impl Iterator<Item = (&TensorEntry, Form)> {
         let matrices = self.pack.header().tensors.iter().filter(|tensor| tensor.dims.len() == 2);
         matrices.filter_map(|tensor| Some((tensor, form_of(tensor).ok()?)))
+    }
+
+    /// The weights where they lie, if nobody can change them meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Unreadable`] naming a tensor that is not what it should be.
+    pub fn map(&self, cpu: &Cpu) -> Result<Option<LentWeights>, LoadError> {
+        let mapped = match self.pack.map_weights() {
+            Ok(mapped) => mapped,
+            Err(error @ LeaseError::Changed) => {
+                let first = self.pack.header().tensors.first();
+                let name = first.map(|tensor| tensor.name.clone()).unwrap_or_default();
+                return Err(LoadError::Unreadable { name, problem: error.to_string() });
+            }
+            Err(error) => return Ok(self.copies(error.to_string())),
+        };
+        let all = 0..mapped.bytes().len();
+        if !populate(&mapped, &[all], cpu) {
+            return Ok(self.copies("not all of it could be read where it lies"));
+        }
+        let is_verified = !self.check.verify || self.check_mapped(&mapped, cpu)?;
+        if !is_verified || !self.check_lists(&mapped, cpu)? {
+            return Ok(self.copies("somebody wants to change the file"));
+        }
+        let mut places = BTreeMap::new();
+        for tensor in &self.pack.header().tensors {
+            let Ok(form) = form_of(tensor) else { continue };
+            let value_type = ValueType::weight(form.encoding, form.layout, form.columns);
+            let (offset, bytes) = (usize::try_from(tensor.offset), usize::try_from(tensor.bytes));
+            if let (Ok(offset), Ok(bytes)) = (offset, bytes) {
+                places.insert(tensor.name.clone(), (value_type, offset..offset + bytes));
+            }
+        }
+        let lent = LentFile { mapped, notice: self.notice.clone() };
+        Ok(Some(LentWeights { memory: Box::new(lent), places }))
     }
 
     fn tensor(&self, name: &str) -> Result<(&TensorEntry, Form), String> {
@@ -303,34 +340,13 @@ impl TensorSource for PackSource {
         }
     }
 
-    fn lend(&self, cpu: &Cpu) -> Result<Option<LentWeights>, LoadError> {
-        let mapped = match self.pack.map_weights() {
-            Ok(mapped) => mapped,
-            Err(error @ LeaseError::Changed) => {
-                let first = self.pack.header().tensors.first();
-                let name = first.map(|tensor| tensor.name.clone()).unwrap_or_default();
-                return Err(LoadError::Unreadable { name, problem: error.to_string() });
-            }
-            Err(error) => return Ok(self.copies(error.to_string())),
-        };
-        if !Self::populate(&mapped, cpu) {
-            return Ok(self.copies("not all of it could be read where it lies"));
-        }
-        let is_verified = !self.check.verify || self.check_mapped(&mapped, cpu)?;
-        if !is_verified || !self.check_lists(&mapped, cpu)? {
-            return Ok(self.copies("somebody wants to change the file"));
-        }
-        let mut places = BTreeMap::new();
-        for tensor in &self.pack.header().tensors {
-            let Ok(form) = form_of(tensor) else { continue };
-            let value_type = ValueType::weight(form.encoding, form.layout, form.columns);
-            let (offset, bytes) = (usize::try_from(tensor.offset), usize::try_from(tensor.bytes));
-            if let (Ok(offset), Ok(bytes)) = (offset, bytes) {
-                places.insert(tensor.name.clone(), (value_type, offset..offset + bytes));
-            }
-        }
-        let lent = LentPack { mapped, notice: self.notice.clone() };
-        Ok(Some(LentWeights { memory: Box::new(lent), places }))
+    fn lend(
+        &self,
+        _spec: &ModelSpec,
+        _plan: &MemoryPlan,
+        cpu: &Cpu,
+    ) -> Result<Vec<LentWeights>, LoadError> {
+        Ok(self.map(cpu)?.into_iter().collect())
     }
 
     fn naming(&self) -> Naming {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-use cairn_kernels::{BytesMut, CacheSpec, Cpu, Lent, Memory, MemoryError, SeqSlot, Span};
+use cairn_kernels::{BytesMut, CacheSpec, Cpu, Layout, Lent, Memory, MemoryError, SeqSlot, Span};
 use serde::{Deserialize, Serialize};
 
 use crate::dim::Sizes;
@@ -23,7 +23,7 @@ use crate::value::{Class, Value, ValueId, ValueType};
 const STORE: u16 = 0;
 /// Region of the arena.
 const ARENA: u16 = 1;
-/// Region of weights that somebody else keeps, where there are any.
+/// First region of weights that somebody else keeps, where there are any.
 const LENT: u16 = 2;
 /// Bytes of cache that are made resident before the first run; of a larger one, each part when it is written.
 const TOUCHED_BYTES_MAX: usize = 512 << 20;
@@ -315,7 +315,7 @@ impl fmt::Display for PlannedBytes {
     }
 }
 
-/// Weights that lie in memory which somebody else keeps, byte for byte as kernels read them.
+/// Weights that lie in one memory which somebody else keeps, byte for byte as kernels read them.
 #[derive(Debug)]
 pub struct LentWeights {
     /// The memory.
@@ -391,24 +391,48 @@ impl MemoryPlan {
         others.chain(pages).min().unwrap_or(self.store_bytes)
     }
 
-    /// Takes weights that are lent, in the form in which they are planned, out of what will be
-    /// allocated; everything else moves up. How many there are.
-    fn lend(&mut self, places: &BTreeMap<String, (ValueType, Range<usize>)>) -> usize {
+    /// Whether a weight could be lent in this form: in the planned encoding, and in the planned layout or
+    /// in rows.
+    pub fn takes(&self, name: &str, value_type: ValueType, bytes: usize) -> bool {
+        let Some(value) = self.store.get(name) else { return false };
+        let Persistent { class, value_type: planned, shape, .. } = value;
+        let layout = value_type.layout();
+        let is_readable = layout == planned.layout() || layout == Layout::RowMajor;
+        is_readable
+            && *class == Class::Weight
+            && planned.laid_out(layout) == value_type
+            && value_type.bytes(shape.row_elements()) == bytes
+    }
+
+    /// Takes weights that are lent out of what will be allocated; everything else moves up. Programs read
+    /// them in the layout in which they lie.
+    fn lend(&mut self, lent: &[LentWeights]) {
         let mut moved = BTreeMap::new();
-        let mut kept = Vec::new();
-        for (name, value) in &self.store {
-            let fits = |(value_type, range): &&(ValueType, Range<usize>)| {
-                *value_type == value.value_type && range.len() == value.span.bytes
-            };
-            let place = places.get(name).filter(fits).filter(|_| value.class == Class::Weight);
-            match place {
-                Some((_, range)) => {
-                    let span = Span { region: LENT, offset: range.start, bytes: range.len() };
-                    moved.insert(value.span.offset, span);
+        for (region, lent) in (LENT..).zip(lent) {
+            for (name, (value_type, range)) in &lent.places {
+                if range.is_empty() || !self.takes(name, *value_type, range.len()) {
+                    continue;
                 }
-                None => kept.push(value.span),
+                let Some(value) = self.store.get_mut(name) else { continue };
+                if moved.contains_key(&value.span.offset) {
+                    // Somebody else lends it.
+                    continue;
+                }
+                let span = Span { region, offset: range.start, bytes: range.len() };
+                moved.insert(value.span.offset, span);
+                self.bytes.weights += aligned(span.bytes);
+                self.bytes.weights -= aligned(value.span.bytes);
+                value.value_type = *value_type;
+                let values =
+                    self.programs.iter_mut().flat_map(|prepared| &mut prepared.program.values);
+                values.filter(|known| known.name == *name).for_each(|known| {
+                    known.value_type = *value_type;
+                });
             }
         }
+        let stays = |value: &&Persistent| !moved.contains_key(&value.span.offset);
+        let mut kept: Vec<Span> =
+            self.store.values().filter(stays).map(|value| value.span).collect();
         let caches = self.programs.iter().flat_map(|prepared| prepared.caches.values());
         kept.extend(caches.map(|(_, pages)| *pages));
         kept.sort_by_key(|span| span.offset);
@@ -430,7 +454,6 @@ impl MemoryPlan {
             prepared.persistent.iter_mut().flatten().for_each(&move_span);
             prepared.caches.values_mut().for_each(|(_, pages)| move_span(pages));
         }
-        self.store.values().filter(|value| value.span.region == LENT).count()
     }
 
     fn reserve(&mut self, bytes: usize) -> Span {
@@ -568,9 +591,9 @@ impl Session {
     }
 
     /// As [`new`](Self::new), but weights at the beginning of the store become resident when they are
-    /// filled, which the caller does at once. Weights that are lent in the form in which they are planned
-    /// are read where they lie: no memory is allocated for them, and they need not be filled. A large cache
-    /// becomes resident as it is written.
+    /// filled, which the caller does at once. Weights that are lent in a form that the plan
+    /// [takes](MemoryPlan::takes) are read where they lie: no memory is allocated for them, and they need
+    /// not be filled. A large cache becomes resident as it is written.
     ///
     /// # Errors
     ///
@@ -578,10 +601,14 @@ impl Session {
     pub fn to_be_loaded(
         mut plan: MemoryPlan,
         cpu: Cpu,
-        lent: Option<LentWeights>,
+        mut lent: Vec<LentWeights>,
     ) -> Result<Self, SessionError> {
         // What nothing is read from need not stay resident.
-        let lent = lent.filter(|lent| plan.lend(&lent.places) > 0);
+        lent.retain(|lent| {
+            let mut places = lent.places.iter();
+            places.any(|(name, (value_type, range))| plan.takes(name, *value_type, range.len()))
+        });
+        plan.lend(&lent);
         let first = plan.leading_weight_bytes();
         let mut memory = Memory::new();
         // Clearing gigabytes of pages takes seconds, and a server's cache may never be full.
@@ -590,9 +617,9 @@ impl Session {
             false => memory.add_untouched(plan.store_bytes)?,
         };
         let arena = memory.add_owned(plan.arena_bytes, &cpu)?;
-        if let Some(lent) = lent {
+        for (expected, lent) in (LENT..).zip(lent) {
             let region = memory.add_lent(lent.memory)?;
-            assert_eq!(region, LENT, "regions are numbered from 0");
+            assert_eq!(region, expected, "regions are numbered from 0");
         }
         Ok(Self::over(memory, [store, arena], plan, cpu))
     }
@@ -628,10 +655,7 @@ impl Session {
 
     /// Bytes of weights that are read where they lie.
     pub fn lent_weight_bytes(&self) -> usize {
-        if self.memory.lent_bytes() == 0 {
-            return 0;
-        }
-        let lent = self.store.values().filter(|value| value.span.region == LENT);
+        let lent = self.store.values().filter(|value| self.memory.is_lent(value.span.region));
         lent.map(|value| aligned(value.span.bytes)).sum()
     }
 
@@ -647,7 +671,7 @@ impl Session {
 
     /// Whether a weight is read where it lies, so that nothing can be written to it.
     pub fn is_lent(&self, name: &str) -> bool {
-        self.store.get(name).is_some_and(|value| value.span.region == LENT)
+        self.store.get(name).is_some_and(|value| value.span.region != STORE)
     }
 
     /// The processor it runs on.

@@ -72,6 +72,26 @@ impl ValueType {
         }
     }
 
+    /// Bytes of so many elements.
+    pub fn bytes(self, elements: usize) -> usize {
+        match self {
+            Self::F32 | Self::U32 => 4 * elements,
+            Self::F64 => 8 * elements,
+            Self::Encoded { encoding, layout, inputs } => {
+                Weight::stored_bytes(encoding, layout, elements / inputs, inputs)
+            }
+        }
+    }
+
+    /// The type of the same weight in another layout.
+    #[must_use]
+    pub fn laid_out(self, layout: Layout) -> Self {
+        match self {
+            Self::Encoded { encoding, inputs, .. } => Self::weight(encoding, layout, inputs),
+            Self::F32 | Self::F64 | Self::U32 => self,
+        }
+    }
+
     /// Layout of a weight of this type.
     pub fn layout(self) -> Layout {
         match self {
@@ -116,13 +136,6 @@ impl Value {
 
     /// Bytes at the given sizes of the dynamic axes.
     pub fn bytes(&self, sizes: &Sizes) -> usize {
-        let elements = self.shape.elements(sizes);
-        match self.value_type {
-            ValueType::F32 | ValueType::U32 => 4 * elements,
-            ValueType::F64 => 8 * elements,
-            ValueType::Encoded { encoding, layout, inputs } => {
-                Weight::stored_bytes(encoding, layout, elements / inputs, inputs)
-            }
-        }
+        self.value_type.bytes(self.shape.elements(sizes))
     }
 }

@@ -15,7 +15,8 @@ use cairn_data::tokenizer::{ModelFiles, Tokenizer, TokenizerConfig};
 use cairn_engine::{Engine, EngineOptions, EnginePlan};
 use cairn_kernels::{Cpu, Encoding, Layout};
 use cairn_model::{
-    AdapterMap, LoadError, Naming, PackCheck, PackSource, TensorSource, load_adapter, load_weights,
+    AdapterMap, FolderSource, LoadError, Naming, PackCheck, PackSource, TensorSource, load_adapter,
+    load_weights,
 };
 use cairn_program::{LentWeights, MemoryPlan, Session};
 use cairn_spec::model::hf::HfConfig;
@@ -106,7 +107,7 @@ pub(crate) struct ModelFolder {
 #[derive(Debug)]
 pub(crate) enum ModelWeights {
     /// In the safetensors of a folder.
-    Folder(WeightFolder),
+    Folder(Box<FolderSource>),
     /// In a GGUF file, which also holds everything else.
     Gguf(Box<GgufFile>),
     /// In a pack, which also holds everything else.
@@ -116,7 +117,7 @@ pub(crate) enum ModelWeights {
 impl ModelWeights {
     fn source(&self) -> &dyn TensorSource {
         match self {
-            Self::Folder(folder) => folder,
+            Self::Folder(folder) => &**folder,
             Self::Gguf(file) => &**file,
             Self::Pack(pack) => &**pack,
         }
@@ -168,12 +169,28 @@ impl TensorSource for ModelWeights {
         self.source().read_stored(name, form, cpu, out)
     }
 
-    fn lend(&self, cpu: &Cpu) -> Result<Option<LentWeights>, LoadError> {
-        self.source().lend(cpu)
+    fn lend(
+        &self,
+        spec: &ModelSpec,
+        plan: &MemoryPlan,
+        cpu: &Cpu,
+    ) -> Result<Vec<LentWeights>, LoadError> {
+        self.source().lend(spec, plan, cpu)
     }
 
     fn naming(&self) -> Naming {
         self.source().naming()
+    }
+}
+
+/// What is said when weights that were lent were copied after all.
+fn copied(path: &Path, terminal: Terminal) -> impl Fn() + Send + Sync + 'static {
+    let shown = path.display().to_string();
+    move || {
+        terminal.warn(format_args!(
+            "somebody wants to change {shown}: its weights were copied into memory, and nothing \
+             else changes"
+        ));
     }
 }
 
@@ -200,7 +217,9 @@ impl ModelFolder {
         }
         let spec = read_spec(path, terminal)?;
         verify(path)?;
-        let weights = ModelWeights::Folder(WeightFolder::open(path)?);
+        let folder =
+            FolderSource::new(WeightFolder::open(path)?).with_notice(copied(path, terminal));
+        let weights = ModelWeights::Folder(Box::new(folder));
         Ok(Self { path: path.to_owned(), spec, weights, adapter: None, terminal })
     }
 
@@ -210,21 +229,21 @@ impl ModelFolder {
         check: PackCheck,
         terminal: Terminal,
     ) -> anyhow::Result<Self> {
-        let shown = path.display().to_string();
-        let pack = PackSource::new(PackFile::open(path)?, check)?.with_notice(move || {
-            terminal.warn(format_args!(
-                "somebody wants to change {shown}: its weights were copied into memory, and nothing \
-                 else changes"
-            ));
-        });
+        let pack = PackSource::new(PackFile::open(path)?, check)?;
+        let pack = pack.with_notice(copied(path, terminal));
         let spec = pack.pack().header().spec.clone();
         let weights = ModelWeights::Pack(Box::new(pack));
         Ok(Self { path: path.to_owned(), spec, weights, adapter: None, terminal })
     }
 
-    /// Says why a pack was copied that could have been read where it lies, if it was.
+    /// Says why weights were copied that could have been read where they lie, if they were.
     pub(crate) fn tell_copies(&self) {
-        if let Some(reason) = self.pack().and_then(PackSource::copied_because) {
+        let reason = match &self.weights {
+            ModelWeights::Folder(folder) => folder.copied_because(),
+            ModelWeights::Pack(pack) => pack.copied_because(),
+            ModelWeights::Gguf(_) => None,
+        };
+        if let Some(reason) = reason {
             let path = self.path.display();
             self.terminal.warn(format_args!("the weights of {path} were copied: {reason}"));
         }
@@ -307,10 +326,11 @@ impl ModelFolder {
         (&self.weights, adapter)
     }
 
-    /// A session over the model's program, with its weights: those of a pack where they lie.
+    /// A session over the model's program, with its weights, where they lie if they can be read so.
     pub(crate) fn session(&self, memory: MemoryPlan, cpu: Cpu) -> anyhow::Result<Session> {
         let cannot = |path: &Path| format!("cannot load {}", path.display());
-        let lent = self.weights.lend(&cpu).with_context(|| cannot(&self.path))?;
+        let lent = self.weights.lend(&self.spec, &memory, &cpu);
+        let lent = lent.with_context(|| cannot(&self.path))?;
         let mut session = Session::to_be_loaded(memory, cpu, lent)?;
         load_weights(&mut session, &self.spec, &self.weights)
             .with_context(|| cannot(&self.path))?;

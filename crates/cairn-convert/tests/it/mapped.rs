@@ -1,5 +1,7 @@
-//! Engines that read a pack's weights where they lie: same tokens, less memory, and nobody's prey.
+//! Engines that read weights where they lie, in a pack or a folder: same tokens, less memory, and nobody's
+//! prey.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -7,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cairn_artifacts::leanpack::PackFile;
+use cairn_artifacts::safetensors::{OutTensor, WeightFolder, f32_to_bf16, write};
 use cairn_engine::{Engine, EngineOptions, EnginePlan, Request, SamplingParams};
 use cairn_kernels::{Cpu, Encoding};
-use cairn_model::{PackCheck, PackSource, TensorSource};
+use cairn_model::{FolderSource, PackCheck, PackSource, TensorSource};
 
 use crate::packs::{golden, packed, source};
 
@@ -123,9 +126,120 @@ fn an_altered_weight_is_named_also_where_it_is_mapped() {
     std::fs::write(&path, bytes).unwrap();
     let pack = source(&path, PackCheck { verify: true, strict: false });
     if maps(&path) {
-        let error = pack.lend(&Cpu::detect(2)).unwrap_err().to_string();
+        let error = pack.map(&Cpu::detect(2)).unwrap_err().to_string();
         assert!(error.contains(&tensor.name), "{error}");
     }
     let unchecked = source(&path, PackCheck::default());
-    assert!(unchecked.lend(&Cpu::detect(2)).unwrap().is_some() || !maps(&path));
+    assert!(unchecked.map(&Cpu::detect(2)).unwrap().is_some() || !maps(&path));
+}
+
+/// An engine over a folder's weights.
+fn folder_engine(source: &dyn TensorSource, folder: &Path, encoding: Encoding) -> Engine {
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let spec = cairn_spec::model::hf::HfConfig::from_json(&config).unwrap().spec;
+    let options = EngineOptions { encoding, ..EngineOptions::new(1, 64) };
+    let plan = EnginePlan::new(&spec, options).unwrap();
+    Engine::load(plan, Cpu::detect(2), source).unwrap()
+}
+
+/// A copy of a golden folder.
+fn folder_of(name: &str) -> tempfile::TempDir {
+    let target = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, target.path().join(path.file_name().unwrap())).unwrap();
+    }
+    target
+}
+
+/// A copy of a golden folder with its values as bf16.
+fn narrow_folder_of(name: &str) -> tempfile::TempDir {
+    let target = folder_of(name);
+    let weights = WeightFolder::open(&golden(name)).unwrap();
+    let bits: Vec<(String, Vec<usize>, Vec<u16>)> = weights
+        .tensors()
+        .map(|tensor| {
+            let mut values = vec![0.0; tensor.shape.iter().product()];
+            tensor.copy_to_f32(&mut values).unwrap();
+            let bits = values.into_iter().map(f32_to_bf16).collect();
+            (tensor.name.to_owned(), tensor.shape.to_vec(), bits)
+        })
+        .collect();
+    let tensors: Vec<OutTensor<'_>> =
+        bits.iter().map(|(name, shape, bits)| OutTensor::bf16(name, shape, bits)).collect();
+    let mut file = std::fs::File::create(target.path().join("model.safetensors")).unwrap();
+    write(&mut file, tensors, &BTreeMap::new()).unwrap();
+    target
+}
+
+/// Whether the system leases the files of a folder.
+fn leases(folder: &WeightFolder) -> bool {
+    folder.files().iter().all(|file| file.file().leased().is_ok())
+}
+
+#[test]
+fn what_lies_in_a_folder_is_what_is_loaded_from_it() {
+    let folders = [
+        (folder_of("qwen3"), Encoding::F32),
+        (folder_of("llama_sharded"), Encoding::F32),
+        (folder_of("gemma3_text"), Encoding::F32),
+        (folder_of("deepseek_v3"), Encoding::F32),
+        (narrow_folder_of("qwen3"), Encoding::Bf16),
+        (narrow_folder_of("qwen3_moe"), Encoding::Bf16),
+    ];
+    for (folder, encoding) in &folders {
+        let path = folder.path();
+        let weights = WeightFolder::open(path).unwrap();
+        let mut copied = folder_engine(&weights, path, *encoding);
+        let source = FolderSource::new(weights.clone());
+        let mut lent = folder_engine(&source, path, *encoding);
+        let session = lent.session();
+        let bytes = session.lent_weight_bytes();
+        assert_eq!(copied.session().lent_weight_bytes(), 0);
+        assert_eq!(session.bytes().total(), bytes + session.allocated_bytes());
+        let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+        if leases(&weights) && config.contains("\"qwen3\"") {
+            assert!(bytes > session.bytes().weights / 2, "{bytes}");
+        }
+        let bits = |engine: &mut Engine| -> Vec<u32> {
+            let logprobs = engine.next_logprobs(&[5, 6, 7, 8, 9]).unwrap();
+            logprobs.into_iter().map(f32::to_bits).collect()
+        };
+        assert_eq!(tokens(&mut lent), tokens(&mut copied));
+        assert_eq!(bits(&mut lent), bits(&mut copied));
+        // In another encoding nothing is wanted as it lies.
+        let other = folder_engine(&source, path, Encoding::Q8);
+        assert_eq!(other.session().lent_weight_bytes(), 0);
+        assert_eq!(source.copied_because().is_some(), !leases(&weights));
+    }
+}
+
+#[test]
+fn a_folder_that_somebody_writes_to_is_copied_first() {
+    let folder = folder_of("qwen3");
+    let path = folder.path().join("model.safetensors");
+    let weights = WeightFolder::open(folder.path()).unwrap();
+    if !leases(&weights) {
+        return;
+    }
+    let notices = Arc::new(AtomicUsize::new(0));
+    let told = notices.clone();
+    let source =
+        FolderSource::new(weights).with_notice(move || _ = told.fetch_add(1, Ordering::Relaxed));
+    let mut engine = folder_engine(&source, folder.path(), Encoding::F32);
+    let planned = engine.session().bytes().total();
+    let expected = tokens(&mut engine);
+    let writer = std::thread::spawn(move || {
+        OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+    });
+    while !writer.is_finished() {
+        assert_eq!(tokens(&mut engine), expected);
+    }
+    writer.join().unwrap();
+    assert_eq!(tokens(&mut engine), expected);
+    let session = engine.session();
+    assert_eq!((session.lent_weight_bytes(), notices.load(Ordering::Relaxed)), (0, 1));
+    // What was copied is the file, whose header is the rest.
+    let allocated = session.allocated_bytes();
+    assert!((planned..planned + planned / 8).contains(&allocated), "{allocated} of {planned}");
 }

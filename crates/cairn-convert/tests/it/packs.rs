@@ -359,7 +359,7 @@ fn a_damaged_list_of_exceptions_is_refused_however_it_is_read() {
         };
         // Where packs are mapped; then copied as they are, and converted.
         if file.map_weights().is_ok() {
-            check(pack().lend(&cpu).unwrap_err());
+            check(pack().map(&cpu).unwrap_err());
         }
         let own = pack().encodings();
         check(mixed_logits(spec, (pack().storage(), &own), &pack()).unwrap_err());

@@ -38,7 +38,7 @@ impl Engine {
         (source, adapter): (&dyn TensorSource, Option<&dyn TensorSource>),
     ) -> Result<Self, EngineError> {
         let adapters = plan.adapters.clone();
-        let lent = source.lend(&cpu)?;
+        let lent = source.lend(&plan.spec, &plan.memory, &cpu)?;
         Self::with_weights(plan, cpu, lent, |session, spec| {
             load_weights(session, spec, source)?;
             match adapter {
@@ -54,7 +54,7 @@ impl Engine {
     ///
     /// [`EngineError::Session`] without the memory.
     pub fn with_fresh_weights(plan: EnginePlan, cpu: Cpu, seed: u64) -> Result<Self, EngineError> {
-        Self::with_weights(plan, cpu, None, |session, spec| {
+        Self::with_weights(plan, cpu, Vec::new(), |session, spec| {
             init_weights(session, spec, seed);
             Ok(())
         })
@@ -63,12 +63,14 @@ impl Engine {
     fn with_weights(
         plan: EnginePlan,
         cpu: Cpu,
-        lent: Option<LentWeights>,
+        lent: Vec<LentWeights>,
         fill: impl FnOnce(&mut Session, &ModelSpec) -> Result<(), cairn_model::LoadError>,
     ) -> Result<Self, EngineError> {
         let EnginePlan { memory, buckets, spec, options, .. } = plan;
         let mut session = Session::to_be_loaded(memory, cpu, lent)?;
         fill(&mut session, &spec)?;
+        // Filling may have taken longer than the system waits for a lease.
+        session.keep_lent()?;
         Self::with_model(Executor::new(session, buckets, spec), options)
     }
 

@@ -37,6 +37,11 @@ pub(crate) struct DraftModel<M> {
 }
 
 impl<M: Model> DraftModel<M> {
+    /// Keeps what others lend to the model.
+    pub(super) fn keep(&mut self) -> Result<(), RunError> {
+        self.model.keep()
+    }
+
     pub(crate) fn new(model: M, options: EngineOptions) -> Self {
         let slot = |_| DraftSlot {
             owner: None,

@@ -63,6 +63,14 @@ impl<M: Model> Drafter<M> {
         }
     }
 
+    /// Keeps what others lend to a second model.
+    pub(crate) fn keep(&mut self) -> Result<(), RunError> {
+        match self {
+            Self::Model(Some(model)) => model.keep(),
+            Self::Model(None) | Self::Ngram | Self::Depth => Ok(()),
+        }
+    }
+
     /// Says that a sequence has ended, or gave way.
     pub(crate) fn forget(&mut self, id: RequestId) {
         if let Self::Model(Some(model)) = self {

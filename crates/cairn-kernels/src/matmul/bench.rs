@@ -78,6 +78,20 @@ pub(crate) const OPERATORS: &[Operator] = &[
         prepare: matmul_bf16_case,
     },
     Operator {
+        name: "matmul_rows",
+        description: "matmul by a weight in rows, as files hold it",
+        encodings: &[Encoding::F32, Encoding::Bf16, Encoding::F16],
+        shapes: BF16,
+        prepare: matmul_rows_case,
+    },
+    Operator {
+        name: "matmul_rows_bf16",
+        description: "matmul_bf16 by a weight in rows, as files hold it",
+        encodings: &[Encoding::Bf16],
+        shapes: BF16,
+        prepare: matmul_rows_bf16_case,
+    },
+    Operator {
         name: "matmul_int8",
         description: "y = x · Wᵀ of bytes, one chain over groups of 32 inputs",
         encodings: &[Encoding::Q8, Encoding::Q4],
@@ -129,12 +143,9 @@ pub(crate) const OPERATORS: &[Operator] = &[
 ];
 
 fn table(shape: &Shape, encoding: Encoding) -> Table {
-    let [t, n, k] = shape.sizes(["t", "n", "k"]);
-    if t <= COLD_TOKENS {
-        Table::cold((encoding, Layout::Panel), n, k)
-    } else {
-        Table::warm((encoding, encoding.layouts()[0]), n, k)
-    }
+    let [t, ..] = shape.sizes(["t", "n", "k"]);
+    let layout = if t <= COLD_TOKENS { Layout::Panel } else { encoding.layouts()[0] };
+    layer_table(shape, (encoding, layout))
 }
 
 fn flops(sizes: &[usize]) -> f64 {
@@ -142,29 +153,34 @@ fn flops(sizes: &[usize]) -> f64 {
 }
 
 fn matmul_case(shape: &Shape, encoding: Encoding) -> Case {
-    let [t, n, k] = shape.sizes(["t", "n", "k"]);
-    let mut table = table(shape, encoding);
-    let (x_tk, mut y_tn) = (values(t * k, 1), zeros(t * n));
-    case(flops(&[t, n, k]), table.bytes / 4 + t * (k + n), move |cpu| {
-        let (weight, y_tn) = (table.weight(), &mut y_tn[..]);
-        let (accumulate, compute) = (false, Compute::F32);
-        matmul(cpu, Matmul { x_tk: &x_tk, weight, bias_n: None, y_tn, t, accumulate, compute });
-    })
+    let table = table(shape, encoding);
+    forward_case(shape, table, Compute::F32)
+}
+
+fn matmul_rows_case(shape: &Shape, encoding: Encoding) -> Case {
+    forward_case(shape, layer_table(shape, (encoding, Layout::RowMajor)), Compute::F32)
 }
 
 fn matmul_bf16_case(shape: &Shape, encoding: Encoding) -> Case {
-    narrow_case(shape, encoding, Compute::Bf16)
+    forward_case(shape, layer_table(shape, (encoding, Layout::Panel)), Compute::Bf16)
+}
+
+fn matmul_rows_bf16_case(shape: &Shape, encoding: Encoding) -> Case {
+    forward_case(shape, layer_table(shape, (encoding, Layout::RowMajor)), Compute::Bf16)
 }
 
 fn matmul_int8_case(shape: &Shape, encoding: Encoding) -> Case {
-    narrow_case(shape, encoding, Compute::Int8)
+    forward_case(shape, layer_table(shape, (encoding, Layout::Panel)), Compute::Int8)
 }
 
-fn narrow_case(shape: &Shape, encoding: Encoding, compute: Compute) -> Case {
+/// A weight as a session holds it for inference.
+fn layer_table(shape: &Shape, form: (Encoding, Layout)) -> Table {
     let [t, n, k] = shape.sizes(["t", "n", "k"]);
-    let layout = (encoding, Layout::Panel);
-    let mut table =
-        if t <= COLD_TOKENS { Table::cold(layout, n, k) } else { Table::warm(layout, n, k) };
+    if t <= COLD_TOKENS { Table::cold(form, n, k) } else { Table::warm(form, n, k) }
+}
+
+fn forward_case(shape: &Shape, mut table: Table, compute: Compute) -> Case {
+    let [t, n, k] = shape.sizes(["t", "n", "k"]);
     let (x_tk, mut y_tn) = (values(t * k, 1), zeros(t * n));
     let case = case(flops(&[t, n, k]), table.bytes / 4 + t * (k + n), move |cpu| {
         let (weight, y_tn) = (table.weight(), &mut y_tn[..]);

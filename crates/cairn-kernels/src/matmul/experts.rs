@@ -27,7 +27,7 @@ use super::stream::{Inputs, STREAM_TOKENS_MAX, StreamProduct};
 use crate::TOKEN_BLOCK;
 use crate::compute::{Compute, bf16_chain};
 use crate::cpu::{Cpu, SharedSlice};
-use crate::encoding::{Layout, Weight};
+use crate::encoding::Weight;
 use crate::simd::{LANES, dispatch};
 
 /// `y[t][a] = x · W[experts[t][a]]ᵀ`.
@@ -266,12 +266,8 @@ pub fn expert_matmul(cpu: &Cpu, args: ExpertMatmul<'_>) {
     let grouped = Grouped::new(experts_ta, num_experts, scratch);
     let grid = Grid::new(Blocking::guess(grouped.typical_rows(cpu), n, form.steps(k), cpu), n, cpu);
     let panels = n.div_ceil(LANES);
-    let streams = |rows: &[u32]| {
-        weight.layout == Layout::Panel
-            && streamed.is_some()
-            && !rows.is_empty()
-            && rows.len() <= STREAM_TOKENS_MAX
-    };
+    let streams =
+        |rows: &[u32]| streamed.is_some() && !rows.is_empty() && rows.len() <= STREAM_TOKENS_MAX;
     let stream = |expert: usize, rows| StreamProduct {
         x: streamed.unwrap_or_default(),
         form,

@@ -1,4 +1,5 @@
-//! The forward product for a few tokens: the weight's panels are read front to back, once.
+//! The forward product for a few tokens: the weight's panels are read front to back, once. Weights in rows
+//! have a loop of their own (`stream_rows`).
 //!
 //! Bound by memory: one multiply-add for each element read and token, so a token costs what the
 //! weight's bytes cost. Several panels at a time cover the latency of one chain and keep several
@@ -15,20 +16,21 @@ use super::pack_bf16z::Bf16zPairs;
 use super::product::Start;
 use super::rows::{RowList, WeightRows};
 use super::shares::{GROUP_PANELS, Shares};
+use super::stream_rows::{Bf16Values, F16Values, RowElements, RowsPart, Words};
 use crate::cpu::{Cpu, SharedSlice};
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, Layout};
 use crate::isa::Simd;
 use crate::pool::{SCRATCH_BYTES, Scratch};
 use crate::simd::{F32x16, Kernel, LANES, dispatch};
 
-/// Tokens up to which panels are streamed: beyond, packing pays.
+/// Tokens up to which weights are streamed: beyond, packing pays.
 pub(super) const STREAM_TOKENS_MAX: usize = 16;
 /// Weight bytes of one task of an expert.
 const TASK_BYTES: usize = 128 << 10;
 /// Columns of a panel between a read and the hint for it.
 const AHEAD: usize = 32;
 
-/// A forward product over a weight in panels.
+/// A forward product whose weight is streamed. Sixteen of its rows are a panel, however they lie.
 pub(super) struct StreamProduct<'a> {
     /// Rows of inputs as the form's steps, from [`Inputs`].
     pub(super) x: &'a [f32],
@@ -77,6 +79,9 @@ impl StreamProduct<'_> {
         skipped: usize,
     ) {
         let task = Task { product: self, y, panels, skipped, simd };
+        if self.rows.weight.layout == Layout::RowMajor {
+            return task.run_rows();
+        }
         match (self.form, self.rows.weight.encoding) {
             (Form::Floats, _) => visit(&self.rows, task),
             (Form::Pairs, Encoding::Bf16z) => {
@@ -177,6 +182,30 @@ impl Task<'_> {
         let Self { product, y, panels, skipped, simd } = self;
         dispatch(simd, Part { columns, product, y, panels, skipped, arithmetic: PhantomData::<A> });
     }
+
+    /// As [`run`](Self::run), of a weight in rows.
+    fn run_rows(self) {
+        match (self.product.form, self.product.rows.weight.encoding) {
+            (Form::Floats, Encoding::F32) => self.run_elements::<Words, Fused>(),
+            (Form::Floats, Encoding::Bf16) => self.run_elements::<Bf16Values<false>, Fused>(),
+            (Form::Floats, Encoding::F16) => self.run_elements::<F16Values, Fused>(),
+            (Form::Pairs, Encoding::Bf16) => self.run_elements::<Words, PairDot>(),
+            (Form::Bf16Floats, Encoding::Bf16) => {
+                self.run_elements::<Bf16Values<true>, PairFlushed>();
+            }
+            (form, encoding) => unreachable!("{form:?} of {encoding} in rows"),
+        }
+    }
+
+    fn run_elements<E: RowElements, A: Arithmetic>(self) {
+        let Self { product, y, panels, skipped, simd } = self;
+        // Panics unless the elements are aligned, which the loop takes for granted.
+        let is_wide = product.rows.weight.encoding == Encoding::F32;
+        let weight = product.rows.weight;
+        assert!(if is_wide { weight.f32s().len() } else { weight.u16s().len() } > 0);
+        let kinds = PhantomData::<(E, A)>;
+        dispatch(simd, RowsPart { product, y, panels, skipped, kinds });
+    }
 }
 
 impl ElementsVisitor for Task<'_> {
@@ -209,9 +238,9 @@ impl<C: Columns, A: Arithmetic> Kernel for Part<'_, C, A> {
                     self.groups::<V, 1, { GROUP_PANELS / 2 }>();
                 }
                 1 => self.groups::<V, 1, GROUP_PANELS>(),
-                2 => self.groups::<V, 2, GROUP_PANELS>(),
-                3 | 4 => self.groups::<V, 4, GROUP_PANELS>(),
-                _ => self.groups::<V, 8, 2>(),
+                2 => self.groups::<V, 2, 2>(),
+                3 | 4 => self.groups::<V, 4, 2>(),
+                _ => self.groups::<V, 8, 1>(),
             }
         } else {
             match t {
@@ -231,12 +260,14 @@ impl<C: Columns, A: Arithmetic> Part<'_, C, A> {
             for token in (0..self.product.t).step_by(ROWS) {
                 A::call::<V, _>(Group::<C, A, ROWS, VECS> {
                     columns: self.columns,
-                    product: self.product,
-                    y: self.y,
-                    panel,
-                    panels: VECS.min(self.panels.end - panel),
-                    token,
-                    tokens: ROWS.min(self.product.t - token),
+                    tile: OutputTile {
+                        product: self.product,
+                        y: self.y,
+                        panel,
+                        panels: VECS.min(self.panels.end - panel),
+                        token,
+                        tokens: ROWS.min(self.product.t - token),
+                    },
                     ahead: VECS + skipped,
                     arithmetic: PhantomData,
                 });
@@ -248,12 +279,7 @@ impl<C: Columns, A: Arithmetic> Part<'_, C, A> {
 /// Up to `VECS` panels times up to `ROWS` tokens. Missing ones repeat the last and are not stored.
 struct Group<'a, C, A, const ROWS: usize, const VECS: usize> {
     columns: C,
-    product: &'a StreamProduct<'a>,
-    y: &'a SharedSlice<'a, f32>,
-    panel: usize,
-    panels: usize,
-    token: usize,
-    tokens: usize,
+    tile: OutputTile<'a>,
     /// Panels to those that are likely read next.
     ahead: usize,
     arithmetic: PhantomData<A>,
@@ -266,13 +292,12 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Kernel
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let steps = self.product.form.steps(self.product.rows.weight.k);
-        let x: [*const f32; ROWS] = std::array::from_fn(|i| {
-            let row = self.product.input_row(self.token + i.min(self.tokens - 1));
-            self.product.x[row * steps..(row + 1) * steps].as_ptr()
-        });
-        let panels: [usize; VECS] = std::array::from_fn(|j| self.panel + j.min(self.panels - 1));
-        let mut sums = self.begin::<V>();
+        let product = self.tile.product;
+        let steps = product.form.steps(product.rows.weight.k);
+        let x: [*const f32; ROWS] = std::array::from_fn(|i| self.tile.inputs(i, steps).as_ptr());
+        let panels: [usize; VECS] =
+            std::array::from_fn(|j| self.tile.panel + j.min(self.tile.panels - 1));
+        let mut sums = self.tile.begin::<V, A, ROWS, VECS>();
         for panel in panels {
             self.columns.prefetch_panel::<V>(panel + self.ahead);
         }
@@ -305,7 +330,7 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Kernel
                 step += 1;
             }
         }
-        self.finish(&sums);
+        self.tile.finish::<V, A, ROWS, VECS>(&sums);
     }
 }
 
@@ -413,6 +438,26 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Group<'_, 
             }
         }
     }
+}
+
+/// Where the results of some panels and tokens lie.
+#[derive(Clone, Copy)]
+pub(super) struct OutputTile<'a> {
+    pub(super) product: &'a StreamProduct<'a>,
+    pub(super) y: &'a SharedSlice<'a, f32>,
+    pub(super) panel: usize,
+    pub(super) panels: usize,
+    pub(super) token: usize,
+    pub(super) tokens: usize,
+}
+
+impl<'a> OutputTile<'a> {
+    /// The inputs of token `i`, or of the last there is, `steps` of them.
+    #[inline(always)]
+    pub(super) fn inputs(&self, i: usize, steps: usize) -> &'a [f32] {
+        let row = self.product.input_row(self.token + i.min(self.tokens - 1));
+        &self.product.x[row * steps..(row + 1) * steps]
+    }
 
     /// The output's columns of panel `j`, and how many there are.
     #[inline(always)]
@@ -431,7 +476,9 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Group<'_, 
     }
 
     #[inline(always)]
-    fn begin<V: F32x16>(&self) -> [[V; VECS]; ROWS] {
+    pub(super) fn begin<V: F32x16, A: Arithmetic, const ROWS: usize, const VECS: usize>(
+        &self,
+    ) -> [[V; VECS]; ROWS] {
         let mut sums = [[V::zero(); VECS]; ROWS];
         for (i, row) in sums.iter_mut().enumerate().take(self.tokens) {
             for (j, sum) in row.iter_mut().enumerate().take(self.panels) {
@@ -453,7 +500,10 @@ impl<C: Columns, A: Arithmetic, const ROWS: usize, const VECS: usize> Group<'_, 
     }
 
     #[inline(always)]
-    fn finish<V: F32x16>(&self, sums: &[[V; VECS]; ROWS]) {
+    pub(super) fn finish<V: F32x16, A: Arithmetic, const ROWS: usize, const VECS: usize>(
+        &self,
+        sums: &[[V; VECS]; ROWS],
+    ) {
         for (i, row) in sums.iter().enumerate().take(self.tokens) {
             for (j, &sum) in row.iter().enumerate().take(self.panels) {
                 // SAFETY: these panels' columns belong to this task alone.

@@ -211,13 +211,13 @@ proptest! {
     }
 
     #[test]
-    fn streamed_panels_are_the_reference(
-        encoding in prop::sample::select(&Encoding::ALL[..]),
+    fn streams_are_the_reference(
+        (encoding, layout) in any_weight_form(),
         (t, n, k) in (0..20_usize, any_size(300), any_size(200)),
         start in 0..3,
         seed in 1..1000_u32,
     ) {
-        let stored = Stored::new(encoding, Layout::Panel, n, k, seed);
+        let stored = Stored::new(encoding, layout, n, k, seed);
         let (x_tk, bias) = (values(t * k, seed + 1), values(n, seed + 2));
         let (accumulate, bias_n) = (start == 1, (start == 2).then_some(&bias[..]));
         check(&values(t * n, seed + 3), |cpu, y_tn| {
@@ -225,6 +225,36 @@ proptest! {
             let args = Matmul { x_tk: &x_tk, weight, bias_n, y_tn, t, accumulate, compute };
             run!(cpu, matmul, matmul_reference, args);
         });
+    }
+}
+
+/// Every tail of a row, of a panel and of a group of tokens. Each row ends beside an infinity, which a
+/// product that reads too far would find.
+#[test]
+fn rows_end_where_they_end() {
+    let forms = [
+        (Encoding::F32, Compute::F32),
+        (Encoding::F16, Compute::F32),
+        (Encoding::Bf16, Compute::F32),
+        (Encoding::Bf16, Compute::Bf16),
+    ];
+    for (encoding, compute) in forms {
+        for k in [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95] {
+            for n in [1, 15, 17, 33] {
+                let mut weights = values(n * k, 3);
+                (1..n).for_each(|row| weights[row * k] = f32::INFINITY);
+                let stored = Stored::of((encoding, Layout::RowMajor), (n, k), &weights);
+                for t in [1, 2, 3, 5, 8, 9, 16] {
+                    let x_tk = values(t * k, 4);
+                    check(&values(t * n, 5), |cpu, y_tn| {
+                        let (weight, x_tk) = (stored.weight(), &x_tk[..]);
+                        let (bias_n, accumulate) = (None, t % 2 == 0);
+                        let args = Matmul { x_tk, weight, bias_n, y_tn, t, accumulate, compute };
+                        run!(cpu, matmul, matmul_reference, args);
+                    });
+                }
+            }
+        }
     }
 }
 
@@ -316,17 +346,19 @@ fn a_damaged_bf16z_weight_ends_no_process() {
 #[test]
 fn products_together_are_the_products() {
     let k = 200;
-    for (encoding, compute) in [
-        (Encoding::F32, Compute::F32),
-        (Encoding::Bf16z, Compute::Bf16),
-        (Encoding::Q8, Compute::Int8),
-        (Encoding::Q4, Compute::Int8),
+    for (encoding, layout, compute) in [
+        (Encoding::F32, Layout::Panel, Compute::F32),
+        (Encoding::Bf16, Layout::RowMajor, Compute::Bf16),
+        (Encoding::Bf16z, Layout::Panel, Compute::Bf16),
+        (Encoding::Q8, Layout::Panel, Compute::Int8),
+        (Encoding::Q4, Layout::Panel, Compute::Int8),
     ] {
         // The last pair is stored apart, so it is not run with the others.
-        for (t, last) in [(1, encoding), (5, encoding), (40, encoding), (3, Encoding::Bf16)] {
+        let other = if encoding == Encoding::Bf16 { Encoding::F16 } else { Encoding::Bf16 };
+        for (t, last) in [(1, encoding), (5, encoding), (40, encoding), (3, other)] {
             let last_compute = if last == encoding { compute } else { Compute::F32 };
             let stored = [(64, encoding), (300, encoding), (16, last)]
-                .map(|(n, encoding)| Stored::new(encoding, Layout::Panel, n, k, 9));
+                .map(|(n, encoding)| Stored::new(encoding, layout, n, k, 9));
             let (x_tk, bias_n) = (values(t * k, 5), values(300, 8));
             let computes = [compute, compute, last_compute];
             let biases = [None, Some(&bias_n[..]), None];

@@ -1,78 +1,23 @@
-//! A pack's weights where they lie: made resident, checked, and lent as long as nobody changes the file.
+//! A pack's weights where they lie: checked before they are lent.
 //!
 //! **Invariant:** what was looked at while somebody wanted to change the file counts for nothing: then the
 //! weights are copied, and what is copied is checked again.
 
-use std::fmt;
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use cairn_artifacts::LeasedFile;
 use cairn_artifacts::leanpack::{PackError, TensorEntry};
-use cairn_kernels::{Cpu, Encoding, Lent, Weight};
+use cairn_kernels::{Cpu, Encoding, Weight};
 
 use super::{Form, PackSource, form_of, told};
 use crate::load::LoadError;
 
-/// Bytes that a thread makes resident at a time: many pages, and many for each thread.
-const POPULATE_BYTES: usize = 16 << 20;
 /// Panels whose lists a thread checks at a time.
 const LIST_PANELS: usize = 128;
 
-/// Is called when weights that were lent have been copied, because somebody wants to change their file.
-#[derive(Clone)]
-pub(super) struct Notice(pub(super) Arc<dyn Fn() + Send + Sync>);
-
-impl fmt::Debug for Notice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Notice")
-    }
-}
-
-/// The weights of a pack, mapped.
-#[derive(Debug)]
-pub(super) struct LentPack {
-    pub(super) mapped: LeasedFile,
-    pub(super) notice: Option<Notice>,
-}
-
-impl Lent for LentPack {
-    fn bytes(&self) -> &[u8] {
-        self.mapped.bytes()
-    }
-
-    fn stays(&self) -> bool {
-        self.mapped.holds()
-    }
-
-    fn copy(&self, first: usize, out: &mut [u8]) -> std::io::Result<()> {
-        self.mapped.copy(first, out)
-    }
-
-    fn check_copied(&self) -> std::io::Result<()> {
-        self.mapped.check_unchanged()?;
-        if let Some(Notice(notice)) = &self.notice {
-            notice();
-        }
-        Ok(())
-    }
-}
-
 impl PackSource {
-    /// Makes mapped weights resident, all of them; `false` where that fails, so that copying tells why.
-    pub(super) fn populate(mapped: &LeasedFile, cpu: &Cpu) -> bool {
-        let total = mapped.bytes().len();
-        let failed = AtomicBool::new(false);
-        cpu.parallel(total.div_ceil(POPULATE_BYTES), |part, _| {
-            let first = part * POPULATE_BYTES;
-            if mapped.populate(first, POPULATE_BYTES.min(total - first)).is_err() {
-                failed.store(true, Ordering::Relaxed);
-            }
-        });
-        !failed.into_inner()
-    }
-
     /// Compares every chunk of mapped weights with its hash; `false` if somebody wants to change the file
     /// before that is done, whose turn it is then.
     pub(super) fn check_mapped(&self, mapped: &LeasedFile, cpu: &Cpu) -> Result<bool, LoadError> {

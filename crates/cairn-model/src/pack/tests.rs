@@ -72,7 +72,7 @@ fn hashing_ends_when_somebody_wants_to_change_the_file() {
     drop(mapped);
     let open = writer.join().unwrap();
     // As long as it is open for writing, weights are copied, and the reason is there to be told.
-    assert!(pack.lend(&cpu).unwrap().is_none());
+    assert!(pack.map(&cpu).unwrap().is_none());
     let reason = pack.copied_because().unwrap();
     assert!(reason.contains("a program has the file open for writing"), "{reason}");
     drop(open);
@@ -98,7 +98,7 @@ fn a_file_that_changes_after_its_header_was_read_is_an_error() {
     assert!(problem.contains("it was changed since it was opened"), "{problem}");
     let problem = pack.read_f32(&tensor.name, 0..4, &mut values).unwrap_err();
     assert!(problem.contains("it was changed since it was opened"), "{problem}");
-    match pack.lend(&cpu) {
+    match pack.map(&cpu) {
         Err(LoadError::Unreadable { problem, .. }) => {
             assert!(problem.contains("changed since it was opened"), "{problem}");
         }

@@ -110,6 +110,7 @@ pub(crate) fn run(args: &AdapterArgs, context: &Context) -> anyhow::Result<()> {
             .hint("adapters are merged into models in the Hugging Face layout")
             .into());
     };
+    let weights = weights.folder();
     let lora = read_lora(adapter)?;
     let adapters = AdapterMap::new(&base.spec, &lora)
         .map_err(anyhow::Error::from)

@@ -86,6 +86,7 @@ pub(crate) fn run(args: &PackArgs, context: &Context) -> anyhow::Result<()> {
             .hint("pack the folder with config.json and safetensors that it was made from")
             .into());
     };
+    let weights = weights.folder();
     let stop = StopFlag::listen()?;
     let cpu = context.cpu()?;
     let job = PackJob { folder: &model.path, spec: &model.spec, weights, cpu: &cpu };
