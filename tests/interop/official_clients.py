@@ -208,4 +208,29 @@ finally:
     server.terminate()
     status = server.wait(60)
 assert status == 0, f"the server ended with {status}"
+
+# The small BERT with a tokenizer of word pieces.
+for name in ("config.json", "model.safetensors"):
+    shutil.copy(Path("tests/goldens/bert", name), scratch.name)
+for name in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(Path("tests/goldens/tokenizers/word_piece", name), scratch.name)
+server, address = start(scratch.name, "--pooling", "mean")
+ours, _ = clients(address)
+try:
+    texts = ["one stone", "two"]
+    found = ours.embeddings.create(model="m", input=texts)
+    plain = ours.embeddings.create(model="m", input=texts, encoding_format="float")
+    vectors, expected = ([entry.embedding for entry in answer.data] for answer in (found, plain))
+    near = all(abs(a - b) < 1e-6 for v, w in zip(vectors, expected) for a, b in zip(v, w))
+    check("vectors as bytes and as numbers", near and len(vectors) == 2 and len(vectors[0]) > 8)
+    check("their usage", found.usage.total_tokens == plain.usage.prompt_tokens > 0)
+    try:
+        ours.embeddings.create(model="m", input="a", dimensions=3)
+        check("other dimensions are refused", False)
+    except openai.BadRequestError as error:
+        check("by name", error.param == "dimensions")
+finally:
+    server.terminate()
+    status = server.wait(60)
+assert status == 0, f"the server ended with {status}"
 print(f"openai {openai.__version__}, anthropic {anthropic.__version__}: {checks} checks, all right")

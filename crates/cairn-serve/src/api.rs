@@ -6,6 +6,7 @@ mod beams;
 mod chat;
 mod completions;
 mod conversation;
+mod embeddings;
 mod format;
 mod head;
 mod logprobs;
@@ -25,6 +26,7 @@ use cairn_engine::{BeamParams, Request};
 
 pub(crate) use self::chat::job as chat_completions;
 pub(crate) use self::completions::job as completions;
+pub(crate) use self::embeddings::embeddings;
 pub(crate) use self::messages::{Refused, count_tokens, messages};
 pub(crate) use self::responses::job as responses;
 pub(crate) use self::tokens::{detokenize, tokenize, tokenizer_info};
@@ -145,12 +147,12 @@ async fn generate(shared: Arc<Shared>, body: Body, prepare: Prepare) -> Result<R
     if let Some(beams) = job.beams {
         let mut account = Account::new(number, metrics, begin, job.num_prompt, num_choices);
         let with = (parts, &job.reading);
-        let answers = beams::answers(&model.driver, job.requests, (beams, begin), with).await;
+        let answers = beams::answers(model.driver()?, job.requests, (beams, begin), with).await;
         let answers = answers.inspect_err(|error| account.fail(error.to_string()))?;
         answers.iter().for_each(|answer| account.note(answer));
         return whole(model, job.format, answers).await;
     }
-    let updates = model.driver.add(job.requests, begin).await?;
+    let updates = model.driver()?.add(job.requests, begin).await?;
     let mut account = Account::new(number, metrics, begin, job.num_prompt, num_choices);
     if job.streams {
         let answers = (job.reading, updates);

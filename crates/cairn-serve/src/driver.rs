@@ -14,7 +14,7 @@ use cairn_engine::{
     Engine, EngineError, Event, Finish, Model, PositionLogprobs, PrefixOutcome, Request,
     RequestError, RequestId,
 };
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 
 use crate::error::ApiError;
 use crate::metrics::Metrics;
@@ -107,6 +107,13 @@ pub(crate) struct Driver {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Turns(Arc<Mutex<()>>);
 
+impl Turns {
+    /// Waits for a turn, which lasts until this is dropped.
+    pub(crate) fn take(&self) -> MutexGuard<'_, ()> {
+        self.0.blocking_lock()
+    }
+}
+
 /// The engine's thread.
 #[derive(Debug)]
 pub(crate) struct DriverThread {
@@ -116,6 +123,19 @@ pub(crate) struct DriverThread {
 }
 
 impl DriverThread {
+    /// Starts a thread.
+    pub(crate) fn spawn(
+        name: &str,
+        run: impl FnOnce() -> Result<(), DriverError> + Send + 'static,
+    ) -> Result<Self, DriverError> {
+        let (alive, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _alive: oneshot::Sender<()> = alive;
+            run()
+        });
+        Ok(Self { thread: thread.map_err(DriverError::Spawn)?, ended })
+    }
+
     /// Waits until the thread has ended; may be waited for again if that is interrupted.
     pub(crate) async fn ended(&mut self) {
         // An error says that the sender is gone, which is the same.
@@ -136,14 +156,11 @@ impl Driver {
     ) -> Result<(Self, DriverThread), DriverError> {
         let max_num_waiting = engine.options().max_num_waiting;
         let (queue, requests) = sync_channel(QUEUE_LENGTH);
-        let (alive, ended) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            let _alive: oneshot::Sender<()> = alive;
+        let thread = DriverThread::spawn("engine", move || {
             let load = (0, 0);
             Running { engine, requests, metrics, turns, live: HashMap::new(), load }.run()
-        });
-        let thread = thread.map_err(DriverError::Spawn)?;
-        Ok((Self { queue, max_num_waiting }, DriverThread { thread, ended }))
+        })?;
+        Ok((Self { queue, max_num_waiting }, thread))
     }
 
     /// Hands the sequences of a request to the engine: all of them, or none.
@@ -209,7 +226,7 @@ impl<M: Model> Running<M> {
             }
             self.cancel_abandoned();
             if self.engine.num_requests() != 0 {
-                let turn = self.turns.0.blocking_lock();
+                let turn = self.turns.take();
                 let report = self.engine.step(&mut events)?;
                 drop(turn);
                 self.metrics.note_step(&report);

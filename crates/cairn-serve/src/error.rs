@@ -75,6 +75,17 @@ impl ApiError {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
     }
 
+    /// The model does something else.
+    pub(crate) fn other_kind(name: &str, what: &str) -> Self {
+        Self::field("model", format!("'{name}' {what}"))
+    }
+
+    /// A text is longer than the model reads.
+    pub(crate) fn text_too_long(index: usize, num_tokens: usize, limit: usize) -> Self {
+        let message = format!("text {index} has {num_tokens} tokens; the model reads {limit}");
+        Self { code: Some("context_length_exceeded"), ..Self::field("input", message) }
+    }
+
     /// There is no such model.
     pub(crate) fn no_model(asked: &str, served: &[&str]) -> Self {
         let message = match served {

@@ -7,6 +7,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `driver` | the thread that owns an engine |
+//! | `embedder` | a model that turns texts into vectors, on a thread of its own |
 //! | `model` | a model that is served: its name, tokenizer and template |
 //! | `models` | the models that are served, and the memory they may take |
 //! | `admin` | models that come and go while the server runs |
@@ -36,6 +37,7 @@ mod api;
 mod calls;
 mod connection;
 mod driver;
+mod embedder;
 mod error;
 mod fields;
 mod grammar;
@@ -56,6 +58,7 @@ mod server;
 pub use admin::Loader;
 pub use connection::{Tls, TlsError};
 pub use driver::DriverError;
+pub use embedder::{Embed, EmbedForm};
 pub use keys::{ApiKeys, KeysError, Scope};
 pub use model::{LoadedModel, ModelSource, ReasoningSplit, ServedParts};
 pub use models::{Memory, NoRoom, Room};

@@ -12,6 +12,7 @@ use cairn_engine::{Engine, Model};
 use serde_json::{Value, json};
 
 use crate::driver::{Driver, DriverError, DriverThread, Turns};
+use crate::embedder::{Embed, EmbedForm, Embedder};
 use crate::error::ApiError;
 use crate::grammar::Grammars;
 use crate::metrics::Metrics;
@@ -37,6 +38,10 @@ pub struct ServedParts {
     /// Tokens of prompt and output together, at most.
     pub max_context: usize,
 }
+
+/// What models do that are asked for something else.
+const EMBEDS: &str = "embeds: it answers /v1/embeddings";
+const GENERATES: &str = "generates: vectors come from encoders, served as models of their own";
 
 /// How what a model thinks is told from what it says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,9 +87,15 @@ impl Shape {
     }
 }
 
-/// Starts an engine's thread.
-type Start =
-    dyn FnOnce((Arc<Metrics>, Turns)) -> Result<(Driver, DriverThread), DriverError> + Send;
+/// Starts a model's thread.
+type Start = dyn FnOnce((Arc<Metrics>, Turns)) -> Result<(Way, DriverThread), DriverError> + Send;
+
+/// The way to what a model computes.
+#[derive(Debug)]
+enum Way {
+    Generates(Driver),
+    Embeds(Embedder),
+}
 
 /// What a model is loaded from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +131,23 @@ impl LoadedModel {
         engine: Engine<M>,
         room: Room,
     ) -> Self {
-        let start = Box::new(|shared| Driver::start(engine, shared));
+        let start = Box::new(|shared| {
+            Driver::start(engine, shared).map(|(driver, thread)| (Way::Generates(driver), thread))
+        });
+        Self { source, parts, room, start }
+    }
+
+    /// A model that turns texts into vectors, in the memory that was taken for it.
+    pub fn embedding(
+        source: ModelSource,
+        parts: ServedParts,
+        (model, form): (Box<dyn Embed>, EmbedForm),
+        room: Room,
+    ) -> Self {
+        let start = Box::new(|(_, turns)| {
+            Embedder::start(model, form, turns)
+                .map(|(embedder, thread)| (Way::Embeds(embedder), thread))
+        });
         Self { source, parts, room, start }
     }
 
@@ -131,9 +158,9 @@ impl LoadedModel {
         since: u64,
     ) -> Result<(ServedModel, DriverThread, Room), DriverError> {
         let Self { source, parts, room, start } = self;
-        let (driver, thread) = start(shared)?;
+        let (way, thread) = start(shared)?;
         let (grammars, shape) = (Grammars::default(), OnceLock::new());
-        Ok((ServedModel { source, parts, grammars, shape, driver, since }, thread, room))
+        Ok((ServedModel { source, parts, grammars, shape, way, since }, thread, room))
     }
 }
 
@@ -145,7 +172,7 @@ pub(crate) struct ServedModel {
     pub(crate) grammars: Grammars,
     /// Learned when it is first needed.
     shape: OnceLock<Shape>,
-    pub(crate) driver: Driver,
+    way: Way,
     /// When it came, in seconds since 1970.
     since: u64,
 }
@@ -166,6 +193,22 @@ impl ServedModel {
             "max_model_len": self.parts.max_context,
             "bytes": bytes,
         })
+    }
+
+    /// The way to its engine.
+    pub(crate) fn driver(&self) -> Result<&Driver, ApiError> {
+        match &self.way {
+            Way::Generates(driver) => Ok(driver),
+            Way::Embeds(_) => Err(ApiError::other_kind(&self.parts.name, EMBEDS)),
+        }
+    }
+
+    /// The way to its vectors.
+    pub(crate) fn embedder(&self) -> Result<&Embedder, ApiError> {
+        match &self.way {
+            Way::Embeds(embedder) => Ok(embedder),
+            Way::Generates(_) => Err(ApiError::other_kind(&self.parts.name, GENERATES)),
+        }
     }
 
     /// Tokens that a prompt leaves room for.

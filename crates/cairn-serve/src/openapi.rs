@@ -170,6 +170,13 @@ const TOKENIZE: &[Field] = &[
     field("chat_template_kwargs", Kind::Object, "Numbers and truth values for the template"),
 ];
 
+const EMBEDDINGS: &[Field] = &[
+    needed("input", Kind::Prompts, "What becomes vectors"),
+    field("encoding_format", Kind::Text, "float, or base64 of the numbers' bytes"),
+    field("dimensions", Kind::Integer(1), "As many as the vectors have"),
+    field("user", Kind::Text, "Nothing depends on it"),
+];
+
 const DETOKENIZE: &[Field] = &[needed("tokens", Kind::List, "Ids")];
 
 const NAMED: &[Field] = &[needed("model", Kind::Text, "What clients call the model")];
@@ -196,6 +203,7 @@ impl Form {
     pub(crate) const RESPONSES: Self = Self::stream(&[MODEL, RESPONSES, TOOLS, ASKED]);
     pub(crate) const MESSAGES: Self = Self::stream(&[MODEL, CONVERSATION, MESSAGES, TOOLS, ASKED]);
     pub(crate) const COUNT_TOKENS: Self = Self::object(&[MODEL, CONVERSATION, TOOLS]);
+    pub(crate) const EMBEDDINGS: Self = Self::object(&[MODEL, EMBEDDINGS]);
     pub(crate) const TOKENIZE: Self = Self::object(&[MODEL, TOKENIZE, TOOLS]);
     pub(crate) const DETOKENIZE: Self = Self::object(&[MODEL, DETOKENIZE]);
     pub(crate) const LOAD: Self = Self::object(&[LOAD]);

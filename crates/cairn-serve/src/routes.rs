@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 
 use crate::admin;
 use crate::api::{
-    Refused, chat_completions, completions, count_tokens, detokenize, generating, messages,
-    responses, tokenize, tokenizer_info,
+    Refused, chat_completions, completions, count_tokens, detokenize, embeddings, generating,
+    messages, responses, tokenize, tokenizer_info,
 };
 use crate::error::ApiError;
 use crate::intake::Came;
@@ -113,6 +113,7 @@ fn asking() -> Vec<Route> {
         ask(CHAT, "Conversations answered", Form::CHAT, generating(chat_completions)),
         ask("/v1/responses", as_openai, Form::RESPONSES, generating(responses)),
         ask(MESSAGES, as_anthropic, Form::MESSAGES, post(messages)),
+        ask("/v1/embeddings", "Texts as vectors", Form::EMBEDDINGS, post(embeddings)),
         count(COUNT_TOKENS, "Tokens of a conversation", Form::COUNT_TOKENS, post(count_tokens)),
         count("/tokenize", "A text or a conversation as ids", Form::TOKENIZE, post(tokenize)),
         count("/detokenize", "Ids as a text", Form::DETOKENIZE, post(detokenize)),

@@ -20,7 +20,7 @@ use crate::storage::Storage;
 use crate::terminal::Terminal;
 
 /// Tokens of a run, where no text is longer.
-const RUN_TOKENS: usize = 2048;
+pub(crate) const RUN_TOKENS: usize = 2048;
 
 const PROGRAM: ProgramId = ProgramId(0);
 
@@ -90,6 +90,25 @@ fn sizes_of(texts: &[Vec<u32>], wanted: Wanted<'_>) -> Sizes {
     Sizes { outputs, ..Sizes::dense(tokens, most(&|run| run.len())) }
 }
 
+/// The memory of a model that runs texts of these sizes, and the name of what it gives.
+pub(crate) fn plan(
+    (model, storage): (&ModelFolder, &Storage),
+    sizes: Sizes,
+    wanted: Wanted<'_>,
+) -> anyhow::Result<(MemoryPlan, String)> {
+    let (head, output) = match wanted {
+        Wanted::Hidden => (Head::Hidden, format!("hidden_{}", model.spec.num_hidden_layers)),
+        Wanted::Logits(_) => (Head::GatheredLogits, "logits".to_owned()),
+    };
+    let layout = model.layout();
+    let encoding = storage.encoding;
+    let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
+    let adapters = model.adapters();
+    let program = build_stored_program(&model.spec, &options, &adapters, &storage.own)?;
+    let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
+    Ok((MemoryPlan::new(vec![program], None)?, output))
+}
+
 impl Encoder {
     /// Loads the model for these texts.
     pub(crate) fn load(
@@ -98,18 +117,17 @@ impl Encoder {
         wanted: Wanted<'_>,
         context: &Context,
     ) -> anyhow::Result<Self> {
-        let (head, output) = match wanted {
-            Wanted::Hidden => (Head::Hidden, format!("hidden_{}", model.spec.num_hidden_layers)),
-            Wanted::Logits(_) => (Head::GatheredLogits, "logits".to_owned()),
-        };
-        let layout = model.layout();
-        let encoding = storage.encoding;
-        let options = BuildOptions { encoding, layout, ..BuildOptions::new(head) };
-        let adapters = model.adapters();
-        let program = build_stored_program(&model.spec, &options, &adapters, &storage.own)?;
-        let sizes = sizes_of(texts, wanted);
-        let program = SessionProgram { program, sizes, kv: KvPlacement::Arena };
-        let session = model.session(MemoryPlan::new(vec![program], None)?, context.cpu()?)?;
+        let (plan, output) = plan((model, storage), sizes_of(texts, wanted), wanted)?;
+        Self::planned(model, (plan, output), context)
+    }
+
+    /// Loads the model as it was planned.
+    pub(crate) fn planned(
+        model: &ModelFolder,
+        (plan, output): (MemoryPlan, String),
+        context: &Context,
+    ) -> anyhow::Result<Self> {
+        let session = model.session(plan, context.cpu()?)?;
         Ok(Self { session, output })
     }
 

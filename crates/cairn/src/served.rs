@@ -3,14 +3,22 @@
 use std::path::PathBuf;
 
 use cairn_engine::{Engine, EngineOptions, EnginePlan, MockModel};
-use cairn_serve::{LoadedModel, Memory, ModelSource, ReasoningSplit, ServedParts};
+use cairn_program::Sizes;
+use cairn_serve::{
+    Embed, EmbedForm, LoadedModel, Memory, ModelSource, ReasoningSplit, ServedParts,
+};
+use cairn_spec::model::MaskKind;
 use clap::Args;
 
-use crate::command::chat::{refuse_encoder, stop_tokens, template};
+use crate::command::chat::{stop_tokens, template};
+use crate::command::embed::settings;
 use crate::command::generate::StorageArgs;
 use crate::context::Context;
+use crate::encoder::{Encoder, RUN_TOKENS, Wanted, plan, warn_of_bare_texts};
+use crate::failure::UserError;
 use crate::model_folder::{ModelArgs, ModelFolder};
 use crate::pack_args::PackArgs;
+use crate::pooling::{Pooling, normalize, pool};
 use crate::sampling::stated;
 
 /// Tokens of a prompt whose log-probabilities a step tells: few rows of logits, but enough that the weights
@@ -18,6 +26,8 @@ use crate::sampling::stated;
 const NUM_PROMPT_LOGITS: usize = 64;
 /// Tokens of a sequence, where nothing is asked for and the model has room.
 const MAX_MODEL_LEN: usize = 4096;
+/// Texts that an encoder reads together, at most.
+const RUN_TEXTS: usize = 64;
 /// Bytes that made-up tokens take in a cache, each.
 const MOCK_TOKEN_BYTES: usize = 16;
 
@@ -33,6 +43,9 @@ pub(crate) struct EngineArgs {
     /// Requests that wait for a model, at most; one more is told to come back
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_num_waiting: usize,
+    /// What of an encoder's hidden states is taken [default: what the model's files say]
+    #[arg(long, value_enum)]
+    pooling: Option<Pooling>,
     /// File with the chat template, in Jinja [default: the model's own]
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -56,6 +69,32 @@ fn reasoning_split(text: &str) -> Result<ReasoningSplit, String> {
             Ok(ReasoningSplit::Markers { open, close })
         }
         _ => Err("neither auto, off nor two markers with a comma between them".to_owned()),
+    }
+}
+
+/// An encoder that is served.
+struct ServedEncoder {
+    encoder: Encoder,
+    pooling: Pooling,
+    normalizes: bool,
+    width: usize,
+}
+
+impl Embed for ServedEncoder {
+    fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, String> {
+        let run = self.encoder.run(texts, None);
+        let mut rest = run.map_err(|error| format!("{error:#}"))?;
+        let mut vectors = Vec::with_capacity(texts.len());
+        for text in texts {
+            let (hidden_td, after) = rest.split_at(text.len() * self.width);
+            let mut vector = pool(hidden_td, self.width, self.pooling);
+            if self.normalizes {
+                normalize(&mut vector);
+            }
+            vectors.push(vector);
+            rest = after;
+        }
+        Ok(vectors)
     }
 }
 
@@ -103,7 +142,9 @@ impl ModelLoader {
         let Self { args, context, .. } = self;
         let opened = ModelArgs::of(Some(source.path.clone()), source.adapter.clone(), args.pack);
         let model = opened.open(context)?;
-        refuse_encoder(&model)?;
+        if model.spec.attention.mask == MaskKind::Bidirectional {
+            return self.load_encoder(source, &model, memory);
+        }
         let limit = model.spec.context_limit();
         let max_context = args.max_model_len.unwrap_or_else(|| MAX_MODEL_LEN.min(limit));
         let mut planned = EngineOptions::new(args.max_num_seqs, max_context);
@@ -129,6 +170,44 @@ impl ModelLoader {
             (parts.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), engine)
         });
         Ok(LoadedModel::new(source.clone(), parts?, engine?, room))
+    }
+
+    /// Loads an encoder, if it fits into the memory that is left.
+    fn load_encoder(
+        &self,
+        source: &ModelSource,
+        model: &ModelFolder,
+        memory: &Memory,
+    ) -> anyhow::Result<LoadedModel> {
+        let Self { args, context, mock } = self;
+        if *mock {
+            return Err(UserError::new(format!("{} embeds", model.path.display()))
+                .hint("--mock makes up tokens of models that generate")
+                .into());
+        }
+        let (settings, pooling) = settings(model, args.pooling, context)?;
+        let positions = model.spec.max_position_embeddings;
+        let limit = settings.max_tokens.map_or(positions, |tokens| tokens.min(positions));
+        let max_context = args.max_model_len.unwrap_or(limit).min(limit);
+        let form = EmbedForm {
+            prompt: settings.prompt,
+            lower_case: settings.lower_case,
+            width: model.spec.hidden_size,
+            vocab_size: model.spec.vocab_size,
+            max_run_tokens: RUN_TOKENS.max(max_context),
+            max_run_texts: RUN_TEXTS,
+        };
+        let storage = args.storage.of_encoder(model, context)?;
+        let sizes = Sizes::dense(form.max_run_tokens, form.max_run_texts);
+        let planned = plan((model, &storage), sizes, Wanted::Hidden)?;
+        // Known before anything of it is read or allocated.
+        let room = memory.take(planned.0.bytes().total())?;
+        let encoder = Encoder::planned(model, planned, context)?;
+        let parts = self.parts(source, model, max_context)?;
+        warn_of_bare_texts(model, &parts.tokenizer, context.terminal)?;
+        let (width, normalizes) = (form.width, settings.normalize);
+        let embed = ServedEncoder { encoder, pooling, normalizes, width };
+        Ok(LoadedModel::embedding(source.clone(), parts, (Box::new(embed), form), room))
     }
 
     /// What turns the model's tokens into text.

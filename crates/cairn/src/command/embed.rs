@@ -57,19 +57,7 @@ pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
     let model = ModelFolder::open(&runs::model_folder(args.model.as_deref())?, context.terminal)?;
     let tokenizer = model.text_tokenizer()?;
     warn_of_bare_texts(&model, &tokenizer, context.terminal)?;
-    let settings = match &model.weights {
-        ModelWeights::Folder(_) => EmbedSettings::read(&model.path)?,
-        ModelWeights::Gguf(file) => EmbedSettings::of_gguf(file)?,
-        // The files that say so are not packed.
-        ModelWeights::Pack(_) => EmbedSettings::default(),
-    };
-    for fields in &settings.ignored {
-        context.terminal.warn(format_args!("fields that nothing here knows: {fields}"));
-    }
-    let pooling = args.pooling.or(settings.pooling).ok_or_else(|| {
-        UserError::new(format!("{} does not say how it pools", model.path.display()))
-            .hint("choose --pooling mean, --pooling cls or --pooling last")
-    })?;
+    let (settings, pooling) = settings(&model, args.pooling, context)?;
     let normalizes = args.normalize.unwrap_or(settings.normalize);
     let texts = read_texts(&args.texts, args.file.as_deref())?;
     let ids = ids(args, &texts, &tokenizer, (&model, &settings))?;
@@ -103,6 +91,28 @@ pub(crate) fn run(args: &EmbedArgs, context: &Context) -> anyhow::Result<()> {
         context.terminal.print(numbers.join(" "))?;
     }
     Ok(())
+}
+
+/// What the model's files say of embedding, and what is taken.
+pub(crate) fn settings(
+    model: &ModelFolder,
+    pooling: Option<Pooling>,
+    context: &Context,
+) -> anyhow::Result<(EmbedSettings, Pooling)> {
+    let settings = match &model.weights {
+        ModelWeights::Folder(_) => EmbedSettings::read(&model.path)?,
+        ModelWeights::Gguf(file) => EmbedSettings::of_gguf(file)?,
+        // The files that say so are not packed.
+        ModelWeights::Pack(_) => EmbedSettings::default(),
+    };
+    for fields in &settings.ignored {
+        context.terminal.warn(format_args!("fields that nothing here knows: {fields}"));
+    }
+    let pooling = pooling.or(settings.pooling).ok_or_else(|| {
+        UserError::new(format!("{} does not say how it pools", model.path.display()))
+            .hint("choose --pooling mean, --pooling cls or --pooling last")
+    })?;
+    Ok((settings, pooling))
 }
 
 /// Texts that were given, or the lines of a file or of standard input.

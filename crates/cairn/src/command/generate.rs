@@ -12,7 +12,7 @@ use cairn_data::tokenizer::{SpelledSpecials, TokenStream, Tokenizer};
 use cairn_engine::{
     BeamParams, BeamRequest, Engine, EngineOptions, Finish, Request, SamplingFields, SamplingParams,
 };
-use cairn_kernels::CacheType;
+use cairn_kernels::{CacheType, Compute};
 use cairn_spec::ModelSpec;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -166,6 +166,20 @@ impl StorageArgs {
             options.max_num_batched_tokens = most;
         }
         Ok(storage)
+    }
+
+    /// How the weights of an encoder are held, which computes in f32 and caches nothing.
+    pub(crate) fn of_encoder(
+        &self,
+        model: &ModelFolder,
+        context: &Context,
+    ) -> anyhow::Result<Storage> {
+        if self.compute.compute() != Compute::F32 {
+            return Err(UserError::new("an encoder computes in f32")
+                .hint("leave --compute-dtype out")
+                .into());
+        }
+        self.weights.dtype.storage(model, Compute::F32, context)
     }
 }
 

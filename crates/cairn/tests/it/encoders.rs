@@ -11,7 +11,7 @@ use crate::workplace::Workplace;
 use crate::{cairn, golden, shown, succeed};
 
 /// The small BERT with a tokenizer of word pieces.
-fn model() -> TempDir {
+pub(crate) fn model() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let copy = |from: &Path, name: &str| {
         std::fs::copy(from.join(name), folder.path().join(name)).unwrap();
@@ -38,7 +38,7 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-fn embed(folder: &Path, arguments: &[&str], texts: &[&str]) -> Value {
+pub(crate) fn embed(folder: &Path, arguments: &[&str], texts: &[&str]) -> Value {
     let mut command = cairn(["embed", "--json", "--model"]);
     command.arg(folder).args(arguments).arg("--").args(texts);
     serde_json::from_str(&succeed(&mut command)).unwrap()

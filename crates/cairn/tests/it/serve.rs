@@ -1,6 +1,7 @@
 //! `cairn serve`: what it answers, what it refuses by name, and that one request does not hurt another.
 
 mod calls;
+mod embeddings;
 mod extremes;
 mod forms;
 mod grammars;
