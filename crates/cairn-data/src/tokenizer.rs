@@ -84,6 +84,8 @@ pub struct Tokenizer {
     byte_tokens: BTreeSet<u32>,
     /// Special tokens, by id.
     specials: BTreeMap<u32, String>,
+    /// Added tokens that are not flagged special, by their text.
+    unflagged: BTreeMap<String, u32>,
     has_gpt2_words: bool,
     json: Vec<u8>,
     hash: Hash,
@@ -167,6 +169,7 @@ impl Tokenizer {
             bytes: ByteTable::of(&literal, &tokens, vocab_size),
             byte_tokens: bytes::byte_tokens(&literal, &tokens),
             specials: added::specials(&literal),
+            unflagged: added::unflagged(&literal),
             has_gpt2_words: encoder::has_gpt2_words(&literal),
             parsing: OnceLock::new(),
             hash: Hash::of_bytes(&json),
@@ -268,6 +271,12 @@ impl Tokenizer {
     /// Special tokens, by id.
     pub fn specials(&self) -> &BTreeMap<u32, String> {
         &self.specials
+    }
+
+    /// Added tokens that are not flagged special, by their text: every text that spells one becomes the token,
+    /// in [`encode`](Self::encode) too.
+    pub fn unflagged(&self) -> &BTreeMap<String, u32> {
+        &self.unflagged
     }
 
     /// The spelling of a token in the vocabulary.

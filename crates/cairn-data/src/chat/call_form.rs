@@ -14,8 +14,9 @@ use super::{ChatError, ChatInput, ChatTemplate};
 
 /// Names of the functions that are called.
 const NAMES: [&str; 3] = ["zq_first_tool", "zq_second_tool", "zq_third_tool"];
-/// Ids of the calls: templates that check them want nine letters and digits.
-const IDS: [&str; 3] = ["Zq7Kd2Xw9", "Yv4Jm8Rt3", "Xw6Hn5Sp1"];
+/// Ids of the calls: templates that check them want nine letters and digits. None begins as another or [`WORDS`] do,
+/// or what they have in common would be taken for the template's.
+const IDS: [&str; 3] = ["Kd7Zq2Xw9", "Yv4Jm8Rt3", "Xw6Hn5Sp1"];
 /// What the assistant says where it calls nothing.
 const WORDS: &str = "Zqwords";
 
@@ -133,14 +134,18 @@ impl Probe<'_> {
         let common = num_common_at_end(rest, after);
         let end = &rest[..rest.len() - common + num_of_tag(&rest[rest.len() - common..])];
         let (begin, middle) = (&one[start..first.name], &one[first.name_end..first.arguments]);
-        if begin.trim().is_empty() || middle.is_empty() {
+        let begun = parts(begin);
+        // A call is known by what it begins with, and an id is none of that.
+        let is_known =
+            matches!(begun.first(), Some(FormPart::Text(text)) if !text.trim().is_empty());
+        if !is_known || middle.is_empty() {
             return None;
         }
         let spelled: String = one[first.arguments..first.end].to_owned();
         Some(CallForm {
-            begin: parts(begin),
-            middle: parts(middle),
             between: self.between((begin, middle, end), start),
+            begin: begun,
+            middle: parts(middle),
             end: parts(end),
             has_spaces: spelled.contains("\": "),
             arguments: self.arguments,

@@ -67,6 +67,11 @@ impl ChatTemplate {
     }
 }
 
+/// The markers that are looked for where the template does not write any itself.
+pub(super) fn known() -> impl Iterator<Item = String> {
+    KNOWN.into_iter().flat_map(|open| [open.to_owned(), closing(open)])
+}
+
 /// The tag that a text ends with.
 fn last_tag(text: &str) -> Option<&str> {
     let (open, _) = BRACKETS.iter().find(|(_, close)| text.ends_with(*close))?;

@@ -158,3 +158,10 @@ pub(super) fn specials(tokenizer: &tokenizers::Tokenizer) -> BTreeMap<u32, Strin
     let special = added.into_iter().filter(|(_, token)| token.special);
     special.map(|(id, token)| (id, token.content)).collect()
 }
+
+/// The added tokens that are not flagged special, by their text.
+pub(super) fn unflagged(tokenizer: &tokenizers::Tokenizer) -> BTreeMap<String, u32> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let unflagged = added.into_iter().filter(|(_, token)| !token.special);
+    unflagged.map(|(id, token)| (token.content, id)).collect()
+}

@@ -109,3 +109,20 @@ fn a_form_has_whole_tags_and_the_same_between_all_calls() {
     let numbered = form(&format!("{{{{ loop.index }}}}={call}"), "<|end_act|>");
     assert_eq!((numbered.begin, numbered.between), (text("<|act|>1="), None));
 }
+
+#[test]
+fn a_call_that_begins_with_its_id_has_no_form() {
+    let learn = |call: &str| {
+        let source = format!(
+            "{{% for m in messages %}}<{{{{ m.role }}}}>{{% for c in m.tool_calls or [] %}}{call}{{% endfor %}}\
+             {{{{ m.content }}}}\n{{% endfor %}}"
+        );
+        let template = ChatTemplate::parse(&source, Path::new("t")).unwrap();
+        template.call_form(&BTreeMap::new())
+    };
+    let call = "{{ c.id }}:{{ c.function.name }}:{{ c.function.arguments | tojson }};";
+    assert_eq!(learn(call), None);
+    assert_eq!(learn(&format!(" {call}")), None);
+    let begin = [FormPart::Text("!".to_owned()), FormPart::CallId, FormPart::Text(":".to_owned())];
+    assert_eq!(learn(&format!("!{call}")).unwrap().begin, begin);
+}
