@@ -30,6 +30,11 @@ impl ByteMarker {
         }
         Self(found)
     }
+
+    /// Its bytes, if it has no special tokens.
+    fn bytes(&self) -> Option<Vec<u8>> {
+        self.0.iter().map(|&symbol| u8::try_from(symbol).ok()).collect()
+    }
 }
 
 /// How the beginning of an answer compares with a marker.
@@ -57,8 +62,10 @@ pub(crate) struct Thoughts {
     pub(crate) close: ByteMarker,
     /// Whether the prompt has begun them.
     pub(crate) is_open: bool,
-    /// The token that is `open`, if one is.
-    pub(crate) open_token: Option<u32>,
+    /// The tokens that spell `open`.
+    pub(crate) open_ids: Vec<u32>,
+    /// The tokens that end the answer.
+    pub(crate) ends: Vec<u32>,
     /// Tokens after which `close` comes in any case, and the tokens that spell it.
     pub(crate) budget: Option<(usize, Vec<u32>)>,
 }
@@ -67,6 +74,10 @@ pub(crate) struct Thoughts {
 enum Stage {
     /// Nothing has come, and it may be thought.
     Begin,
+    /// So many of the tokens that open what is thought have come, where a grammar follows.
+    Opening {
+        num_open: usize,
+    },
     Thinking {
         num_tokens: usize,
         num_closing: usize,
@@ -85,6 +96,8 @@ pub(crate) struct Guide {
     thoughts: Option<Thoughts>,
     goal: Goal,
     stage: Stage,
+    /// The grammar past the tokens that may open what is thought, while they may be what is said as well.
+    instead: Option<Following>,
     /// The last tokens, as far as a marker may have begun in them.
     tokens: Vec<u32>,
 }
@@ -121,8 +134,14 @@ impl Words {
 impl Guide {
     /// At the beginning of an answer.
     pub(crate) fn new(words: TokEnv, thoughts: Option<Thoughts>, goal: Goal) -> Self {
-        let mut guide =
-            Self { words: Words(words), thoughts, goal, stage: Stage::Begin, tokens: Vec::new() };
+        let mut guide = Self {
+            words: Words(words),
+            thoughts,
+            goal,
+            stage: Stage::Begin,
+            instead: None,
+            tokens: Vec::new(),
+        };
         match &guide.thoughts {
             Some(thoughts) if thoughts.is_open => guide.stage = thinking(),
             Some(_) => {}
@@ -161,8 +180,9 @@ impl Guide {
         let is_marker = |window: &[(u32, usize)]| {
             window.iter().zip(&marker.0).all(|((symbol, _), expected)| symbol == expected)
         };
+        // An empty marker is nowhere.
         let found = symbols.windows(marker.0.len().max(1)).position(is_marker);
-        if let Some(at) = found {
+        if let Some(at) = found.filter(|_| !marker.0.is_empty()) {
             return Some((symbols[at].1, symbols[at + marker.0.len() - 1].1 + 1));
         }
         // Every token but an empty one has a symbol.
@@ -172,17 +192,10 @@ impl Guide {
     }
 
     fn begin(&mut self, token: u32) -> Result<(), String> {
-        let Some(thoughts) = self.thoughts.take() else { return Ok(()) };
-        if let Goal::Follow(following) = &mut self.goal {
-            let opens = thoughts.open_token == Some(token);
-            self.thoughts = Some(thoughts);
-            if opens {
-                self.stage = thinking();
-                return Ok(());
-            }
-            self.stage = Stage::Following;
-            return following.accept(token);
+        if matches!(self.goal, Goal::Follow(_)) {
+            return self.open(0, token);
         }
+        let Some(thoughts) = self.thoughts.take() else { return Ok(()) };
         self.tokens.push(token);
         let beginning = self.beginning(&thoughts.open);
         self.thoughts = Some(thoughts);
@@ -196,6 +209,84 @@ impl Guide {
             Beginning::Other => {
                 self.stage = self.after_thoughts();
                 self.say()
+            }
+        }
+    }
+
+    /// Takes a token after `num_open` of those that open what is thought, where a grammar follows.
+    fn open(&mut self, num_open: usize, token: u32) -> Result<(), String> {
+        let (Some(thoughts), Goal::Follow(following)) = (&self.thoughts, &mut self.goal) else {
+            return Ok(());
+        };
+        if thoughts.open_ids.get(num_open) != Some(&token) {
+            if 0 < num_open {
+                let said = self.instead.take();
+                *following = said.ok_or("it neither opens its thoughts nor follows its grammar")?;
+            }
+            self.stage = Stage::Following;
+            return following.accept(token);
+        }
+        if num_open + 1 == thoughts.open_ids.len() {
+            self.instead = None;
+            self.stage = thinking();
+            return Ok(());
+        }
+        if num_open == 0 {
+            self.instead = Some(following.clone());
+        }
+        if let Some(said) = &mut self.instead
+            && !said.try_accept(&[token])?
+        {
+            self.instead = None;
+        }
+        self.stage = Stage::Opening { num_open: num_open + 1 };
+        Ok(())
+    }
+
+    /// Allows what opens the thoughts, and what the grammar allows instead.
+    fn allow_opening(&mut self, num_open: usize, allowed: &mut [u32]) -> Result<(), String> {
+        let following = match (&mut self.instead, &mut self.goal) {
+            (instead, Goal::Follow(following)) if num_open == 0 && instead.is_none() => {
+                Some(following)
+            }
+            (instead, _) => instead.as_mut(),
+        };
+        match following {
+            Some(following) => following.allow(allowed)?,
+            None => allowed.fill(0),
+        }
+        let next = self.thoughts.as_ref().and_then(|thoughts| thoughts.open_ids.get(num_open));
+        next.iter().for_each(|token| set(**token, allowed));
+        Ok(())
+    }
+
+    /// Allows what may be thought after so many tokens, so many of them of the marker that ends it.
+    fn allow_thinking(&self, num_tokens: usize, num_closing: usize, allowed: &mut [u32]) {
+        let Some(thoughts) = &self.thoughts else { return };
+        let spent = thoughts.budget.as_ref().filter(|(budget, _)| *budget <= num_tokens);
+        if let Some(&token) = spent.and_then(|(_, close)| close.get(num_closing)) {
+            return only(token, allowed);
+        }
+        allowed.fill(u32::MAX);
+        if matches!(self.goal, Goal::Follow(_)) {
+            // What has to come has not come.
+            thoughts.ends.iter().for_each(|token| clear(*token, allowed));
+            self.clear_beyond(&thoughts.close, allowed);
+        }
+    }
+
+    /// Forbids the tokens that end a marker and go on behind it, since what they say would follow nothing. Those
+    /// that have other words in front of the whole marker are none of any vocabulary.
+    fn clear_beyond(&self, marker: &ByteMarker, allowed: &mut [u32]) {
+        let Some(bytes) = marker.bytes() else { return };
+        let found: Vec<u32> = self.words.symbols(&self.tokens).iter().map(|(s, _)| *s).collect();
+        let trie = self.words.0.tok_trie();
+        for begun in (0..bytes.len()).filter(|&begun| found.ends_with(&marker.0[..begun])) {
+            let Some(node) = trie.child_at_bytes(trie.root(), &bytes[begun..]) else { continue };
+            let mut beyond: Vec<_> = trie.node_children(node).collect();
+            while let Some(node) = beyond.pop() {
+                node.token_id().iter().for_each(|token| clear(*token, allowed));
+                beyond.extend(trie.node_children(node));
             }
         }
     }
@@ -252,6 +343,12 @@ fn only(token: u32, allowed: &mut [u32]) {
     set(token, allowed);
 }
 
+fn clear(token: u32, allowed: &mut [u32]) {
+    if let Some(word) = allowed.get_mut(token as usize / 32) {
+        *word &= !(1 << (token % 32));
+    }
+}
+
 fn set(token: u32, allowed: &mut [u32]) {
     if let Some(word) = allowed.get_mut(token as usize / 32) {
         *word |= 1 << (token % 32);
@@ -264,21 +361,10 @@ impl Constraint for Guide {
             (Stage::Following, Goal::Follow(following) | Goal::Call { following, .. }) => {
                 following.allow(allowed)
             }
-            (Stage::Begin, Goal::Follow(following)) => {
-                following.allow(allowed)?;
-                let thoughts = self.thoughts.as_ref();
-                if let Some(token) = thoughts.and_then(|thoughts| thoughts.open_token) {
-                    set(token, allowed);
-                }
-                Ok(())
-            }
+            (Stage::Begin, Goal::Follow(_)) => self.allow_opening(0, allowed),
+            (Stage::Opening { num_open }, _) => self.allow_opening(num_open, allowed),
             (Stage::Thinking { num_tokens, num_closing }, _) => {
-                let budget = self.thoughts.as_ref().and_then(|thoughts| thoughts.budget.as_ref());
-                let spent = budget.filter(|(budget, _)| *budget <= num_tokens);
-                match spent.and_then(|(_, close)| close.get(num_closing)) {
-                    Some(&token) => only(token, allowed),
-                    None => allowed.fill(u32::MAX),
-                }
+                self.allow_thinking(num_tokens, num_closing, allowed);
                 Ok(())
             }
             _ => {
@@ -291,6 +377,7 @@ impl Constraint for Guide {
     fn accept(&mut self, token: u32) -> Result<(), String> {
         match (self.stage, &mut self.goal) {
             (Stage::Begin, _) => self.begin(token),
+            (Stage::Opening { num_open }, _) => self.open(num_open, token),
             (Stage::Thinking { .. }, _) => {
                 self.think(token);
                 Ok(())

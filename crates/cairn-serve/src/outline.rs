@@ -14,6 +14,8 @@ use cairn_data::tokenizer::Tokenizer;
 const SPECIAL: u32 = 0x11_0000;
 /// Letters and digits of a call's id, which templates may want.
 pub(crate) const CALL_ID_CHARS: usize = 9;
+/// Spaces that are held back because a marker may follow, or that may stand in front of a first one, at most.
+const SPACES_MAX: usize = 1024;
 
 /// A character, or a special token: `SPECIAL` and its id.
 pub(crate) type Symbol = u32;
@@ -85,12 +87,20 @@ fn compare(found: &[Symbol], expected: &[Expected]) -> Compared {
 
 /// Where a marker begins in symbols, or how many of the last symbols may be its beginning.
 fn find(found: &[Symbol], marker: &[Symbol]) -> Result<usize, usize> {
+    if marker.is_empty() {
+        return Err(0);
+    }
     if let Some(at) = found.windows(marker.len()).position(|window| window == marker) {
         return Ok(at);
     }
     let longest = found.len().min(marker.len().saturating_sub(1));
     let begins = |&length: &usize| marker.starts_with(&found[found.len() - length..]);
     Err((1..=longest).rev().find(begins).unwrap_or(0))
+}
+
+/// Spaces at the end, as far as they are held back: the same in any pieces, since there are never more.
+fn num_spaces_held(found: &[Symbol]) -> usize {
+    found.iter().rev().take(SPACES_MAX).take_while(|symbol| is_space(**symbol)).count()
 }
 
 /// The marker that a call begins with, and how the rest of it is written.
@@ -367,10 +377,10 @@ impl Splitter {
     fn begin(&mut self, reasoning: &Reasoning) -> bool {
         let spaces = self.num_spaces();
         let found = &self.held[spaces..];
-        if found.starts_with(&reasoning.open) {
+        if spaces <= SPACES_MAX && found.starts_with(&reasoning.open) {
             return self.pass(spaces + reasoning.open.len(), Stage::Thinking { has_begun: false });
         }
-        if reasoning.open.starts_with(found) {
+        if spaces <= SPACES_MAX && reasoning.open.starts_with(found) {
             return false;
         }
         self.pass(0, Stage::Saying { has_begun: false })
@@ -381,7 +391,7 @@ impl Splitter {
         let end = found.unwrap_or_else(|overlap| self.held.len() - overlap);
         let skipped = if has_begun { 0 } else { self.num_spaces().min(end) };
         // Spaces in front of the end are no part of it, and the end may come.
-        let spaces = self.held[skipped..end].iter().rev().take_while(|s| is_space(**s)).count();
+        let spaces = num_spaces_held(&self.held[skipped..end]);
         let thought = &self.held[skipped..end - spaces];
         let has_begun = has_begun || !thought.is_empty();
         parts.reasoning += &text(thought);
@@ -398,7 +408,8 @@ impl Splitter {
         let spaces = self.num_spaces();
         if calls.is_anchored {
             let found = &self.held[spaces..];
-            if has_begun || !(found.starts_with(&calls.marker) || calls.marker.starts_with(found)) {
+            let may_call = found.starts_with(&calls.marker) || calls.marker.starts_with(found);
+            if has_begun || SPACES_MAX < spaces || !may_call {
                 parts.text += &text(&std::mem::take(&mut self.held));
                 self.stage = Stage::Saying { has_begun: true };
                 return false;
@@ -409,7 +420,7 @@ impl Splitter {
         }
         let found = find(&self.held, &calls.marker);
         let end = found.unwrap_or_else(|overlap| self.held.len() - overlap);
-        let spaces = self.held[..end].iter().rev().take_while(|s| is_space(**s)).count();
+        let spaces = num_spaces_held(&self.held[..end]);
         let said = text(&self.held[..end - spaces]);
         let has_begun = has_begun || !said.is_empty();
         parts.text += &said;

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 
 use jiff::civil::DateTime;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{ChatError, ChatInput, ChatTemplate};
+use super::{ChatInput, ChatTemplate};
 
 /// Names of the functions that are called.
 const NAMES: [&str; 3] = ["zq_first_tool", "zq_second_tool", "zq_third_tool"];
@@ -85,24 +85,6 @@ impl ChatTemplate {
             use minijinja::machinery::Token::{Ident, Str};
             matches!(token, Ok((Ident(found) | Str(found), _)) if found == name)
         })
-    }
-
-    /// What the template writes in front of an answer.
-    ///
-    /// # Errors
-    ///
-    /// As [`render`](Self::render).
-    pub fn generation_prompt(
-        &self,
-        special_tokens: &BTreeMap<String, String>,
-        variables: Option<&Map<String, Value>>,
-    ) -> Result<String, ChatError> {
-        let messages = [json!({ "role": "user", "content": WORDS })];
-        let now = Some(DateTime::default());
-        let without = ChatInput { variables, now, ..ChatInput::new(&messages, special_tokens) };
-        let with = self.render(&ChatInput { add_generation_prompt: true, ..without })?;
-        let without = self.render(&without)?;
-        Ok(with[num_common(&with, &without)..].to_owned())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cairn_data::chat::{CallForm, ReasoningMarkers};
+use cairn_data::tokenizer::Tokenizer;
 use cairn_engine::{BeamParams, Constraint, Request, SamplingParams};
 use serde_json::{Map, Value};
 
@@ -26,6 +27,8 @@ pub(super) const CHOICES_MAX: usize = 64;
 const LOGPROBS_MAX: usize = 1 << 19;
 /// Stop strings of a request, at most.
 const STOPS_MAX: usize = 16;
+/// Tokens of spaces behind the marker that begins what is thought, at most.
+const SPACES_MAX: usize = 16;
 /// Bytes of a stop string, at most.
 const STOP_BYTES_MAX: usize = 1024;
 
@@ -59,8 +62,8 @@ pub(super) struct Wanted<'a> {
     /// What is said follows it.
     pub(super) grammar: Option<Grammar>,
     pub(super) tools: &'a Tools,
-    /// What the template is told.
-    pub(super) variables: Option<&'a Map<String, Value>>,
+    /// The conversation as the model is given it.
+    pub(super) prompt: &'a [u32],
     /// Tokens of what is thought, at most, and the field that says so.
     pub(super) thinking_budget: Option<(&'static str, usize)>,
 }
@@ -115,7 +118,7 @@ impl Asked {
         wanted: Wanted<'_>,
     ) -> Result<(), ApiError> {
         let (parts, shape) = (preparing.parts(), preparing.shape());
-        let Wanted { grammar, tools, variables, thinking_budget } = wanted;
+        let Wanted { grammar, tools, prompt, thinking_budget } = wanted;
         if let (Some((field, _)), None) = (thinking_budget, &shape.reasoning) {
             let message =
                 format!("{field}: this model does not tell what it thinks from what it says");
@@ -125,7 +128,7 @@ impl Asked {
         let mut outline = Outline::default();
         let mut thoughts = None;
         if let Some(markers) = &shape.reasoning {
-            let is_open = is_thinking(parts, &markers.open, variables)?;
+            let is_open = is_thinking(&parts.tokenizer, &markers.open, prompt)?;
             outline = outline.with_reasoning(markers, &parts.tokenizer, is_open);
             thoughts = Some(thoughts_of(parts, markers, is_open, budget)?);
         }
@@ -199,15 +202,23 @@ impl Asked {
     }
 }
 
-/// Whether the prompt ends with the marker of what is thought.
-fn is_thinking(
-    parts: &ServedParts,
-    open: &str,
-    variables: Option<&Map<String, Value>>,
-) -> Result<bool, ApiError> {
-    let Some(template) = &parts.template else { return Ok(false) };
-    let prompt = template.generation_prompt(&parts.special_tokens, variables);
-    Ok(prompt.map_err(|error| ApiError::field("messages", error))?.trim_end().ends_with(open))
+/// Whether the prompt ends with the marker of what is thought, and maybe spaces.
+fn is_thinking(tokenizer: &Tokenizer, open: &str, prompt: &[u32]) -> Result<bool, ApiError> {
+    let text = |ids: &[u32]| tokenizer.decode(ids).map_err(ApiError::failed);
+    let mut said = prompt.len();
+    while prompt.len() < said + SPACES_MAX
+        && 0 < said
+        && text(&prompt[said - 1..said])?.trim().is_empty()
+    {
+        said -= 1;
+    }
+    let open_ids = tokenizer.encode_with_specials(open).map_err(ApiError::failed)?;
+    if let [only] = open_ids.as_slice() {
+        return Ok(prompt[..said].last() == Some(only));
+    }
+    // Each of its tokens has a byte of it, unless it has none at all.
+    let from = said.saturating_sub(2 * open.len());
+    Ok(text(&prompt[from..said])?.trim_end().ends_with(open))
 }
 
 fn thoughts_of(
@@ -220,15 +231,12 @@ fn thoughts_of(
     let open_ids = parts.tokenizer.encode_with_specials(&markers.open).map_err(ApiError::failed)?;
     let close_ids =
         parts.tokenizer.encode_with_specials(&markers.close).map_err(ApiError::failed)?;
-    let open_token = match open_ids.as_slice() {
-        [only] => Some(*only),
-        _ => None,
-    };
     Ok(Thoughts {
         open: marker(&markers.open),
         close: marker(&markers.close),
         is_open,
-        open_token,
+        open_ids,
+        ends: parts.stop_tokens.clone(),
         budget: budget.map(|budget| (budget, close_ids)),
     })
 }
@@ -338,5 +346,43 @@ fn stop_strings(fields: &mut Fields, name: &'static str) -> Result<Vec<String>, 
             stop.len()
         )),
         None => Ok(stops),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use cairn_data::chat::{ChatInput, ChatTemplate};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_prompt_begins_what_is_thought_where_its_template_does() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/tokenizers");
+        let tokenizer = Tokenizer::load(&folder.join("byte_level/tokenizer.json")).unwrap();
+        let is_thinking_after = |role: &str, open: &str| {
+            // As templates do that go on thinking after a result.
+            let source = format!(
+                "{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}<|im_start|>\
+                 {{% if messages[-1].role != 'tool' %}}{open}\n\n{{% endif %}}"
+            );
+            let template = ChatTemplate::parse(&source, Path::new("t")).unwrap();
+            let messages = [json!({ "role": role, "content": "wet" })];
+            let specials = BTreeMap::new();
+            let input = ChatInput::new(&messages, &specials);
+            let prompt = template.encode(&tokenizer, &input).unwrap();
+            is_thinking(&tokenizer, open, &prompt).unwrap()
+        };
+        for open in ["<think>", "[muse]"] {
+            assert!(is_thinking_after("user", open), "{open}");
+            assert!(!is_thinking_after("tool", open), "{open}");
+        }
+        // Nor does a text that spells the marker where a token is meant.
+        let split = ["<thi", "nk>"].map(|text| tokenizer.encode(text).unwrap()).concat();
+        assert!(!is_thinking(&tokenizer, "<think>", &split).unwrap());
+        assert!(!is_thinking(&tokenizer, "<think>", &[]).unwrap());
     }
 }

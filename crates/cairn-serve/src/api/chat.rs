@@ -49,9 +49,9 @@ pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, A
     LACKING.iter().try_for_each(|name| fields.lacking(name, &[]))?;
     fields.finish()?;
     let messages = conversation::of_chat(preparing, messages)?;
-    let wanted = Wanted { grammar, tools: &tools, variables: Some(&variables), thinking_budget };
-    asked.plan(preparing, wanted)?;
     let prompt = prompt::encode(preparing, "messages", &messages, (&tools, &variables))?;
+    let wanted = Wanted { grammar, tools: &tools, prompt: &prompt, thinking_budget };
+    asked.plan(preparing, wanted)?;
     let choices = 0..if beams.is_some() { 1 } else { n };
     let requests = choices.map(|choice| asked.request(preparing, &prompt, choice, usize::MAX));
     let requests: Vec<_> = requests.collect::<Result<_, _>>()?;

@@ -63,7 +63,6 @@ pub(crate) async fn count_tokens(
 struct Prompt {
     ids: Vec<u32>,
     tools: Tools,
-    variables: Variables,
     /// Tokens of what is thought, at most.
     thinking_budget: Option<(&'static str, usize)>,
 }
@@ -82,7 +81,7 @@ impl Prompt {
         fields.finish()?;
         let messages = conversation(preparing, system, found)?;
         let ids = prompt::encode(preparing, "messages", &messages, (&tools, &variables))?;
-        Ok(Self { ids, tools, variables, thinking_budget })
+        Ok(Self { ids, tools, thinking_budget })
     }
 }
 
@@ -272,9 +271,9 @@ fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, ApiError> {
     asked.max_tokens = Some(fields.need("max_tokens")?);
     // Names the end user to the provider; nothing here depends on it, nor is it kept.
     let _metadata: Option<Map<String, Value>> = fields.take("metadata")?;
-    let Prompt { ids, tools, variables, thinking_budget } = Prompt::take(preparing, fields)?;
-    let variables = Some(&variables);
-    asked.plan(preparing, Wanted { grammar: None, tools: &tools, variables, thinking_budget })?;
+    let Prompt { ids, tools, thinking_budget } = Prompt::take(preparing, fields)?;
+    asked
+        .plan(preparing, Wanted { grammar: None, tools: &tools, prompt: &ids, thinking_budget })?;
     let requests = vec![asked.request(preparing, &ids, 0, 0)?];
     let format = Messages {
         id: preparing.id("msg"),

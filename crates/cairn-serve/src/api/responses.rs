@@ -53,9 +53,9 @@ pub(crate) fn job(preparing: Preparing<'_>, mut fields: Fields) -> Result<Job, A
     let messages = conversation(preparing, instructions.clone(), input)?;
     let grammar = format(text.clone())?;
     let thinking_budget = None;
-    let wanted = Wanted { grammar, tools: &tools, variables: Some(&variables), thinking_budget };
-    asked.plan(preparing, wanted)?;
     let prompt = prompt::encode(preparing, "input", &messages, (&tools, &variables))?;
+    let wanted = Wanted { grammar, tools: &tools, prompt: &prompt, thinking_budget };
+    asked.plan(preparing, wanted)?;
     let requests = vec![asked.request(preparing, &prompt, 0, usize::MAX)?];
     let (tool_choice, described) = tools.of_response();
     let about = json!({

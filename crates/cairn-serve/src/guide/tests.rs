@@ -6,15 +6,17 @@ use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 
 use super::*;
 
-/// Tokens 0 to 255 are bytes, 256 is special, 257 and 258 are words.
+/// Tokens 0 to 255 are bytes, 256 is special, the others are words.
 const OPEN: u32 = 257;
 const END: u32 = 256;
+const BEYOND: u32 = 259;
+const NUM_TOKENS: u32 = 260;
 
 fn words() -> TokEnv {
     let mut words: Vec<Vec<u8>> = (0..=255_u8).map(|byte| vec![byte]).collect();
     words.push([&[TokTrie::SPECIAL_TOKEN_MARKER][..], b"end"].concat());
-    words.extend([b"<think>".to_vec(), b" <".to_vec()]);
-    let trie = TokTrie::from(&TokRxInfo::new(259, END), &words);
+    words.extend([b"<think>".to_vec(), b" <".to_vec(), b"k>\n\n".to_vec()]);
+    let trie = TokTrie::from(&TokRxInfo::new(NUM_TOKENS, END), &words);
     Arc::new(ApproximateTokEnv::new(trie)) as Arc<dyn TokenizerEnv + Sync>
 }
 
@@ -28,7 +30,8 @@ fn thoughts(is_open: bool, budget: Option<usize>) -> Thoughts {
         open: marker("<think>"),
         close: marker("</think>"),
         is_open,
-        open_token: Some(OPEN),
+        open_ids: vec![OPEN],
+        ends: vec![END],
         budget: budget.map(|budget| (budget, close)),
     }
 }
@@ -43,11 +46,11 @@ fn say(guide: &mut Guide, text: &str) {
 
 /// The tokens that may come, if not all may.
 fn allowed(guide: &mut Guide) -> Option<Vec<u32>> {
-    let mut mask = vec![0; 259_usize.div_ceil(32)];
+    let mut mask = vec![0; NUM_TOKENS.div_ceil(32) as usize];
     guide.allow(&mut mask).unwrap();
     let is_set = |token: &u32| mask[*token as usize / 32] >> (token % 32) & 1 == 1;
-    let tokens: Vec<u32> = (0..259).filter(is_set).collect();
-    (tokens.len() < 259).then_some(tokens)
+    let tokens: Vec<u32> = (0..NUM_TOKENS).filter(is_set).collect();
+    (tokens.len() < NUM_TOKENS as usize).then_some(tokens)
 }
 
 #[test]
@@ -86,14 +89,76 @@ fn what_is_thought_follows_nothing() {
     assert_eq!(allowed(&mut guide), Some(vec![u32::from(b'y'), OPEN]), "either");
     guide.accept(OPEN).unwrap();
     say(&mut guide, "no </think");
-    assert_eq!(allowed(&mut guide), None);
+    assert_eq!(allowed(&mut guide), Some(all_but(&[END])));
     say(&mut guide, ">");
     assert_eq!(allowed(&mut guide), Some(vec![u32::from(b'y')]));
     let mut guide = Guide::new(words(), Some(thoughts(false, None)), goal());
     say(&mut guide, "y");
     assert_eq!(allowed(&mut guide), Some(vec![u32::from(b'e')]));
     let mut guide = Guide::new(words(), Some(thoughts(true, None)), goal());
-    assert_eq!(allowed(&mut guide), None, "it has begun");
+    assert_eq!(allowed(&mut guide), Some(all_but(&[END])), "it has begun");
+}
+
+fn all_but(tokens: &[u32]) -> Vec<u32> {
+    (0..NUM_TOKENS).filter(|token| !tokens.contains(token)).collect()
+}
+
+#[test]
+fn what_has_to_come_comes_behind_what_is_thought() {
+    let follow = || Goal::Follow(follow("start: \"yes\""));
+    let mut guide = Guide::new(words(), Some(thoughts(true, None)), follow());
+    say(&mut guide, "ok </thi");
+    assert_eq!(allowed(&mut guide), Some(all_but(&[END])));
+    // The token that would end the marker has words behind it, which no grammar has seen.
+    say(&mut guide, "n");
+    assert_eq!(allowed(&mut guide), Some(all_but(&[END, BEYOND])));
+    say(&mut guide, "o");
+    assert_eq!(allowed(&mut guide), Some(all_but(&[END])));
+    // Where nothing has to come it may end, and go on as it likes.
+    for goal in [Goal::Free, auto(marker("<call>"))] {
+        let mut guide = Guide::new(words(), Some(thoughts(true, None)), goal);
+        say(&mut guide, "</thin");
+        assert_eq!(allowed(&mut guide), None);
+    }
+}
+
+fn auto(marker: ByteMarker) -> Goal {
+    Goal::Call { marker, is_anchored: false, following: follow("start: /[^<]{0,24}<call>/ \"x)\"") }
+}
+
+#[test]
+fn an_empty_marker_is_nowhere() {
+    let mut guide = Guide::new(words(), None, auto(marker("")));
+    say(&mut guide, "<call>x");
+    assert_eq!(allowed(&mut guide), None);
+}
+
+#[test]
+fn a_marker_of_several_tokens_may_open_what_is_thought() {
+    let ids = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+    let guide = |lark: &str| {
+        let thoughts = Thoughts { open_ids: ids("<think>"), ..thoughts(false, None) };
+        Guide::new(words(), Some(thoughts), Goal::Follow(follow(lark)))
+    };
+    let mut yes = guide("start: \"yes\"");
+    assert_eq!(allowed(&mut yes), Some(ids("<y")));
+    say(&mut yes, "<");
+    assert_eq!(allowed(&mut yes), Some(ids("t")), "it has begun to think");
+    say(&mut yes, "think>no</think>");
+    assert_eq!(allowed(&mut yes), Some(ids("y")));
+    let mut yes = guide("start: \"yes\"");
+    say(&mut yes, "y");
+    assert_eq!(allowed(&mut yes), Some(ids("e")));
+    // What is said may begin as the marker does.
+    let tag = "start: \"<two>\"";
+    let mut said = guide(tag);
+    say(&mut said, "<t");
+    assert_eq!(allowed(&mut said), Some(ids("hw")));
+    say(&mut said, "w");
+    assert_eq!(allowed(&mut said), Some(ids("o")));
+    let mut thought = guide(tag);
+    say(&mut thought, "<think>no</think>");
+    assert_eq!(allowed(&mut thought), Some(ids("<")));
 }
 
 #[test]

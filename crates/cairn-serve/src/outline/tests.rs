@@ -143,6 +143,32 @@ fn special_tokens_are_not_the_texts_that_spell_them() {
     assert_eq!(read(&meant), ("a".to_owned(), "b".to_owned()));
 }
 
+#[test]
+fn spaces_are_not_held_without_end() {
+    let anchored = outline("llama3", Some(true));
+    let (begins, calls) = (outline("llama3", Some(false)), outline("calls_hermes", None));
+    let spaces = " ".repeat(20 * SPACES_MAX);
+    for (outline, begin, thought) in [
+        (&anchored, "hm", true),
+        (&anchored, "hm</think>", false),
+        (&begins, "", false),
+        (&calls, "", false),
+        (&calls, "well", false),
+    ] {
+        let mut splitter = Splitter::new(Arc::clone(outline), 0);
+        let mut told = splitter.push(&symbols(begin, None)).text.len();
+        for space in symbols(&spaces, None) {
+            told += splitter.push(&[space]).text.len();
+            assert!(splitter.held.len() <= SPACES_MAX + 1, "{begin}");
+        }
+        if !thought {
+            assert!(spaces.len() - SPACES_MAX <= told, "{begin}: {told}");
+        }
+        let answer = format!("{begin}{spaces}<tool_call>");
+        assert_eq!(read(outline, &answer, 1), read(outline, &answer, 100_000), "{begin}");
+    }
+}
+
 proptest! {
     /// Any answer is told to its end, in any pieces, and nothing of a text without markers is lost.
     #[test]
