@@ -10,7 +10,8 @@ use axum::http::{HeaderMap, HeaderValue};
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use ring::digest::{SHA256, digest};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::ApiError;
 
@@ -40,13 +41,14 @@ pub enum KeysError {
         path: PathBuf,
     },
     /// It does not say what keys are.
-    #[error("{} is no file of keys", path.display())]
+    #[error("{} is no file of keys: line {line}: {what}", path.display())]
     Toml {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: Box<toml::de::Error>,
+        /// The line that is wrong, from 1.
+        line: usize,
+        /// What is wrong with it, without its text, which may be a secret.
+        what: String,
     },
     /// An entry is none.
     #[error("key '{name}' of {} {what}", path.display())]
@@ -170,10 +172,22 @@ struct KeysFile {
 #[serde(deny_unknown_fields)]
 struct KeyEntry {
     name: String,
-    key: Option<String>,
+    key: Option<Secret>,
     sha256: Option<String>,
     scopes: Vec<Scope>,
     tokens_per_minute: Option<NonZeroU32>,
+}
+
+/// A key's text, which no error repeats.
+struct Secret(String);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(text) => Ok(Self(text)),
+            _ => Err(D::Error::custom("key is no text: it stands between quotes")),
+        }
+    }
 }
 
 impl ApiKeys {
@@ -203,14 +217,16 @@ impl ApiKeys {
     /// [`KeysError`] says what is no TOML of this form, or names the key that is none.
     pub fn parse_toml(text: &str, path: &Path) -> Result<Self, KeysError> {
         let file: KeysFile = toml::from_str(text).map_err(|error| {
-            let (path, source) = (path.to_owned(), Box::new(error));
-            KeysError::Toml { path, source }
+            // The error itself would print the line.
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = 1 + before.unwrap_or_default().matches('\n').count();
+            KeysError::Toml { path: path.to_owned(), line, what: error.message().to_owned() }
         })?;
         let key = |entry: KeyEntry| {
             let KeyEntry { name, key, sha256, scopes, tokens_per_minute } = entry;
             let wrong = |what| KeysError::Entry { path: path.to_owned(), name: name.clone(), what };
             let hash = match (key, sha256) {
-                (Some(key), None) => hash_of(&key, &name, path)?,
+                (Some(Secret(key)), None) => hash_of(&key, &name, path)?,
                 (None, Some(hex)) => blake3::Hash::from_hex(hex.trim())
                     .map_err(|_| wrong("has a sha256 that is not of 64 hexadecimal digits"))?,
                 _ => return Err(wrong("has neither key nor sha256, or both")),
@@ -388,6 +404,31 @@ mod tests {
             assert!(!check(host, None), "{host}");
         }
         assert!(!check("localhost", Some("null")));
+    }
+
+    #[test]
+    fn no_error_repeats_a_secret() {
+        let good = "[[key]]\nname = 'a'\nscopes = ['embed']\n";
+        for (line, what) in [
+            ("keys = 'tell-nobody-of-this'", "unknown field `keys`"),
+            ("key = 'tell-nobody-of-this", "invalid literal string"),
+            ("key = tell-nobody-of-this", "invalid boolean"),
+            ("key = 'tell-nobody-of-this' 'tell-nobody-of-this'", ""),
+            ("key = ['tell-nobody-of-this']", "key is no text"),
+            ("key = 314159265358979323", "key is no text"),
+        ] {
+            let text = format!("{good}{line}\n");
+            let error = ApiKeys::parse_toml(&text, Path::new("keys.toml")).unwrap_err();
+            let mut said = format!("{error:?}");
+            let mut cause: Option<&dyn std::error::Error> = Some(&error);
+            while let Some(found) = cause {
+                said += &format!(" {found}");
+                cause = found.source();
+            }
+            assert!(!said.contains("nobody") && !said.contains("314159"), "{line}: {said}");
+            assert!(error.to_string().contains("keys.toml is no file of keys: line 4"), "{error}");
+            assert!(said.contains(what), "{line}: {said}");
+        }
     }
 
     #[test]
