@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use cairn_spec::Hint;
 use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::Watcher;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,6 +20,8 @@ use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
+
+use crate::unread::Answering;
 
 /// Bytes of a request's head, at most.
 const HEAD_BYTES_MAX: u32 = 64 << 10;
@@ -183,7 +185,7 @@ impl Connections {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         watcher: Option<Watcher>,
     ) {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let mut builder = http2::Builder::new(Answering::new(self.patience.write));
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)

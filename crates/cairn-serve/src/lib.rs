@@ -54,6 +54,7 @@ mod reply;
 mod routes;
 mod sampling;
 mod server;
+mod unread;
 
 pub use admin::Loader;
 pub use connection::{Tls, TlsError};

@@ -10,7 +10,7 @@ use axum::http::header::{
     CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderName, Method, StatusCode, Uri};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
@@ -28,6 +28,7 @@ use crate::keys::{Holder, Needs, Scope};
 use crate::openapi::{self, Form};
 use crate::page;
 use crate::server::Shared;
+use crate::unread;
 
 /// Where answers and errors are written as Anthropic does.
 const MESSAGES: &str = "/v1/messages";
@@ -151,6 +152,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .layer(from_fn_with_state((Arc::clone(&shared), guards), guard))
         .layer(from_fn_with_state(Arc::clone(&shared), watched))
         .layer(from_fn(sealed))
+        .layer(map_response(unread::noted))
         .with_state(shared)
 }
 

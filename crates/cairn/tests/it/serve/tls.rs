@@ -56,13 +56,12 @@ impl Pair {
         StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), socket)
     }
 
-    /// What a good request gets.
-    fn complete(&self, server: &Server) -> String {
-        let body = greedy("stone", 8).to_string();
+    /// The body of an answer in HTTP/1.1.
+    fn ask(&self, server: &Server, method: &str, path: &str, body: &str) -> String {
         let mut stream = self.connect(server, &[b"http/1.1"]);
         let length = body.len();
         let head = format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
              content-length: {length}\r\n\r\n{body}"
         );
         stream.write_all(head.as_bytes()).unwrap();
@@ -70,9 +69,21 @@ impl Pair {
         // A server that does not say goodbye is still understood.
         let _ = stream.read_to_string(&mut answer);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        let answer: serde_json::Value = serde_json::from_str(body).unwrap();
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    }
+
+    /// What a good request gets.
+    fn complete(&self, server: &Server) -> String {
+        let answer = self.ask(server, "POST", "/v1/completions", &greedy("stone", 8).to_string());
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
         answer["choices"][0]["text"].as_str().unwrap().to_owned()
+    }
+
+    /// Requests that have come to an end, whatever it was.
+    fn num_ended(&self, server: &Server) -> u64 {
+        let page = self.ask(server, "GET", "/metrics", "");
+        let count = page.lines().find_map(|line| line.strip_prefix("cairn_request_seconds_count "));
+        count.unwrap().parse().unwrap()
     }
 }
 
@@ -208,4 +219,81 @@ fn floods_of_http2_end_their_connection_alone() {
     while next_frame(&mut silent).is_some() {}
     server.settles("descriptors stay open", || server.num_descriptors() <= descriptors);
     assert_eq!(pair.complete(&server), good);
+}
+
+/// A request of HTTP/2 that asks for completions.
+fn post(stream: u32, body: &serde_json::Value) -> Vec<u8> {
+    let mut head = get(stream, "/v1/completions");
+    // POST, and a body is still to come.
+    (head[4], head[9]) = (0x4, 0x83);
+    [head, frame(0, 1, stream, body.to_string().as_bytes())].concat()
+}
+
+#[test]
+fn a_client_of_http2_that_takes_nothing_is_let_go() {
+    let pair = Pair::new();
+    let server = pair.serve(&["--write-timeout", "1"]);
+    let good = pair.complete(&server);
+    // No room for any stream: SETTINGS_INITIAL_WINDOW_SIZE is 0.
+    let no_room = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    for (is_stream, n, settings) in
+        [(true, 64, vec![]), (false, 8, vec![]), (true, 1, no_room.clone()), (false, 1, no_room)]
+    {
+        let ended = pair.num_ended(&server);
+        let mut body = greedy("stone", 240);
+        body["ignore_eos"] = true.into();
+        body["stream"] = is_stream.into();
+        body["n"] = n.into();
+        body["logprobs"] = 32.into();
+        let mut stream = pair.connect(&server, &[b"h2"]);
+        stream.write_all(&[preface(), settings.clone(), post(1, &body)].concat()).unwrap();
+        // What may be sent without asking is read, and nothing more is asked for; pings are answered. In the end the
+        // answer is broken off, and nothing else.
+        let mut taken = 0;
+        loop {
+            let (kind, flags, id, payload) =
+                next_frame(&mut stream).expect("the connection goes on");
+            match (kind, flags, id) {
+                (0, ..) => taken += payload.len(),
+                (3, _, 1) => break,
+                (6, 0, _) => stream.write_all(&frame(6, 1, 0, &payload)).unwrap(),
+                _ => {}
+            }
+        }
+        assert_eq!(taken, if settings.is_empty() { 65_535 } else { 0 });
+        server.settles("it is not let go", || ended < pair.num_ended(&server));
+        stream.write_all(&get(3, "/health")).unwrap();
+        while next_frame(&mut stream).expect("the connection goes on").2 != 3 {}
+    }
+    assert_eq!(pair.complete(&server), good);
+}
+
+#[test]
+fn who_takes_an_answer_of_http2_slowly_gets_all_of_it() {
+    let pair = Pair::new();
+    let server = pair.serve(&["--write-timeout", "1"]);
+    let mut body = greedy("stone", 240);
+    body["ignore_eos"] = true.into();
+    (body["n"], body["logprobs"]) = (8.into(), 32.into());
+    let mut stream = pair.connect(&server, &[b"h2"]);
+    stream.write_all(&[preface(), post(1, &body)].concat()).unwrap();
+    let mut answer = Vec::new();
+    loop {
+        let (kind, flags, id, payload) = next_frame(&mut stream).expect("the answer goes on");
+        assert_ne!((kind, id), (3, 1), "it is broken off after {}", answer.len());
+        if (kind, id) != (0, 1) {
+            continue;
+        }
+        let count = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        answer.extend(payload);
+        if flags & 1 == 1 {
+            break;
+        }
+        if count != [0; 4] {
+            let room = |id| frame(8, 0, id, &count);
+            stream.write_all(&[room(0), room(1)].concat()).unwrap();
+        }
+    }
+    let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 8);
 }
