@@ -139,9 +139,11 @@ fn conversation(
         let text = text.map_err(|what| ApiError::field("system", format!("system{what}")))?;
         conversation.say("", "system", text)?;
     }
+    let mut begun = None;
     for (index, mut message) in found.into_iter().enumerate() {
         let path = format!("[{index}]");
         let role = take_role(&mut message);
+        begun = (role == "assistant").then(|| path.clone());
         let content = message.remove("content").unwrap_or_default();
         let refuse = |what: String| conversation.refuse(&path, &what);
         check_left(&message).map_err(refuse)?;
@@ -172,7 +174,15 @@ fn conversation(
             _ => user_says(&mut conversation, &path, blocks)?,
         }
     }
-    conversation.finish()
+    let messages = conversation.finish()?;
+    match begun {
+        Some(path) => {
+            let what = ".role is 'assistant', and it is the last one: an answer that was begun is \
+                        not continued here";
+            Err(ApiError::field("messages", format!("messages{path}{what}")))
+        }
+        None => Ok(messages),
+    }
 }
 
 /// Reads what a user says: first what came of calls, then text.
@@ -187,7 +197,7 @@ fn user_says(
     for (at, block) in blocks.into_iter().enumerate() {
         let path = format!("{path}.content[{at}]");
         if block.get("type").and_then(Value::as_str) != Some("tool_result") {
-            let part = prompt::text(Value::Array(vec![block]), &["text"]);
+            let part = prompt::part(block, &["text"]);
             let part = part.map_err(|what| conversation.refuse(&path, &what))?;
             text.get_or_insert_default().push_str(&part);
             continue;

@@ -4,6 +4,7 @@ use cairn_data::chat::{ChatInput, utc};
 use serde_json::{Map, Value, json};
 
 use super::Preparing;
+use super::conversation::{check_left, take_text};
 use super::tools::Tools;
 use crate::error::ApiError;
 use crate::fields::Fields;
@@ -99,23 +100,28 @@ pub(super) fn text(content: Value, texts: &[&str]) -> Result<String, String> {
     match content {
         Value::String(text) => Ok(text),
         Value::Array(list) => {
-            let mut text = String::new();
-            for part in list {
-                let kind = part.get("type").and_then(Value::as_str).unwrap_or("nothing");
-                match part.get("text") {
-                    Some(Value::String(part)) if texts.contains(&kind) => text += part,
-                    _ => {
-                        return Err(format!(
-                            " has a part of type {kind}, not {}",
-                            texts.join(", ")
-                        ));
-                    }
-                }
-            }
-            Ok(text)
+            let one = |(at, part)| self::part(part, texts).map_err(|what| format!("[{at}]{what}"));
+            list.into_iter().enumerate().map(one).collect()
         }
         _ => Err(" is no text".to_owned()),
     }
+}
+
+/// The text of a part of one of the types `texts`; else what is wrong with it.
+pub(super) fn part(part: Value, texts: &[&str]) -> Result<String, String> {
+    let Value::Object(mut part) = part else { return Err(" is no object".to_owned()) };
+    let kind = take_text(&mut part, "type")?;
+    if !kind.as_deref().is_some_and(|kind| texts.contains(&kind)) {
+        let kind = kind.as_deref().unwrap_or("nothing");
+        return Err(format!(" is a part of type {kind}, not {}", texts.join(", ")));
+    }
+    let text = take_text(&mut part, "text")?.ok_or(".text is missing")?;
+    // How long it may be kept, and what answers say beside their text: none of it is part of the text.
+    for name in ["cache_control", "annotations", "logprobs"] {
+        part.remove(name);
+    }
+    check_left(&part)?;
+    Ok(text)
 }
 
 /// The conversation as token ids, up to where the answer begins.
@@ -141,4 +147,29 @@ pub(super) fn encode(
         ..ChatInput::new(messages, &parts.special_tokens)
     };
     template.encode(&parts.tokenizer, &input).map_err(|error| ApiError::field(field, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_text_are_read_strictly() {
+        let refused = |part: Value| text(json!([part]), &["text"]).unwrap_err();
+        assert_eq!(refused(json!({ "type": "text" })), "[0].text is missing");
+        assert_eq!(refused(json!({ "type": "text", "text": 1 })), "[0].text is no text");
+        assert_eq!(refused(json!({ "text": "a" })), "[0] is a part of type nothing, not text");
+        assert_eq!(
+            refused(json!({ "type": "image_url", "image_url": {} })),
+            "[0] is a part of type image_url, not text"
+        );
+        assert_eq!(refused(json!("a")), "[0] is no object");
+        let more = json!({ "type": "text", "text": "a", "citations": { "enabled": true } });
+        assert_eq!(refused(more), "[0].citations is not supported here");
+        let parts = json!([
+            { "type": "text", "text": "a", "cache_control": { "type": "ephemeral" } },
+            { "type": "text", "text": "b", "annotations": [{}], "logprobs": [], "citations": null },
+        ]);
+        assert_eq!(text(parts, &["text"]).unwrap(), "ab");
+    }
 }

@@ -106,6 +106,7 @@ impl Tools {
         };
         let list = take_list(fields, read)?;
         let mut choice: Map<String, Value> = fields.take(CHOICE)?.unwrap_or_default();
+        let says_nothing = choice.is_empty();
         let is_single = match choice.remove("disable_parallel_tool_use") {
             None | Some(Value::Null) => false,
             Some(Value::Bool(is_single)) => is_single,
@@ -117,8 +118,13 @@ impl Tools {
         let kind = choice.remove("type");
         let name = choice.remove("name");
         check_empty(CHOICE, &choice)?;
+        let names = name.as_ref().is_some_and(|name| !name.is_null());
         let plain = match kind.as_ref().map(|kind| kind.as_str().unwrap_or_default()) {
-            None => None,
+            None if says_nothing => None,
+            None => return Err(wrong("tool_choice.type", "is missing")),
+            Some("auto" | "any" | "none") if names => {
+                return Err(wrong("tool_choice.name", "is only for type = tool"));
+            }
             Some("auto") => Some("auto".into()),
             Some("any") => Some("required".into()),
             Some("none") => Some("none".into()),
@@ -366,5 +372,29 @@ mod tests {
         assert_eq!(named.choice, ToolChoice::Named("f".to_owned()));
         let none = taken(&json!({ "tools": [f], "tool_choice": "none" }));
         assert!(none.of_template().is_none() && none.callables().is_empty());
+    }
+
+    #[test]
+    fn choices_of_messages_drop_nothing() {
+        let taken = |choice: Value| {
+            let body = json!({ "tools": [{ "name": "f" }], "tool_choice": choice });
+            let mut fields = Fields::parse(body.to_string().as_bytes()).unwrap();
+            Tools::take_of_message(&mut fields)
+        };
+        for (choice, expected) in [
+            (json!({ "name": "f" }), "tool_choice.type is missing"),
+            (json!({ "disable_parallel_tool_use": true }), "tool_choice.type is missing"),
+            (json!({ "type": "auto", "name": "f" }), "tool_choice.name is only for type = tool"),
+            (json!({ "type": "any", "name": "f" }), "tool_choice.name is only for type = tool"),
+            (json!({ "type": "none", "name": "f" }), "tool_choice.name is only for type = tool"),
+        ] {
+            let error = taken(choice).unwrap_err().body();
+            assert_eq!(error["error"]["message"], expected);
+        }
+        let choice = |choice: Value| taken(choice).unwrap().choice;
+        assert_eq!(choice(json!({})), ToolChoice::Auto);
+        assert_eq!(choice(json!({ "type": "any", "name": null })), ToolChoice::Required);
+        let named = choice(json!({ "type": "tool", "name": "f" }));
+        assert_eq!(named, ToolChoice::Named("f".to_owned()));
     }
 }
