@@ -186,6 +186,16 @@ impl<M: Model> Engine<M> {
         self.scheduler.add(request)
     }
 
+    /// Queues a further step of what was taken as a request before: however many wait.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] says what is wrong with it.
+    pub fn add_further(&mut self, request: Request) -> Result<RequestId, RequestError> {
+        request.check(self.model.vocab_size(), self.options.max_context)?;
+        self.scheduler.add_further(request)
+    }
+
     /// Drops a request and gives its blocks back; false if there is none of this id any more.
     pub fn cancel(&mut self, id: RequestId) -> bool {
         let was_there = self.scheduler.cancel(id);

@@ -186,6 +186,11 @@ impl Scheduler {
         if self.max_num_waiting <= self.waiting.len() {
             return Err(RequestError::QueueFull { limit: self.max_num_waiting });
         }
+        self.add_further(request)
+    }
+
+    /// As [`add`](Self::add), however many wait.
+    pub(crate) fn add_further(&mut self, request: Request) -> Result<RequestId, RequestError> {
         let id = RequestId(self.next_id);
         let sequence = Sequence::new(id, request, self.enable_prefix_caching);
         let (needed, num_blocks) = (sequence.num_blocks_max(), self.pool.num_blocks());

@@ -33,6 +33,7 @@ pub(crate) use self::tokens::{detokenize, tokenize, tokenizer_info};
 
 use self::format::{Format, stream};
 use crate::account::Account;
+use crate::driver::Coming;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::intake::Body;
@@ -140,19 +141,20 @@ pub(crate) fn generating(prepare: Prepare) -> MethodRouter<Arc<Shared>> {
 async fn generate(shared: Arc<Shared>, body: Body, prepare: Prepare) -> Result<Response, ApiError> {
     let (number, begin, holder) = (body.number, body.begin, body.holder.clone());
     let (job, model) = prepared(&shared, body, prepare).await?;
-    holder.spend(job.num_tokens_max())?;
+    let num_tokens = job.num_tokens_max();
     let metrics = Arc::clone(&shared.metrics);
     let num_choices = job.num_choices();
     let parts = &model.parts;
+    let coming = Coming::Anew { begin, holder, num_tokens };
     if let Some(beams) = job.beams {
         let mut account = Account::new(number, metrics, begin, job.num_prompt, num_choices);
         let with = (parts, &job.reading);
-        let answers = beams::answers(model.driver()?, job.requests, (beams, begin), with).await;
+        let answers = beams::answers(model.driver()?, job.requests, (beams, coming), with).await;
         let answers = answers.inspect_err(|error| account.fail(error.to_string()))?;
         answers.iter().for_each(|answer| account.note(answer));
         return whole(model, job.format, answers).await;
     }
-    let updates = model.driver()?.add(job.requests, begin).await?;
+    let updates = model.driver()?.add(job.requests, coming).await?;
     let mut account = Account::new(number, metrics, begin, job.num_prompt, num_choices);
     if job.streams {
         let answers = (job.reading, updates);

@@ -11,12 +11,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cairn_engine::{
-    Engine, EngineError, Event, Finish, Model, PositionLogprobs, PrefixOutcome, Request,
-    RequestError, RequestId,
+    Engine, EngineError, Event, Finish, Model, PositionLogprobs, PrefixOutcome, Request, RequestId,
 };
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 
 use crate::error::ApiError;
+use crate::keys::Holder;
 use crate::metrics::Metrics;
 
 /// Requests on their way to the engine, which takes all of them between two steps.
@@ -85,13 +85,28 @@ impl Updates {
     }
 }
 
+/// How sequences come to the engine.
+#[derive(Clone, Debug)]
+pub(crate) enum Coming {
+    /// As those of a request.
+    Anew {
+        /// When it came.
+        begin: Instant,
+        /// Whose key pays for it, if it is taken.
+        holder: Holder,
+        /// So many tokens.
+        num_tokens: usize,
+    },
+    /// As a further step of a request that was taken: neither refused because others wait, nor paid, nor counted.
+    Further,
+}
+
 struct Add {
     requests: Vec<Request>,
-    /// When the request came.
-    begin: Instant,
+    coming: Coming,
     updates: mpsc::UnboundedSender<(usize, Update)>,
     wanted: Arc<[AtomicBool]>,
-    answer: oneshot::Sender<Result<(), RequestError>>,
+    answer: oneshot::Sender<Result<(), ApiError>>,
 }
 
 /// The way to the engine. The thread ends when the last of these is gone and what was asked is done.
@@ -163,19 +178,27 @@ impl Driver {
         Ok((Self { queue, max_num_waiting }, thread))
     }
 
+    /// Refuses more sequences at a time than may ever wait.
+    pub(crate) fn check_count(&self, count: usize) -> Result<(), ApiError> {
+        match count <= self.max_num_waiting {
+            true => Ok(()),
+            false => Err(ApiError::too_many(count, self.max_num_waiting)),
+        }
+    }
+
     /// Hands the sequences of a request to the engine: all of them, or none.
     pub(crate) async fn add(
         &self,
         requests: Vec<Request>,
-        begin: Instant,
+        coming: Coming,
     ) -> Result<Updates, ApiError> {
-        if self.max_num_waiting < requests.len() {
-            return Err(ApiError::too_many(requests.len(), self.max_num_waiting));
+        if let Coming::Anew { .. } = &coming {
+            self.check_count(requests.len())?;
         }
         let (sender, updates) = mpsc::unbounded_channel();
         let (answer, answered) = oneshot::channel();
         let wanted: Arc<[AtomicBool]> = requests.iter().map(|_| AtomicBool::new(true)).collect();
-        let add = Add { requests, begin, updates: sender, wanted: Arc::clone(&wanted), answer };
+        let add = Add { requests, coming, updates: sender, wanted: Arc::clone(&wanted), answer };
         match self.queue.try_send(add) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Err(ApiError::busy(QUEUE_LENGTH)),
@@ -183,7 +206,7 @@ impl Driver {
         }
         match answered.await {
             Ok(Ok(())) => Ok(Updates { updates, wanted }),
-            Ok(Err(refused)) => Err(ApiError::from_engine(&refused)),
+            Ok(Err(refused)) => Err(refused),
             Err(_) => Err(ApiError::engine_gone()),
         }
     }
@@ -197,6 +220,8 @@ struct Listener {
     /// When the request came, and then when its last token did.
     since: Instant,
     has_begun: bool,
+    /// Whether it is counted.
+    is_counted: bool,
 }
 
 impl Listener {
@@ -264,41 +289,73 @@ impl<M: Model> Running<M> {
     }
 
     fn add(&mut self, add: Add) {
-        let Add { requests, begin, updates, wanted, answer } = add;
-        let mut ids = Vec::with_capacity(requests.len());
-        let mut num_prompt_tokens = 0;
-        for request in requests {
-            num_prompt_tokens += request.prompt.len();
-            match self.engine.add_request(request) {
-                Ok(id) => ids.push(id),
-                Err(refused) => {
-                    ids.into_iter().for_each(|id| _ = self.engine.cancel(id));
-                    // Who asked may have left.
-                    let _ = answer.send(Err(refused));
-                    return;
-                }
+        let Add { requests, coming, updates, wanted, answer } = add;
+        let num_prompt_tokens: usize = requests.iter().map(|request| request.prompt.len()).sum();
+        let ids = match self.queue(requests, &coming) {
+            Ok(ids) => ids,
+            Err(refused) => {
+                // Who asked may have left.
+                let _ = answer.send(Err(refused));
+                return;
             }
+        };
+        let (since, is_counted) = match coming {
+            Coming::Anew { begin, .. } => (begin, true),
+            Coming::Further => (Instant::now(), false),
+        };
+        if is_counted {
+            self.metrics.note_request(ids.len(), num_prompt_tokens);
         }
-        self.metrics.note_request(ids.len(), num_prompt_tokens);
         for (choice, id) in ids.into_iter().enumerate() {
             let (updates, wanted) = (updates.clone(), Arc::clone(&wanted));
-            let listener = Listener { updates, wanted, choice, since: begin, has_begun: false };
+            // The first token of a further step comes after another one.
+            let has_begun = !is_counted;
+            let listener = Listener { updates, wanted, choice, since, has_begun, is_counted };
             self.live.insert(id, listener);
         }
         // Who asked may have left; then the sequences are cancelled before their first step.
         let _ = answer.send(Ok(()));
     }
 
+    /// Has the engine take all of these, and the key pay for them; or none.
+    fn queue(
+        &mut self,
+        requests: Vec<Request>,
+        coming: &Coming,
+    ) -> Result<Vec<RequestId>, ApiError> {
+        let mut ids = Vec::with_capacity(requests.len());
+        let take = || {
+            for request in requests {
+                let taken = match coming {
+                    Coming::Anew { .. } => self.engine.add_request(request),
+                    Coming::Further => self.engine.add_further(request),
+                };
+                ids.push(taken.map_err(|refused| ApiError::from_engine(&refused))?);
+            }
+            match coming {
+                Coming::Anew { holder, num_tokens, .. } => holder.spend(*num_tokens),
+                Coming::Further => Ok(()),
+            }
+        };
+        let taken = take();
+        if taken.is_err() {
+            ids.drain(..).for_each(|id| _ = self.engine.cancel(id));
+        }
+        taken.map(|()| ids)
+    }
+
     fn cancel_abandoned(&mut self) {
         let Self { engine, live, metrics, .. } = self;
         live.retain(|&id, listener| {
             // A stop string is an end like others, and all is over after the last of them.
-            if listener.is_let_go() {
-                metrics.note_finished();
-            } else if listener.updates.is_closed() {
-                metrics.note_cancelled();
-            } else {
+            let (is_let_go, is_closed) = (listener.is_let_go(), listener.updates.is_closed());
+            if !is_let_go && !is_closed {
                 return true;
+            }
+            if listener.is_counted && is_let_go {
+                metrics.note_finished();
+            } else if listener.is_counted {
+                metrics.note_cancelled();
             }
             engine.cancel(id);
             false
@@ -307,10 +364,7 @@ impl<M: Model> Running<M> {
 
     fn tell(&mut self, event: Event, now: Instant) {
         let (id, update, is_last) = match event {
-            Event::Admitted { request, prefix } => {
-                self.metrics.note_prefix(prefix);
-                (request, Update::Admitted(prefix), false)
-            }
+            Event::Admitted { request, prefix } => (request, Update::Admitted(prefix), false),
             Event::PromptLogprobs { request, logprobs } => {
                 (request, Update::Prompt(logprobs), false)
             }
@@ -329,9 +383,11 @@ impl<M: Model> Running<M> {
                 self.metrics.note_token(after, listener.has_begun);
                 listener.has_begun = true;
             }
+            _ if !listener.is_counted => {}
+            Update::Admitted(prefix) => self.metrics.note_prefix(*prefix),
             Update::Failed(_) => self.metrics.note_failed(),
             Update::Finished(_) => self.metrics.note_finished(),
-            Update::Admitted(_) | Update::Prompt(_) => {}
+            Update::Prompt(_) => {}
         }
         // Nobody may listen any more: noticed before the next step.
         let _ = listener.updates.send((listener.choice, update));

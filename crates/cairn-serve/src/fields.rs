@@ -59,6 +59,11 @@ impl Fields {
         self.left.get(name).is_some_and(|value| !value.is_null())
     }
 
+    /// A field that is taken later.
+    pub(crate) fn value(&self, name: &str) -> Option<&Value> {
+        self.left.get(name)
+    }
+
     /// The text of a field that is taken later.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.left.get(name).and_then(Value::as_str)

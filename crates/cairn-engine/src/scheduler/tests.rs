@@ -236,4 +236,8 @@ fn what_never_fits_is_refused_and_so_is_one_too_many() {
     scheduler.add(request(0, 60, 5)).unwrap();
     scheduler.add(request(0, 1, 1)).unwrap();
     assert_eq!(scheduler.add(request(0, 1, 1)), Err(RequestError::QueueFull { limit: 2 }));
+    // What was taken before goes on.
+    scheduler.add_further(request(0, 1, 1)).unwrap();
+    let refused = scheduler.add_further(request(0, 60, 6)).unwrap_err();
+    assert_eq!(refused, RequestError::Blocks { needed: 5, num_blocks: 4 });
 }

@@ -1,14 +1,12 @@
 //! Beam search: the likeliest answers, found by asking what may come after each of the best so far, a token at a
 //! time. Each step is a request like others, whose prompt is in the cache but for its end, so others run between.
 
-use std::time::Instant;
-
 use cairn_engine::{
     BeamParams, BeamSearch, EarlyStopping, Finish, Request, SamplingParams, TOP_LOGPROBS_MAX,
 };
 use serde_json::Value;
 
-use crate::driver::{Driver, Update};
+use crate::driver::{Coming, Driver, Update};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::ServedParts;
@@ -60,6 +58,12 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<BeamParams>, ApiError> 
     }
     if let Some(name) = CHOOSING.iter().find(|name| fields.says(name)) {
         return Err(ApiError::field(name, format!("{name} and {NAME} exclude each other here")));
+    }
+    // 0 and 1 are what clients say that say nothing.
+    let temperature = fields.value("temperature").and_then(Value::as_f64);
+    if let Some(other) = temperature.filter(|number| ![0.0, 1.0].contains(number)) {
+        let message = format!("temperature is {other}; {NAME} takes 0 and 1, which change nothing");
+        return Err(ApiError::field("temperature", message));
     }
     let mut params = BeamParams::new(1);
     params.length_penalty = length_penalty.unwrap_or(params.length_penalty);
@@ -129,16 +133,20 @@ impl Start {
 pub(super) async fn answers(
     driver: &Driver,
     requests: Vec<Request>,
-    (params, begin): (BeamParams, Instant),
+    (params, coming): (BeamParams, Coming),
     (parts, reading): (&ServedParts, &Reading),
 ) -> Result<Vec<Piece>, ApiError> {
+    // The first step is one sequence, and later ones are not refused.
+    driver.check_count(params.num_beams)?;
+    let mut coming = Some(coming);
     let mut answers = Vec::with_capacity(requests.len() * params.num_beams);
     let starts: Vec<Start> = requests.into_iter().map(Start::of).collect();
     for request in starts {
         let mut num_cached = None;
         let mut search = BeamSearch::new(params, request.max_new_tokens, &request.stop_tokens);
         loop {
-            let after = step(driver, &request, (&search, begin), &mut num_cached).await?;
+            let coming = coming.take().unwrap_or(Coming::Further);
+            let after = step(driver, &request, (&search, coming), &mut num_cached).await?;
             if !search.advance_by(|beam| after[beam].iter().copied()) {
                 break;
             }
@@ -161,7 +169,7 @@ pub(super) async fn answers(
 async fn step(
     driver: &Driver,
     request: &Start,
-    (search, begin): (&BeamSearch<'_>, Instant),
+    (search, coming): (&BeamSearch<'_>, Coming),
     num_cached: &mut Option<usize>,
 ) -> Result<Vec<Vec<(u32, f32)>>, ApiError> {
     let one = |tokens: &[u32]| {
@@ -176,7 +184,7 @@ async fn step(
     let requests: Vec<Request> = search.beams().map(one).collect();
     let mut num_open = requests.len();
     let mut after = vec![Vec::new(); requests.len()];
-    let mut updates = driver.add(requests, begin).await?;
+    let mut updates = driver.add(requests, coming).await?;
     while num_open != 0 {
         let (beam, update) = updates.next().await.ok_or_else(ApiError::engine_gone)?;
         match update {

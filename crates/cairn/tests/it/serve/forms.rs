@@ -207,6 +207,11 @@ fn messages_are_chats_in_another_form() {
         (json!({ "messages": hi }), 400, "invalid_request_error"),
         (json!({ "messages": hi, "max_tokens": 8, "tools": [{}] }), 400, "invalid_request_error"),
         (json!({ "messages": hi, "max_tokens": 8, "model": "x" }), 404, "not_found_error"),
+        (
+            json!({ "messages": [hi[0], { "role": "assistant", "content": "We" }], "max_tokens": 8 }),
+            400,
+            "invalid_request_error",
+        ),
     ] {
         let (found, answer) = server.post("/v1/messages", &wrong.to_string());
         assert_eq!((found, &answer["type"]), (status, &json!("error")), "{answer}");
@@ -341,6 +346,7 @@ fn the_likeliest_answers_are_those_of_generate() {
     for (more, field) in [
         (json!({ "use_beam_search": true, "top_p": 0.5 }), "top_p"),
         (json!({ "use_beam_search": true, "stream": true }), "stream"),
+        (json!({ "use_beam_search": true, "temperature": 0.3 }), "temperature"),
         (json!({ "length_penalty": 2 }), "length_penalty"),
         (json!({ "use_beam_search": true, "early_stopping": 1 }), "early_stopping"),
         (json!({ "use_beam_search": true, "n": 65 }), "n"),
@@ -366,4 +372,24 @@ fn the_likeliest_answers_are_those_of_generate() {
     assert_eq!(text(steered.clone()), text(steered.clone()));
     assert_ne!(text(steered), text(json!({})));
     assert_ne!(text(json!({ "tfs": 0.2 })), text(json!({})));
+}
+
+#[test]
+fn a_search_is_one_request() {
+    let server = Server::start(&[]);
+    // However many steps it takes, a search is one request; its answers are not more than may wait.
+    let counts = || {
+        let names = ["requests_total ", "requests_finished_total ", "prompt_tokens_total "];
+        let [all, ended, prompt] = names.map(|name| server.metric(&format!("cairn_{name}")));
+        (all, ended, prompt, server.metric("cairn_time_to_first_token_seconds_count "))
+    };
+    let before = counts();
+    let body = json!({ "prompt": "one stone", "use_beam_search": true, "n": 3, "max_tokens": 6 });
+    let (_, found) = server.post("/v1/completions", &body.to_string());
+    let num_prompt = found["usage"]["prompt_tokens"].as_u64().unwrap();
+    let one_more = (before.0 + 1, before.1 + 1, before.2 + num_prompt, before.3 + 1);
+    assert_eq!(counts(), one_more);
+    let narrow = Server::start(&["--max-num-waiting", "2"]);
+    let (status, answer) = narrow.post("/v1/completions", &body.to_string());
+    assert_eq!((status, answer["error"]["param"].as_str()), (400, Some("n")), "{answer}");
 }
