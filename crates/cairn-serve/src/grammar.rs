@@ -173,9 +173,20 @@ impl Form {
             Self::Lark(text) if text.contains(OPTIONS) => {
                 return Err(format!("'{OPTIONS}' is not supported here"));
             }
+            // JSON could spell them so, and needs no letter's number otherwise.
+            Self::Lark(text) if text.contains("%json") && spells_a_letter(text) => {
+                return Err("a letter is spelled by its number (\\u) beside %json".to_owned());
+            }
             Self::Lark(text) | Self::Own(text) => TopLevelGrammar::from_lark(text.clone()),
         })
     }
+}
+
+/// Whether a hyphen or a letter of ASCII is spelled as JSON may, by its number.
+fn spells_a_letter(text: &str) -> bool {
+    let numbers = text.split("\\u").skip(1);
+    let mut numbers = numbers.filter_map(|rest| u8::from_str_radix(rest.get(..4)?, 16).ok());
+    numbers.any(|number| number == b'-' || number.is_ascii_alphabetic())
 }
 
 /// The schema, with spaces only where Python's `json.dumps` writes them, or with none: where any were allowed,
@@ -369,5 +380,26 @@ impl Constraint for Following {
 
     fn boxed_clone(&self) -> Box<dyn Constraint> {
         Box::new(self.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_librarys_options_are_not_the_clients() {
+        let refused = |text: &str| Form::Lark(text.to_owned()).compiled().is_err();
+        for options in ["x-guidance", r"x-guid\u0061nce", r"x\u002dguidance", r"\u0078-guidance"] {
+            let text = format!("start: %json {{\"{options}\": {{\"lenient\": true}}}}");
+            assert!(refused(&text), "{text}");
+        }
+        for text in [
+            r#"start: %json {"enum": ["\u00e9", "\u0022", "a"]}"#,
+            r"start: /[\u0061-\u007a]/",
+            r"start: %json {} /\u/ /\u00/",
+        ] {
+            assert!(!refused(text), "{text}");
+        }
     }
 }

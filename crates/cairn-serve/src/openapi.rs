@@ -60,6 +60,8 @@ enum Kind {
     Content,
     /// A word or an object.
     Choice,
+    /// Nothing: what is not supported here may be null.
+    Null,
 }
 
 const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
@@ -68,6 +70,11 @@ const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
 
 const fn needed(name: &'static str, kind: Kind, about: &'static str) -> Field {
     Field { name, kind, about, is_needed: true }
+}
+
+/// A field that clients send as null, of which nothing else is taken.
+const fn lacking(name: &'static str) -> Field {
+    field(name, Kind::Null, "Not supported here: only null")
 }
 
 /// The model's name, which every body may say.
@@ -83,6 +90,7 @@ const ASKED: &[Field] = &[
     field("min_p", Kind::Number, "Of those with this share of the likeliest one's probability"),
     field("typical_p", Kind::Number, "Of the most typical with so much probability together"),
     field("tfs_z", Kind::Number, "Without the tail beyond so much of the second slope"),
+    field("tfs", Kind::Number, "Another name of tfs_z"),
     field("epsilon_cutoff", Kind::Number, "Of those with at least this probability"),
     field("eta_cutoff", Kind::Number, "The same, less where many are likely"),
     field("mirostat", Kind::Integer(0), "2 steers surprise instead of leaving tokens out"),
@@ -134,6 +142,12 @@ const CHAT: &[Field] = &[
     field("thinking_token_budget", Kind::Integer(0), "Tokens of what is thought"),
     field("store", Kind::Flag, "Nothing is stored: only false"),
     field("modalities", Kind::List, "Only text"),
+    lacking("audio"),
+    lacking("function_call"),
+    lacking("functions"),
+    lacking("prediction"),
+    lacking("service_tier"),
+    lacking("web_search_options"),
 ];
 
 const RESPONSES: &[Field] = &[
@@ -144,6 +158,20 @@ const RESPONSES: &[Field] = &[
     field("reasoning", Kind::Object, "effort says how much is thought"),
     field("parallel_tool_calls", Kind::Flag, "Whether several functions are called at once"),
     field("metadata", Kind::Object, "Given back with the answer"),
+    field("stop", Kind::Texts, "Texts that end an answer, at most 16"),
+    field("user", Kind::Text, "Nothing depends on it"),
+    field("store", Kind::Flag, "Nothing is stored, and the answer says so"),
+    field("background", Kind::Flag, "Only false"),
+    field("include", Kind::List, "Only an empty one"),
+    field("truncation", Kind::Text, "Only disabled"),
+    field("top_logprobs", Kind::Integer(0), "Only 0"),
+    lacking("conversation"),
+    lacking("max_tool_calls"),
+    lacking("previous_response_id"),
+    lacking("prompt"),
+    lacking("safety_identifier"),
+    lacking("service_tier"),
+    lacking("stream_options"),
 ];
 
 const MESSAGES: &[Field] = &[
@@ -156,6 +184,10 @@ const CONVERSATION: &[Field] = &[
     needed("messages", Kind::List, "The conversation"),
     field("system", Kind::Content, "What goes before it"),
     field("thinking", Kind::Object, "Whether is thought, and in how many tokens"),
+    lacking("container"),
+    lacking("context_management"),
+    lacking("mcp_servers"),
+    lacking("service_tier"),
 ];
 
 const TOOLS: &[Field] = &[
@@ -168,6 +200,7 @@ const TOKENIZE: &[Field] = &[
     field("add_special_tokens", Kind::Flag, "With the tokens that stand around texts"),
     field("messages", Kind::List, "Or a conversation"),
     field("chat_template_kwargs", Kind::Object, "Numbers and truth values for the template"),
+    field("parallel_tool_calls", Kind::Flag, "Changes nothing"),
 ];
 
 const EMBEDDINGS: &[Field] = &[
@@ -267,10 +300,11 @@ impl Field {
             ]}),
             Kind::Content => json!({ "anyOf": [text, list] }),
             Kind::Choice => json!({ "anyOf": [text, { "type": "object" }] }),
+            Kind::Null => json!({ "type": "null" }),
         };
-        let mut schema = match self.is_needed {
-            true => kind,
-            false => json!({ "anyOf": [kind, { "type": "null" }] }),
+        let mut schema = match (self.is_needed, self.kind) {
+            (true, _) | (_, Kind::Null) => kind,
+            _ => json!({ "anyOf": [kind, { "type": "null" }] }),
         };
         schema["description"] = self.about.into();
         schema

@@ -1,5 +1,6 @@
 //! What requests that generate ask for beside their prompts.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cairn_data::chat::{CallForm, ReasoningMarkers};
@@ -256,14 +257,19 @@ fn calls_of(preparing: Preparing<'_>, form: &CallForm, tools: &Tools) -> Result<
     let grammar = CallGrammar { form, tokenizer, callables: &callables, is_parallel, start };
     let lark = grammar.lark().map_err(|(at, reason)| blame(at, &reason))?;
     let following = grammars.compile(parts, &Grammar::own(FIELD, lark)).map_err(|error| {
-        // Which of them it is.
-        let alone = |at: usize| {
-            let grammar = CallGrammar { callables: &callables[at..=at], ..grammar };
-            let lark = grammar.lark().map_err(|(_, reason)| blame(at, &reason)).ok()?;
-            let error = grammars.compile(parts, &Grammar::own(FIELD, lark)).err()?;
-            Some(blame(at, &error.to_string()))
+        // Which of them it is, if one alone is wrong. Halves are looked at: together as much work as the whole.
+        let refusal = |range: Range<usize>| {
+            let grammar = CallGrammar { callables: &callables[range], ..grammar };
+            grammars.compile(parts, &Grammar::own(FIELD, grammar.lark().ok()?)).err()
         };
-        (0..callables.len()).find_map(alone).unwrap_or(error)
+        let mut range = 0..callables.len();
+        while 1 < range.len() {
+            let middle = range.start + range.len() / 2;
+            let first = range.start..middle;
+            range = if refusal(first.clone()).is_some() { first } else { middle..range.end };
+        }
+        let at = range.start;
+        refusal(range).map_or(error, |error| blame(at, &error.to_string()))
     })?;
     if start == Start::Answer {
         return Ok(Goal::Follow(following));

@@ -65,8 +65,6 @@ fn take(preparing: Preparing<'_>, mut fields: Fields) -> Result<Asked, ApiError>
     const DIMENSIONS: &str = "dimensions";
     preparing.take_model(&mut fields)?;
     take_user(&mut fields)?;
-    let embedder = preparing.model.embedder()?.clone();
-    let width = embedder.form.width;
     let is_base64 = match fields.take::<String>(FORMAT)?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -75,7 +73,12 @@ fn take(preparing: Preparing<'_>, mut fields: Fields) -> Result<Asked, ApiError>
             return Err(ApiError::field(FORMAT, message));
         }
     };
-    match fields.take::<usize>(DIMENSIONS)? {
+    let dimensions: Option<usize> = fields.take(DIMENSIONS)?;
+    let input: Value = fields.need("input")?;
+    fields.finish()?;
+    let embedder = preparing.model.embedder()?.clone();
+    let width = embedder.form.width;
+    match dimensions {
         Some(other) if other != width => {
             let message =
                 format!("{DIMENSIONS} is {other}; this model's vectors have {width} numbers");
@@ -83,8 +86,6 @@ fn take(preparing: Preparing<'_>, mut fields: Fields) -> Result<Asked, ApiError>
         }
         _ => {}
     }
-    let input: Value = fields.need("input")?;
-    fields.finish()?;
     let texts = texts(preparing, &embedder.form, input)?;
     Ok(Asked { texts, is_base64, embedder })
 }

@@ -239,6 +239,14 @@ fn what_cannot_be_called_is_refused_by_name() {
             tool
         })
         .collect();
+    // One that is wrong is found among them.
+    for at in [0, 77, 127] {
+        let mut many = many.clone();
+        many[at]["function"]["parameters"] = json!({ "properties": { "a": { "type": "no" } } });
+        let (status, answer) = ask(&server, &json!({ "tools": many }));
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && message.contains(&format!("of tools[{at}]:")), "{answer}");
+    }
     let (status, answer) = ask(
         &server,
         &json!({ "tools": many, "tool_choice": "required", "chat_template_kwargs": {} }),

@@ -28,11 +28,16 @@ const LOOKS: &str = "894e4cf5ecc7547c3f6800babe10636877daabec916980514963d439b58
 
 /// A server with the keys above.
 fn server() -> (tempfile::TempDir, Server) {
+    server_with(&[])
+}
+
+fn server_with(more: &[&str]) -> (tempfile::TempDir, Server) {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys.toml");
     std::fs::write(&keys, TEXT.replace("SHA256", LOOKS)).unwrap();
     let models = folder.path().to_str().unwrap().to_owned();
-    let server = Server::start(&["--api-keys", keys.to_str().unwrap(), "--models-dir", &models]);
+    let all = ["--api-keys", keys.to_str().unwrap(), "--models-dir", &models];
+    let server = Server::start(&[&all[..], more].concat());
     (folder, server)
 }
 
@@ -121,6 +126,100 @@ fn tokens_a_minute_are_counted_before_they_are_made() {
     assert_eq!((status, answer["error"]["code"].as_str()), (429, Some("rate_limit_exceeded")));
     assert!(retry.is_some_and(|seconds| (1..=60).contains(&seconds)), "{retry:?}");
     assert_eq!(ask("a-key-that-rules-all", 200, 2).0, 200, "others have their own");
+}
+
+#[test]
+fn what_was_not_taken_is_not_paid() {
+    let (_folder, server) = server_with(&["--max-num-waiting", "2"]);
+    let ask = |n: usize, beams: bool| {
+        let mut body = greedy("stone", 20);
+        (body["n"], body["use_beam_search"]) = (n.into(), beams.into());
+        let key = Some("a-key-that-asks-only");
+        server.ask(("POST", "/v1/completions"), key, &body.to_string())
+    };
+    // Each would be more than half of what the key has.
+    for beams in [false, true, false, true] {
+        let (status, _, answer) = ask(3, beams);
+        assert_eq!((status, answer["error"]["param"].as_str()), (400, Some("n")), "{answer}");
+    }
+    let (status, _, answer) = ask(2, false);
+    assert_eq!(status, 200, "{answer}");
+    let (status, _, answer) = ask(2, true);
+    assert_eq!(status, 200, "{answer}");
+    let (status, _, answer) = ask(2, true);
+    assert_eq!((status, answer["error"]["code"].as_str()), (429, Some("rate_limit_exceeded")));
+}
+
+/// Words of the source that may be names of fields.
+fn words() -> std::collections::BTreeSet<String> {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../cairn-serve/src");
+    let mut words = std::collections::BTreeSet::new();
+    for folder in [source.clone(), source.join("api")] {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|kind| kind == "rs") {
+                let text = std::fs::read_to_string(path).unwrap();
+                let is_name = |word: &&str| {
+                    word.bytes()
+                        .all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte))
+                };
+                let found = text.split('"').filter(is_name).filter(|word| 1 <= word.len());
+                words.extend(found.map(ToOwned::to_owned));
+            }
+        }
+    }
+    words
+}
+
+#[test]
+fn what_is_known_is_described() {
+    let server = Server::start(&[]);
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    // The fields that an address knows: all words that it does not refuse for being there.
+    let known = |path: &str, body: &Value| {
+        let mut body = body.clone();
+        for word in words() {
+            body.as_object_mut().unwrap().entry(word).or_insert(Value::Null);
+        }
+        loop {
+            let url = format!("http://{}{path}", server.address);
+            let mut answer = agent.post(&url).send(body.to_string()).unwrap();
+            let text = answer.body_mut().read_to_string().unwrap();
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            let message = answer["error"]["message"].as_str().unwrap_or_default();
+            let unknown = message.split_once("there is no field '").map(|(_, rest)| rest);
+            let Some((unknown, _)) = unknown.and_then(|rest| rest.split_once('\'')) else { break };
+            body.as_object_mut().unwrap().remove(unknown).unwrap();
+        }
+        body.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>()
+    };
+    let hi = json!([{ "role": "user", "content": "a" }]);
+    let document: Value = serde_json::from_str(&server.get("/openapi.json").1).unwrap();
+    let mut count = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let schema = &methods["post"]["requestBody"]["content"]["application/json"]["schema"];
+        let Some(properties) = schema["properties"].as_object() else { continue };
+        let bodies = match path.as_str() {
+            "/v1/completions" => vec![json!({ "prompt": "a", "max_tokens": 1 })],
+            "/v1/chat/completions" | "/v1/messages" => {
+                vec![json!({ "messages": hi, "max_tokens": 1 })]
+            }
+            "/v1/messages/count_tokens" => vec![json!({ "messages": hi })],
+            "/v1/responses" => vec![json!({ "input": "a", "max_output_tokens": 1 })],
+            "/v1/embeddings" => vec![json!({ "input": "a" })],
+            "/tokenize" => vec![json!({ "prompt": "a" }), json!({ "messages": hi })],
+            "/detokenize" => vec![json!({ "tokens": [1] })],
+            "/v1/load_lora_adapter" => vec![json!({ "lora_name": "a", "lora_path": "a" })],
+            "/v1/unload_lora_adapter" => vec![json!({ "lora_name": "a" })],
+            _ => vec![json!({ "model": "a" })],
+        };
+        let known = bodies.iter().flat_map(|body| known(path, body));
+        let known: std::collections::BTreeSet<String> = known.collect();
+        count += known.len();
+        assert_eq!(known, properties.keys().cloned().collect(), "{path}");
+    }
+    assert!(150 < count, "{count}");
 }
 
 #[test]
