@@ -103,6 +103,7 @@ fn looking() -> Vec<Route> {
 /// Endpoints that ask a model, or its tokenizer.
 fn asking() -> Vec<Route> {
     const GENERATE: Needs = Needs::Scope(Scope::Generate);
+    const EMBED: Needs = Needs::Scope(Scope::Embed);
     const CHAT: &str = "/v1/chat/completions";
     const COUNT_TOKENS: &str = "/v1/messages/count_tokens";
     let ask = |path, about, form, answer| Route::post(path, GENERATE, about, (form, answer));
@@ -114,7 +115,12 @@ fn asking() -> Vec<Route> {
         ask(CHAT, "Conversations answered", Form::CHAT, generating(chat_completions)),
         ask("/v1/responses", as_openai, Form::RESPONSES, generating(responses)),
         ask(MESSAGES, as_anthropic, Form::MESSAGES, post(messages)),
-        ask("/v1/embeddings", "Texts as vectors", Form::EMBEDDINGS, post(embeddings)),
+        Route::post(
+            "/v1/embeddings",
+            EMBED,
+            "Texts as vectors",
+            (Form::EMBEDDINGS, post(embeddings)),
+        ),
         count(COUNT_TOKENS, "Tokens of a conversation", Form::COUNT_TOKENS, post(count_tokens)),
         count("/tokenize", "A text or a conversation as ids", Form::TOKENIZE, post(tokenize)),
         count("/detokenize", "Ids as a text", Form::DETOKENIZE, post(detokenize)),

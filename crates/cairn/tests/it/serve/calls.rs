@@ -36,7 +36,9 @@ pub(super) fn server(template: &Path, more: &[&str]) -> Server {
 }
 
 fn with_template(name: &str) -> Server {
-    server(&golden("chat").join(format!("{name}.jinja")), &[])
+    // Fresh weights that may think first would think for ever.
+    let template = golden("chat").join(format!("{name}.jinja"));
+    server(&template, &["--reasoning-markers", "off"])
 }
 
 fn parameters() -> Value {
