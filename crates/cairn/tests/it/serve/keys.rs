@@ -163,7 +163,7 @@ fn words() -> std::collections::BTreeSet<String> {
                     word.bytes()
                         .all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte))
                 };
-                let found = text.split('"').filter(is_name).filter(|word| 1 <= word.len());
+                let found = text.split('"').filter(is_name).filter(|word| !word.is_empty());
                 words.extend(found.map(ToOwned::to_owned));
             }
         }
