@@ -202,7 +202,8 @@ impl Task<'_> {
         // Panics unless the elements are aligned, which the loop takes for granted.
         let is_wide = product.rows.weight.encoding == Encoding::F32;
         let weight = product.rows.weight;
-        assert!(if is_wide { weight.f32s().len() } else { weight.u16s().len() } > 0);
+        let elements = if is_wide { weight.f32s().len() } else { weight.u16s().len() };
+        assert_eq!(elements, weight.n * weight.k, "elements of a weight in rows");
         let kinds = PhantomData::<(E, A)>;
         dispatch(simd, RowsPart { product, y, panels, skipped, kinds });
     }
